@@ -1,0 +1,290 @@
+//! What a decoder asks of a compute device: memory, uploads, and the operations with their shapes.
+//!
+//! The trait is shaped for a queue (a CUDA stream, a graph): an operation is enqueued, returns
+//! nothing and asks the device nothing; only [`Device::download`] and [`Device::finish`] wait.
+//! Activations are `[rows, cols]`, row-major; what a [`Device::Buffer`] holds inside is the
+//! device's own business (f32 on the CPU).
+//!
+//! *Batch invariance*: every operation computes each row from that row alone, with reductions whose
+//! order depends on the shape of the model only: not on the number of rows, not on the neighbours,
+//! not on the number of threads. A token's numbers are therefore bit for bit the same in any batch.
+
+use crate::batch::Batch;
+use crate::dtype::Dtype;
+
+/// Why a device could not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DeviceError {
+    /// Memory could not be reserved.
+    #[error("the device has no room for {bytes} bytes ({what})")]
+    OutOfMemory {
+        /// What the memory was for.
+        what: &'static str,
+        /// Bytes asked for.
+        bytes: usize,
+    },
+    /// A matrix whose columns do not divide into the groups of its dtype.
+    #[error("a {dtype:?} matrix of {rows} x {cols} does not divide into groups of {group}")]
+    Shape {
+        /// Storage type asked for.
+        dtype: Dtype,
+        /// Rows asked for.
+        rows: usize,
+        /// Columns asked for.
+        cols: usize,
+        /// Values in a group of this dtype.
+        group: usize,
+    },
+    /// An upload got more or fewer bytes than its shape has.
+    #[error("upload of {expected} bytes was given {found}")]
+    UploadLength {
+        /// Bytes of the whole matrix.
+        expected: usize,
+        /// Bytes given.
+        found: usize,
+    },
+    /// The device itself failed (driver, lost card).
+    #[error("device failure: {0}")]
+    Failed(String),
+}
+
+/// Element type of the paged KV cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CacheDtype {
+    /// Exact; twice the memory. For comparison with an original implementation.
+    F32,
+    /// The default.
+    F16,
+}
+
+/// Shape of the paged KV cache: for every layer `[num_blocks, block_size, num_kv_heads, head_dim]`, K and V.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CacheShape {
+    /// Layers of the decoder.
+    pub num_layers: usize,
+    /// Blocks in the pool, shared by all sequences.
+    pub num_blocks: usize,
+    /// Token positions in a block.
+    pub block_size: usize,
+    /// Heads of K and V.
+    pub num_kv_heads: usize,
+    /// Values in a head.
+    pub head_dim: usize,
+    /// Element type.
+    pub dtype: CacheDtype,
+}
+
+/// Non-linearity of the gated MLP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// `x * sigmoid(x)` (Llama, Qwen).
+    Silu,
+    /// Tanh approximation of GELU (Gemma).
+    GeluTanh,
+    /// Exact GELU by erf.
+    GeluErf,
+}
+
+/// Rotary embedding of one kind of layer. Pair `i` is `(x[i], x[i + rope_dim / 2])` (half-split).
+#[derive(Clone, Debug, PartialEq)]
+pub struct RopeParams {
+    /// Angle per position of each pair, `[rope_dim / 2]`, scaling (linear, llama3, yarn) applied.
+    pub inv_freq: Vec<f32>,
+    /// Factor on cos and sin (yarn's attention factor, else 1).
+    pub attention_factor: f32,
+    /// Positions that will be asked for.
+    pub max_positions: usize,
+}
+
+/// One output of [`Device::linear`]: `out = x · weightᵀ + bias`.
+#[derive(Debug)]
+pub struct Linear<'a, D: Device + ?Sized> {
+    /// `[out_features, in_features]`.
+    pub weight: &'a D::Matrix,
+    /// `[out_features]`.
+    pub bias: Option<&'a D::Vector>,
+    /// `[rows, out_features]`.
+    pub out: &'a mut D::Buffer,
+}
+
+/// Arguments of [`Device::rope_store`].
+#[derive(Debug)]
+pub struct RopeStore<'a, D: Device + ?Sized> {
+    /// Index into the cache.
+    pub layer: usize,
+    /// `[tokens, num_heads * head_dim]`, normalised and rotated in place.
+    pub q: &'a mut D::Buffer,
+    /// `[tokens, num_kv_heads * head_dim]`, normalised and rotated in place.
+    pub k: &'a mut D::Buffer,
+    /// `[tokens, num_kv_heads * head_dim]`, stored as it is.
+    pub v: &'a D::Buffer,
+    /// RMSNorm of each q head before rotation, `[head_dim]` (Qwen3, Gemma 3).
+    pub q_norm: Option<&'a D::Vector>,
+    /// RMSNorm of each k head before rotation, `[head_dim]`.
+    pub k_norm: Option<&'a D::Vector>,
+    /// Epsilon of both norms.
+    pub eps: f32,
+    /// Angles of this layer.
+    pub rope: &'a D::Rope,
+    /// K and V go here, at the slot of each token.
+    pub cache: &'a mut D::Cache,
+}
+
+/// Arguments of [`Device::attention`].
+#[derive(Debug)]
+pub struct Attention<'a, D: Device + ?Sized> {
+    /// Index into the cache.
+    pub layer: usize,
+    /// `[tokens, num_heads * head_dim]`.
+    pub q: &'a D::Buffer,
+    /// K and V of every position up to and including each token's own.
+    pub cache: &'a D::Cache,
+    /// Factor on `q · k`.
+    pub scale: f32,
+    /// `cap * tanh(score / cap)` where set.
+    pub softcap: Option<f32>,
+    /// A token sees itself and the `window - 1` positions before it, where set.
+    pub window: Option<usize>,
+    /// `[tokens, num_heads * head_dim]`.
+    pub out: &'a mut D::Buffer,
+}
+
+/// A matrix on its way to the device: bytes arrive in order, in pieces of any length, and are
+/// repacked for the device's kernels as they come.
+pub trait Upload: Send {
+    /// What the upload becomes.
+    type Matrix;
+
+    /// Takes the next bytes of the row-major, ggml-grouped storage (see [`Dtype`]).
+    ///
+    /// # Errors
+    /// [`DeviceError::UploadLength`] when more bytes come than the shape has.
+    fn write(&mut self, bytes: &[u8]) -> Result<(), DeviceError>;
+
+    /// Ends the upload.
+    ///
+    /// # Errors
+    /// [`DeviceError::UploadLength`] when bytes are missing.
+    fn finish(self) -> Result<Self::Matrix, DeviceError>;
+}
+
+/// Memory and operations of one compute device. See the module's page for the rules.
+///
+/// # Panics
+/// Operations assert their shapes: a wrong one is the decoder's mistake, never a peer's input.
+pub trait Device: Send + Sync + Sized + 'static {
+    /// Activations, `[rows, cols]`.
+    type Buffer: Send + std::fmt::Debug;
+    /// Weights of a linear layer or an embedding, `[rows, cols]`.
+    type Matrix: Send + Sync + std::fmt::Debug;
+    /// f32 weights of a norm or a bias.
+    type Vector: Send + Sync + std::fmt::Debug;
+    /// Rotation angles.
+    type Rope: Send + Sync + std::fmt::Debug;
+    /// Paged K and V of all layers.
+    type Cache: Send + std::fmt::Debug;
+    /// The tokens, positions and tables of one step, on the device.
+    type Step: Send + std::fmt::Debug;
+    /// A matrix on its way.
+    type Upload: Upload<Matrix = Self::Matrix>;
+
+    /// Human name: instruction set and threads, or the card.
+    fn describe(&self) -> String;
+
+    /// Reserves activations of at most `rows` rows.
+    ///
+    /// # Errors
+    /// [`DeviceError::OutOfMemory`].
+    fn buffer(&self, rows: usize, cols: usize) -> Result<Self::Buffer, DeviceError>;
+
+    /// Starts the upload of a weight matrix.
+    ///
+    /// # Errors
+    /// [`DeviceError::OutOfMemory`], [`DeviceError::Shape`].
+    fn begin_matrix(&self, dtype: Dtype, rows: usize, cols: usize)
+    -> Result<Self::Upload, DeviceError>;
+
+    /// Uploads the weights of a norm or a bias.
+    ///
+    /// # Errors
+    /// [`DeviceError::OutOfMemory`].
+    fn vector(&self, values: &[f32]) -> Result<Self::Vector, DeviceError>;
+
+    /// Prepares the angles of a rotary embedding.
+    ///
+    /// # Errors
+    /// [`DeviceError::OutOfMemory`].
+    fn rope(&self, params: &RopeParams) -> Result<Self::Rope, DeviceError>;
+
+    /// Reserves the KV cache, zeroed.
+    ///
+    /// # Errors
+    /// [`DeviceError::OutOfMemory`].
+    fn cache(&self, shape: CacheShape) -> Result<Self::Cache, DeviceError>;
+
+    /// Reserves room for steps of at most `max_tokens` tokens.
+    ///
+    /// # Errors
+    /// [`DeviceError::OutOfMemory`].
+    fn step(&self, max_tokens: usize) -> Result<Self::Step, DeviceError>;
+
+    /// The one copy in: tokens, positions and block tables of the next step.
+    fn set_step(&self, step: &mut Self::Step, batch: &Batch);
+
+    /// `out[t] = table[token[t]] * scale`, for every token of the step.
+    fn embed(&self, step: &Self::Step, table: &Self::Matrix, scale: f32, out: &mut Self::Buffer);
+
+    /// `out[t] = x[t] / sqrt(mean(x[t]²) + eps) * weight`.
+    fn rms_norm(
+        &self,
+        rows: usize,
+        x: &Self::Buffer,
+        weight: &Self::Vector,
+        eps: f32,
+        out: &mut Self::Buffer,
+    );
+
+    /// Several products that share their input (q, k, v; gate, up), in one pass.
+    fn linear(&self, rows: usize, x: &Self::Buffer, outputs: &mut [Linear<'_, Self>]);
+
+    /// Norms of the heads, rotation, and the write of K and V to the cache.
+    fn rope_store(&self, step: &Self::Step, args: RopeStore<'_, Self>);
+
+    /// Causal attention of every token of the step over its sequence's cache.
+    fn attention(&self, step: &Self::Step, args: Attention<'_, Self>);
+
+    /// `out = activation(gate) * up`.
+    fn gate(
+        &self,
+        rows: usize,
+        activation: Activation,
+        gate: &Self::Buffer,
+        up: &Self::Buffer,
+        out: &mut Self::Buffer,
+    );
+
+    /// `sum += x`.
+    fn add(&self, rows: usize, x: &Self::Buffer, sum: &mut Self::Buffer);
+
+    /// `out[i] = x[batch.logit_rows[i]]`: only these rows go through the output matrix.
+    fn select(&self, step: &Self::Step, x: &Self::Buffer, out: &mut Self::Buffer);
+
+    /// `x = cap * tanh(x / cap)`.
+    fn softcap(&self, rows: usize, cap: f32, x: &mut Self::Buffer);
+
+    /// Zeroes freed blocks in every layer, before another sequence gets them.
+    fn clear_blocks(&self, cache: &mut Self::Cache, blocks: &[u32]);
+
+    /// Waits for everything enqueued and copies one row out.
+    ///
+    /// # Errors
+    /// [`DeviceError::Failed`] when an operation since the last wait failed.
+    fn download(&self, x: &Self::Buffer, row: usize, out: &mut [f32]) -> Result<(), DeviceError>;
+
+    /// Waits for everything enqueued.
+    ///
+    /// # Errors
+    /// [`DeviceError::Failed`] when an operation since the last wait failed.
+    fn finish(&self) -> Result<(), DeviceError>;
+}

@@ -1,0 +1,103 @@
+//! Storage types of weights, with ggml's names and numbers, and the size of their groups.
+
+/// How the values of a weight tensor are stored: rows of groups, each group laid out as ggml's
+/// block of the same name (little-endian, `ggml-common.h`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u16)]
+pub enum Dtype {
+    /// IEEE single.
+    F32 = 0,
+    /// IEEE half.
+    F16 = 1,
+    /// Groups of 32: f16 scale, 4-bit values minus 8.
+    Q4_0 = 2,
+    /// Groups of 32: f16 scale and minimum, 4-bit values.
+    Q4_1 = 3,
+    /// Groups of 32: f16 scale, 5-bit values minus 16.
+    Q5_0 = 6,
+    /// Groups of 32: f16 scale and minimum, 5-bit values.
+    Q5_1 = 7,
+    /// Groups of 32: f16 scale, 8-bit signed values.
+    Q8_0 = 8,
+    /// Groups of 256 in 8 sub-groups with 6-bit scales and minima, 4-bit values.
+    Q4K = 12,
+    /// Groups of 256 in 8 sub-groups with 6-bit scales and minima, 5-bit values.
+    Q5K = 13,
+    /// Groups of 256 in 16 sub-groups with 8-bit scales, 6-bit values minus 32.
+    Q6K = 14,
+    /// The upper half of an IEEE single.
+    Bf16 = 30,
+}
+
+impl Dtype {
+    /// Every storage type.
+    pub const ALL: [Self; 11] = [
+        Self::F32,
+        Self::F16,
+        Self::Q4_0,
+        Self::Q4_1,
+        Self::Q5_0,
+        Self::Q5_1,
+        Self::Q8_0,
+        Self::Q4K,
+        Self::Q5K,
+        Self::Q6K,
+        Self::Bf16,
+    ];
+
+    /// The type with this number, if it is one of ours.
+    pub fn from_code(code: u16) -> Option<Self> {
+        Self::ALL.into_iter().find(|dtype| *dtype as u16 == code)
+    }
+
+    /// ggml's name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "F32",
+            Self::F16 => "F16",
+            Self::Q4_0 => "Q4_0",
+            Self::Q4_1 => "Q4_1",
+            Self::Q5_0 => "Q5_0",
+            Self::Q5_1 => "Q5_1",
+            Self::Q8_0 => "Q8_0",
+            Self::Q4K => "Q4_K",
+            Self::Q5K => "Q5_K",
+            Self::Q6K => "Q6_K",
+            Self::Bf16 => "BF16",
+        }
+    }
+
+    /// Values in a group.
+    pub const fn group_len(self) -> usize {
+        match self {
+            Self::F32 | Self::F16 | Self::Bf16 => 1,
+            Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 | Self::Q8_0 => 32,
+            Self::Q4K | Self::Q5K | Self::Q6K => 256,
+        }
+    }
+
+    /// Bytes of a group.
+    pub const fn group_bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+            Self::Q4_0 => 18,
+            Self::Q4_1 => 20,
+            Self::Q5_0 => 22,
+            Self::Q5_1 => 24,
+            Self::Q8_0 => 34,
+            Self::Q4K => 144,
+            Self::Q5K => 176,
+            Self::Q6K => 210,
+        }
+    }
+
+    /// Bytes of a row of `cols` values, or nothing when they do not divide into groups.
+    pub const fn row_bytes(self, cols: usize) -> Option<usize> {
+        if cols.is_multiple_of(self.group_len()) {
+            (cols / self.group_len()).checked_mul(self.group_bytes())
+        } else {
+            None
+        }
+    }
+}

@@ -1,0 +1,12 @@
+//! The operations of a decoder, on every device we compute on.
+//!
+//! [`device`] says what a decoder may ask; `reference` says in naive f32 Rust what each operation
+//! means and is the oracle of all tests; `cpu` is the fast device of servers.
+
+pub mod batch;
+pub mod device;
+pub mod dtype;
+
+pub use batch::{Batch, WantLogits};
+pub use device::{Device, DeviceError};
+pub use dtype::Dtype;
