@@ -99,7 +99,7 @@ pub struct RopeParams {
 
 /// One output of [`Device::linear`]: `out = x · weightᵀ + bias`.
 #[derive(Debug)]
-pub struct Linear<'a, D: Device + ?Sized> {
+pub struct Linear<'a, D: Device> {
     /// `[out_features, in_features]`.
     pub weight: &'a D::Matrix,
     /// `[out_features]`.
@@ -110,7 +110,7 @@ pub struct Linear<'a, D: Device + ?Sized> {
 
 /// Arguments of [`Device::rope_store`].
 #[derive(Debug)]
-pub struct RopeStore<'a, D: Device + ?Sized> {
+pub struct RopeStore<'a, D: Device> {
     /// Index into the cache.
     pub layer: usize,
     /// `[tokens, num_heads * head_dim]`, normalised and rotated in place.
@@ -133,7 +133,7 @@ pub struct RopeStore<'a, D: Device + ?Sized> {
 
 /// Arguments of [`Device::attention`].
 #[derive(Debug)]
-pub struct Attention<'a, D: Device + ?Sized> {
+pub struct Attention<'a, D: Device> {
     /// Index into the cache.
     pub layer: usize,
     /// `[tokens, num_heads * head_dim]`.
@@ -202,8 +202,12 @@ pub trait Device: Send + Sync + Sized + 'static {
     ///
     /// # Errors
     /// [`DeviceError::OutOfMemory`], [`DeviceError::Shape`].
-    fn begin_matrix(&self, dtype: Dtype, rows: usize, cols: usize)
-    -> Result<Self::Upload, DeviceError>;
+    fn begin_matrix(
+        &self,
+        dtype: Dtype,
+        rows: usize,
+        cols: usize,
+    ) -> Result<Self::Upload, DeviceError>;
 
     /// Uploads the weights of a norm or a bias.
     ///
