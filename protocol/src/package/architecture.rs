@@ -328,12 +328,13 @@ const fn known(field: &'static str, found: u32, min: u32, max: u32) -> Result<u3
     }
 }
 
+/// A finite number. Negative zero is refused: it equals zero, and one value has one encoding.
 fn finite(field: &'static str, input: &mut Reader<'_>) -> Result<f32, MetaError> {
     let found = input.f32()?;
-    if found.is_finite() {
+    if found.is_finite() && found.to_bits() != (-0.0_f32).to_bits() {
         Ok(found)
     } else {
-        Err(MetaError::NotFinite { field, found })
+        Err(MetaError::Float { field, found })
     }
 }
 

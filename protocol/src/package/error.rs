@@ -322,9 +322,9 @@ pub enum MetaError {
         /// All flags that are defined.
         known: u32,
     },
-    /// A float is infinite or not a number.
-    #[error("{field} is {found}, not a finite number")]
-    NotFinite {
+    /// A float is infinite, not a number, or negative zero.
+    #[error("{field} is {found:?}, expected a finite number and no negative zero")]
+    Float {
         /// The field.
         field: &'static str,
         /// Its value.
