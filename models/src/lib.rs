@@ -1,5 +1,7 @@
 //! From weight files to logits: one decoder for all models, described by data; text; packaging.
 
+#[cfg(feature = "pack")]
+pub mod architecture;
 #[cfg(feature = "decoder")]
 mod attention;
 #[cfg(feature = "decoder")]

@@ -12,6 +12,7 @@ use chrysalis_kernels::Dtype;
 use self::metadata::bounded;
 pub use self::metadata::{Metadata, Value};
 use self::reader::Reader;
+use super::read_at::ReadAt;
 
 mod metadata;
 mod reader;
@@ -245,7 +246,9 @@ impl<R: Read + Seek> Gguf<R> {
             tensors,
         })
     }
+}
 
+impl<R> Gguf<R> {
     /// What the file says about its model.
     pub const fn metadata(&self) -> &Metadata {
         &self.metadata
@@ -255,17 +258,14 @@ impl<R: Read + Seek> Gguf<R> {
     pub fn tensors(&self) -> &[GgufTensor] {
         &self.tensors
     }
+}
 
+impl<R: ReadAt> Gguf<R> {
     /// Reads `out.len()` bytes of tensor `index`, from `offset` on.
     ///
     /// # Errors
     /// [`GgufError::OutsideTensor`], or [`GgufError::Read`] when the operating system fails.
-    pub fn read_tensor(
-        &mut self,
-        index: usize,
-        offset: u64,
-        out: &mut [u8],
-    ) -> Result<(), GgufError> {
+    pub fn read_tensor(&self, index: usize, offset: u64, out: &mut [u8]) -> Result<(), GgufError> {
         let wanted = out.len() as u64;
         let tensor = self
             .tensors
@@ -283,9 +283,10 @@ impl<R: Read + Seek> Gguf<R> {
                 wanted,
             });
         }
-        let start = SeekFrom::Start(tensor.offset.saturating_add(offset));
-        self.inner.seek(start).map_err(GgufError::Read)?;
-        self.inner.read_exact(out).map_err(GgufError::Read)
+        let start = tensor.offset.saturating_add(offset);
+        self.inner
+            .read_exact_at(start, out)
+            .map_err(GgufError::Read)
     }
 }
 
