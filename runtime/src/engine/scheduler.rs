@@ -116,13 +116,9 @@ impl Scheduler {
     pub(super) fn plan(&mut self, plan: &mut Vec<Chunk>) {
         plan.clear();
         let mut budget = self.max_tokens;
-        let preemptions = self.preemptions;
         self.plan_decodes(plan, &mut budget);
         self.plan_prefills(plan, &mut budget);
-        // Whoever just gave up its blocks must not take them back in the same step.
-        if self.preemptions == preemptions {
-            self.admit(plan, &mut budget);
-        }
+        self.admit(plan, &mut budget);
     }
 
     /// One token of each running sequence that is past its prompt, oldest first.

@@ -63,12 +63,14 @@ impl Weight {
         let mut lanes = [0.0f64; LANES];
         let (chunks, tail) = row.as_chunks::<LANES>();
         for chunk in chunks {
-            // Two loops, so that each is one instruction set's width.
-            let weights = chunk.map(|x| self.of(x));
-            lanes
-                .iter_mut()
-                .zip(weights)
-                .for_each(|(lane, w)| *lane += f64::from(w));
+            // Two loops, each over one type, so that both become vector instructions.
+            let mut weights = [0.0f32; LANES];
+            for (weight, &x) in weights.iter_mut().zip(chunk) {
+                *weight = self.of(x);
+            }
+            for (lane, weight) in lanes.iter_mut().zip(weights) {
+                *lane += f64::from(weight);
+            }
         }
         lanes
             .iter_mut()
@@ -76,11 +78,25 @@ impl Weight {
             .for_each(|(lane, &x)| *lane += f64::from(self.of(x)));
         lanes.into_iter().sum()
     }
+
+    /// The sum of the weights of candidates, in their order.
+    pub(super) fn sum_of(self, candidates: &[Candidate]) -> f64 {
+        candidates
+            .iter()
+            .map(|&(_, logit)| f64::from(self.of(logit)))
+            .sum()
+    }
 }
 
 /// The `count` largest logits, best first, the lower id first among equals. Infinitely small
 /// ones are left out.
 pub(super) fn largest(row: &[f32], count: usize, out: &mut Vec<Candidate>) {
+    gather(row, count, out);
+    out.sort_unstable_by(best_first);
+}
+
+/// As [`largest`], in any order.
+pub(super) fn gather(row: &[f32], count: usize, out: &mut Vec<Candidate>) {
     out.clear();
     if count == 0 {
         return;
@@ -102,7 +118,29 @@ pub(super) fn largest(row: &[f32], count: usize, out: &mut Vec<Candidate>) {
         }
     }
     keep(out, count);
-    out.sort_unstable_by(best_first);
+}
+
+/// The last of the shortest run of best candidates whose weights sum up to `enough`; of all, if
+/// they never do. Reorders the candidates, and does not sort them.
+pub(super) fn boundary(
+    candidates: &mut [Candidate],
+    weight: Weight,
+    mut enough: f64,
+) -> Option<Candidate> {
+    let mut part = candidates;
+    while part.len() > 1 {
+        let half = part.len() / 2;
+        part.select_nth_unstable_by(half, best_first);
+        let (best, rest) = part.split_at_mut(half);
+        let sum = weight.sum_of(best);
+        if sum >= enough {
+            part = best;
+        } else {
+            enough -= sum;
+            part = rest;
+        }
+    }
+    part.first().copied()
 }
 
 /// Cuts to the `count` best, in any order; returns the least of them if any were cut.
