@@ -1,1 +1,1 @@
-//! Placeholder while the crate is being written.
+//! The benches stand in `benches/`, one file a subject; each asserts its result (docs/style.md).
