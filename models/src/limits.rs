@@ -25,11 +25,11 @@ pub enum BatchError {
         /// Most that fit.
         limit: usize,
     },
-    /// A token that the vocabulary does not have.
-    #[error("token {token} of a vocabulary of {limit}")]
+    /// A token that the vocabulary does not have. Which one is the client's secret.
+    #[error("the token in row {row} is beyond a vocabulary of {limit}")]
     Token {
-        /// The token.
-        token: u32,
+        /// Its row in the batch.
+        row: usize,
         /// Tokens of the vocabulary.
         limit: usize,
     },
@@ -78,9 +78,11 @@ pub(crate) fn check_batch(
         limits.max_logit_rows,
         |found, limit| BatchError::LogitRows { found, limit },
     )?;
-    below(&batch.tokens, vocab_size, |token, limit| {
-        BatchError::Token { token, limit }
-    })?;
+    let beyond = |&token: &u32| token as usize >= vocab_size;
+    if let Some(row) = batch.tokens.iter().position(beyond) {
+        let limit = vocab_size;
+        return Err(BatchError::Token { row, limit });
+    }
     below(&batch.positions, max_positions, |position, limit| {
         BatchError::Position { position, limit }
     })?;
@@ -203,10 +205,7 @@ mod tests {
             ),
             (
                 |b| b.tokens[1] = 10,
-                BatchError::Token {
-                    token: 10,
-                    limit: 10,
-                },
+                BatchError::Token { row: 1, limit: 10 },
             ),
             (
                 |b| b.positions[3] = 12,

@@ -1,0 +1,278 @@
+//! The decoder against the original: tiny random models of each architecture, with logits recorded
+//! from PyTorch by `scripts/record-oracles.py`, on every device that this machine has.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use chrysalis_kernels::batch::{Batch, WantLogits};
+use chrysalis_kernels::device::{CacheDtype, Device};
+use chrysalis_kernels::reference::Reference;
+use chrysalis_models::config::ModelConfig;
+use chrysalis_models::decoder::{Decoder, DecoderLimits, Model};
+use chrysalis_models::source::{self, Source};
+use chrysalis_models::weights::{TensorSpec, WeightLoader};
+use chrysalis_protocol::package::Architecture;
+
+const MODELS: [&str; 8] = [
+    "llama3",
+    "llama-yarn",
+    "llama-linear",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "gemma2",
+    "gemma3",
+];
+
+/// Largest difference over largest logit. The weights and the cache are f32, so only the order of
+/// sums and the approximations of exp, tanh and erf differ: 1e-5 is usual.
+const TOLERANCE: f32 = 1e-3;
+
+#[test]
+fn the_reference_device_computes_the_logits_of_the_original() {
+    for name in MODELS {
+        check(&Oracle::open(name), Reference);
+    }
+}
+
+#[test]
+fn chunked_prefill_changes_no_bit() {
+    for name in MODELS {
+        let oracle = Oracle::open(name);
+        chunks_change_nothing(&oracle, Reference);
+    }
+}
+
+#[test]
+fn strangers_in_the_batch_change_no_bit() {
+    for name in MODELS {
+        let oracle = Oracle::open(name);
+        strangers_change_nothing(&oracle, Reference);
+    }
+}
+
+/// The oracles would be worth little if a part could be left out unseen.
+#[test]
+fn a_part_left_out_shows_in_the_logits() {
+    type Change = fn(&mut Architecture);
+    let no_window: Change = |a| (a.sliding_window, a.sliding_layers) = (0, [0; 8]);
+    let plain_rope: Change = |a| a.rope_global.kind = 0;
+    let changes: [(&str, &str, Change); 12] = [
+        ("mistral", "window", no_window),
+        ("gemma2", "window", no_window),
+        ("gemma3", "window and local rope", no_window),
+        ("gemma3", "local rope", |a| a.rope_local = a.rope_global),
+        ("llama3", "scaling", plain_rope),
+        ("llama-yarn", "scaling", plain_rope),
+        ("llama-yarn", "attention factor", |a| {
+            a.rope_global.attention_factor = 1.0
+        }),
+        ("llama-linear", "scaling", plain_rope),
+        ("llama-linear", "exact gelu", |a| a.activation = 1),
+        ("gemma2", "attention cap", |a| a.attn_logit_softcap = 0.0),
+        ("gemma2", "final cap", |a| a.final_logit_softcap = 0.0),
+        ("gemma3", "embedding scale", |a| a.embedding_scale = 1.0),
+    ];
+    for (name, part, change) in changes {
+        let oracle = Oracle::open(name);
+        let mut architecture = oracle.architecture();
+        change(&mut architecture);
+        let found = whole(&oracle, &mut oracle.decoder(Reference, &architecture));
+        let error = error(&found, &oracle.logits);
+        assert!(
+            error > 10.0 * TOLERANCE,
+            "{name} without its {part} is only {error} off"
+        );
+    }
+}
+
+#[test]
+fn a_cache_of_halves_stays_close() {
+    for name in MODELS {
+        let oracle = Oracle::open(name);
+        let limits = DecoderLimits {
+            cache_dtype: CacheDtype::F16,
+            ..LIMITS
+        };
+        let mut model = oracle.decoder_within(Reference, &oracle.architecture(), limits);
+        let error = error(&whole(&oracle, &mut model), &oracle.logits);
+        // Half precision rounds K and V by 2^-11; these models are sharper than trained ones.
+        assert!(error < 5e-3, "{name}: {error}");
+    }
+}
+
+fn check<D: Device>(oracle: &Oracle, device: D) {
+    let mut model = oracle.decoder(device, &oracle.architecture());
+    let found = whole(oracle, &mut model);
+    let error = error(&found, &oracle.logits);
+    println!("{:<13} {error:.1e}  {}", oracle.name, model.describe());
+    assert!(
+        error <= TOLERANCE,
+        "{}: {error} on {}",
+        oracle.name,
+        model.describe()
+    );
+}
+
+fn chunks_change_nothing<D: Device>(oracle: &Oracle, device: D) {
+    let mut model = oracle.decoder(device, &oracle.architecture());
+    let expected = whole(oracle, &mut model);
+    for chunk in [1, 7, 16] {
+        model.clear_blocks(&[5, 0, 3, 1, 4]).unwrap();
+        let mut found = Vec::new();
+        for (index, tokens) in oracle.tokens.chunks(chunk).enumerate() {
+            let mut batch = Batch::default();
+            let start = (index * chunk) as u32;
+            batch.push(tokens, start, &[5, 0, 3, 1, 4], WantLogits::All);
+            found.extend(step(&mut model, &batch));
+        }
+        assert_eq!(
+            found,
+            expected,
+            "{} in chunks of {chunk} on {}",
+            oracle.name,
+            model.describe()
+        );
+    }
+}
+
+/// Our sequence in chunks of 5, with one stranger before it, whose chunk grows, and one behind it
+/// that decodes.
+fn strangers_change_nothing<D: Device>(oracle: &Oracle, device: D) {
+    let mut model = oracle.decoder(device, &oracle.architecture());
+    let expected = whole(oracle, &mut model);
+    let vocab_size = model.vocab_size();
+    let (mut before, mut found) = (0, Vec::new());
+    for (index, tokens) in oracle.tokens.chunks(5).enumerate() {
+        let mut batch = Batch::default();
+        let stranger: Vec<u32> = (0..1 + index as u32 % 4)
+            .map(|i| (i * 37 + before) % 251)
+            .collect();
+        batch.push(&stranger, before, &[9, 2, 6], WantLogits::Last);
+        before += stranger.len() as u32;
+        batch.push(
+            tokens,
+            (index * 5) as u32,
+            &[4, 7, 0, 8, 1],
+            WantLogits::All,
+        );
+        batch.push(&[index as u32 + 11], index as u32, &[5], WantLogits::Last);
+        let logits = step(&mut model, &batch);
+        found.extend_from_slice(&logits[vocab_size..logits.len() - vocab_size]);
+    }
+    assert_eq!(found, expected, "{} on {}", oracle.name, model.describe());
+}
+
+/// Logits of every token, in one step.
+fn whole(oracle: &Oracle, model: &mut impl Model) -> Vec<f32> {
+    let mut batch = Batch::default();
+    batch.push(&oracle.tokens, 0, &[2, 7, 1, 8, 3], WantLogits::All);
+    step(model, &batch)
+}
+
+/// All rows of logits of one step, end to end.
+fn step(model: &mut impl Model, batch: &Batch) -> Vec<f32> {
+    model.forward(batch).unwrap();
+    let vocab_size = model.vocab_size();
+    let mut logits = vec![f32::NAN; batch.logit_rows.len() * vocab_size];
+    for (index, row) in logits.chunks_mut(vocab_size).enumerate() {
+        model.logits(index, row).unwrap();
+    }
+    logits
+}
+
+/// Largest difference over largest expected magnitude; infinite where something is not a number.
+fn error(found: &[f32], expected: &[f32]) -> f32 {
+    assert_eq!(found.len(), expected.len());
+    let largest = expected.iter().fold(0.0, |max: f32, x| max.max(x.abs()));
+    found.iter().zip(expected).fold(0.0, |max: f32, (a, b)| {
+        let difference = (a - b).abs() / largest;
+        if difference.is_nan() {
+            f32::INFINITY
+        } else {
+            max.max(difference)
+        }
+    })
+}
+
+/// A recorded model.
+struct Oracle {
+    name: &'static str,
+    source: Source,
+    tokens: Vec<u32>,
+    logits: Vec<f32>,
+}
+
+impl Oracle {
+    fn open(name: &'static str) -> Self {
+        let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+            .join("tests/data")
+            .join(format!("tiny-{name}"));
+        let tokens = std::fs::read_to_string(folder.join("tokens.txt")).unwrap();
+        let logits = std::fs::read(folder.join("logits.f32")).unwrap();
+        let (logits, []) = logits.as_chunks::<4>() else {
+            panic!("{name}: logits are f32");
+        };
+        Self {
+            name,
+            source: source::open(&folder).unwrap(),
+            tokens: tokens
+                .split_whitespace()
+                .map(|token| token.parse().unwrap())
+                .collect(),
+            logits: logits
+                .iter()
+                .map(|&bytes| f32::from_le_bytes(bytes))
+                .collect(),
+        }
+    }
+
+    fn architecture(&self) -> Architecture {
+        self.source.architecture().clone()
+    }
+
+    fn decoder<D: Device>(&self, device: D, architecture: &Architecture) -> Decoder<D> {
+        self.decoder_within(device, architecture, LIMITS)
+    }
+
+    fn decoder_within<D: Device>(
+        &self,
+        device: D,
+        architecture: &Architecture,
+        limits: DecoderLimits,
+    ) -> Decoder<D> {
+        let config = ModelConfig::try_from(architecture).unwrap();
+        let specs: Vec<TensorSpec<'_>> = self
+            .source
+            .tensors()
+            .iter()
+            .map(|tensor| TensorSpec {
+                name: &tensor.name,
+                dtype: tensor.dtype as u16,
+                dims: &tensor.dims,
+            })
+            .collect();
+        let mut loader = WeightLoader::new(&device, &config, &specs).unwrap();
+        let mut bytes = Vec::new();
+        for index in 0..self.source.tensors().len() {
+            self.source.read(index, &mut bytes).unwrap();
+            // Odd pieces: an upload must not care where they end.
+            let mut offset = 0;
+            for piece in bytes.chunks(1013) {
+                loader.write(index, offset, piece).unwrap();
+                offset += piece.len() as u64;
+            }
+        }
+        let weights = loader.finish().unwrap();
+        Decoder::new(Arc::new(device), config, weights, limits).unwrap()
+    }
+}
+
+/// Blocks of 10 positions: no chunk and no window ends where a block does.
+const LIMITS: DecoderLimits = DecoderLimits {
+    max_tokens: 64,
+    max_logit_rows: 64,
+    num_blocks: 10,
+    block_size: 10,
+    cache_dtype: CacheDtype::F32,
+};
