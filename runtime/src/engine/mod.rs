@@ -182,7 +182,7 @@ impl Engine {
     }
 
     /// Positions of the longest sequence that the model and the whole KV cache hold.
-    fn max_context(&self) -> usize {
+    pub fn max_context(&self) -> usize {
         self.model
             .max_positions()
             .min(self.scheduler.blocks.num_positions())

@@ -1,0 +1,113 @@
+//! The command line of `chrysalis-enclave`. It reads no environment variable; its one launch-time input is measured.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, ValueEnum};
+use rustix::process::{Signal, getppid, set_parent_process_death_signal};
+
+use crate::boot::{BootError, Enclave, EnclaveOptions, Progress};
+use crate::config::{ConfigError, LaunchConfig};
+use crate::harden::harden;
+use crate::transport::Address;
+
+/// Serve a model package to clients that verify before they seal.
+#[derive(Debug, Parser)]
+#[command(name = "chrysalis-enclave", version)]
+struct Args {
+    /// The package to serve, with its blobs and client bundle beside it
+    #[arg(long, value_name = "NAME.chry")]
+    package: PathBuf,
+    /// Where to listen: unix:PATH or vsock:PORT
+    #[arg(long, value_name = "ADDR")]
+    listen: Address,
+    /// Where evidence comes from; nothing is chosen for you
+    #[arg(long, value_enum)]
+    attester: AttesterKind,
+    /// Launch config (key = value lines); its SHA-256 is measured [default: all defaults]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// End when the process that started this one ends
+    #[arg(long, hide = true)]
+    exit_with_parent: bool,
+}
+
+/// The platforms that this version can ask for evidence.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum AttesterKind {
+    /// No hardware: proves nothing, runs anywhere
+    Simulated,
+}
+
+/// Why the command failed.
+#[derive(Debug, thiserror::Error)]
+enum CommandError {
+    #[error("{path}: {source}")]
+    ReadConfig { path: PathBuf, source: io::Error },
+    #[error("{path}: {source}")]
+    Config { path: PathBuf, source: ConfigError },
+    #[error("the process could not be hardened: {0}")]
+    Harden(io::Error),
+    #[error(transparent)]
+    Boot(#[from] BootError),
+}
+
+/// Runs the enclave as its binary does, with `args` as its command line (the first is the program's name).
+pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let args = match Args::try_parse_from(args) {
+        Ok(args) => args,
+        Err(error) => {
+            // Help goes to standard output with code 0, a wrong flag to standard error with code 2.
+            drop(error.print());
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    match run(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            say(&error.to_string());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: Args) -> Result<(), CommandError> {
+    harden().map_err(CommandError::Harden)?;
+    if args.exit_with_parent {
+        let set = set_parent_process_death_signal(Some(Signal::TERM));
+        set.map_err(|error| CommandError::Harden(error.into()))?;
+        // The parent may have ended before the signal was asked for.
+        if getppid().is_none_or(|parent| parent.is_init()) {
+            return Ok(());
+        }
+    }
+    let config = match &args.config {
+        None => LaunchConfig::default(),
+        Some(path) => {
+            let bytes = fs::read(path)
+                .map_err(|source| CommandError::ReadConfig { path: path.clone(), source })?;
+            LaunchConfig::parse(&bytes)
+                .map_err(|source| CommandError::Config { path: path.clone(), source })?
+        }
+    };
+    let AttesterKind::Simulated = args.attester;
+    say("attester simulated: the evidence proves nothing about this machine");
+    let address = args.listen.clone();
+    let options = EnclaveOptions { config, ..EnclaveOptions::new(args.package, args.listen) };
+    let enclave = Enclave::start(options, move |progress| match progress {
+        Progress::AwaitingKey => say(&format!("listening on {address}, waiting for the package key")),
+        Progress::Loading(done, total) if done == total => say(&format!("{total} segments loaded")),
+        Progress::Loading(..) => {}
+        Progress::Serving => say(&format!("serving on {address}")),
+    })?;
+    Ok(enclave.wait()?)
+}
+
+/// A named state for whoever started the process; nothing in it comes from a request.
+fn say(text: &str) {
+    // Nobody need listen.
+    drop(writeln!(io::stderr().lock(), "chrysalis-enclave: {text}"));
+}

@@ -1,0 +1,290 @@
+//! The launch config: the one input of a launch that is not the image or the package. Its SHA-256 is HOST_DATA (SNP) or
+//! the head of MRCONFIGID (TDX) and stands in the statement, so it is measured like the rest.
+//!
+//! The form is `key = value`, one a line, `#` opens a comment. Every key has a default; a key that is unknown, repeated
+//! or out of its range is an error that names the line.
+
+use aws_lc_rs::digest;
+use chrysalis_protocol::statement::{PadProfile, ServingPolicy};
+
+use crate::pacer::Rhythm;
+
+/// What is wrong with a launch config.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// Larger than any launch config is.
+    #[error("the launch config has {found} bytes, {limit} at most")]
+    TooLong {
+        /// Bytes found.
+        found: usize,
+        /// Bytes allowed.
+        limit: usize,
+    },
+    /// Not text.
+    #[error("the launch config is not UTF-8")]
+    NotText,
+    /// No `key = value`.
+    #[error("line {line} of the launch config is no `key = value`")]
+    Form {
+        /// Counted from 1.
+        line: usize,
+    },
+    /// No such key.
+    #[error("line {line} of the launch config: there is no key `{key}`; there are {}", known_keys())]
+    UnknownKey {
+        /// Counted from 1.
+        line: usize,
+        /// As written.
+        key: String,
+    },
+    /// A key for the second time.
+    #[error("line {line} of the launch config sets `{key}` again")]
+    Repeated {
+        /// Counted from 1.
+        line: usize,
+        /// As written.
+        key: String,
+    },
+    /// A value that is no number or out of range.
+    #[error("line {line} of the launch config: `{key}` is a whole number from {min} to {max}, not `{value}`")]
+    Range {
+        /// Counted from 1.
+        line: usize,
+        /// As written.
+        key: String,
+        /// As written.
+        value: String,
+        /// Least value.
+        min: u32,
+        /// Largest value.
+        max: u32,
+    },
+}
+
+/// One key: its name, default and range.
+struct Key {
+    name: &'static str,
+    default: u32,
+    min: u32,
+    max: u32,
+}
+
+const fn key(name: &'static str, default: u32, min: u32, max: u32) -> Key {
+    Key { name, default, min, max }
+}
+
+const PAD_PROFILE: usize = 0;
+const TICK_MS: usize = 1;
+const LENGTH_QUANTUM: usize = 2;
+const BILLING_QUANTUM: usize = 3;
+const MAX_PROMPT: usize = 4;
+const MAX_OUTPUT: usize = 5;
+const EPOCH_MAX_SECONDS: usize = 6;
+const EPOCH_MAX_REQUESTS: usize = 7;
+const MIN_MODEL_SVN: usize = 8;
+const THREADS: usize = 9;
+const MAX_SEQUENCES: usize = 10;
+const MAX_WAITING: usize = 11;
+const MAX_TOKENS_PER_STEP: usize = 12;
+const KV_TOKENS: usize = 13;
+const BLOCK_SIZE: usize = 14;
+
+const KEYS: [Key; 15] = [
+    key("pad_profile", 1, 0, 2),
+    key("tick_ms", 50, 1, 10_000),
+    key("length_quantum", 16, 1, 4_096),
+    key("billing_quantum", 64, 1, 65_535),
+    key("max_prompt", 131_072, 1, 2_000_000),
+    key("max_output", 16_384, 1, 2_000_000),
+    key("epoch_max_seconds", 3_600, 1, 86_400),
+    key("epoch_max_requests", 1 << 20, 1, 1 << 24),
+    key("min_model_svn", 0, 0, u32::MAX),
+    key("threads", 0, 0, 1_024),
+    key("max_sequences", 64, 1, 4_096),
+    key("max_waiting", 1_024, 1, 16_384),
+    key("max_tokens_per_step", 512, 1, 65_536),
+    key("kv_tokens", 65_536, 16, 1 << 28),
+    key("block_size", 16, 1, 256),
+];
+
+/// A launch config that was read and is within its ranges.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LaunchConfig {
+    values: [u32; KEYS.len()],
+    digest: [u8; 32],
+}
+
+impl Default for LaunchConfig {
+    /// The config of an empty file.
+    fn default() -> Self {
+        Self { values: KEYS.map(|key| key.default), digest: sha256(&[]) }
+    }
+}
+
+impl LaunchConfig {
+    /// Reads a launch config.
+    ///
+    /// # Errors
+    /// [`ConfigError`] names the line and what is wrong with it.
+    pub fn parse(bytes: &[u8]) -> Result<Self, ConfigError> {
+        if bytes.len() > BYTES_MAX {
+            return Err(ConfigError::TooLong { found: bytes.len(), limit: BYTES_MAX });
+        }
+        let text = std::str::from_utf8(bytes).map_err(|_| ConfigError::NotText)?;
+        let mut values: [Option<u32>; KEYS.len()] = [None; KEYS.len()];
+        for (index, line) in text.lines().enumerate() {
+            let content = line.split('#').next().unwrap_or_default().trim();
+            if !content.is_empty() {
+                parse_line(index + 1, content, &mut values)?;
+            }
+        }
+        let mut config = Self { digest: sha256(bytes), ..Self::default() };
+        for (value, given) in config.values.iter_mut().zip(values) {
+            *value = given.unwrap_or(*value);
+        }
+        Ok(config)
+    }
+
+    /// SHA-256 of the bytes as they were given: what HOST_DATA must be.
+    pub fn digest(&self) -> [u8; 32] {
+        self.digest
+    }
+
+    /// The policy that the statement commits to.
+    pub fn serving_policy(&self) -> ServingPolicy {
+        ServingPolicy {
+            pad_profile: self.pad_profile(),
+            tick_ms: narrow(self.values[TICK_MS]),
+            length_quantum: narrow(self.values[LENGTH_QUANTUM]),
+            billing_quantum: narrow(self.values[BILLING_QUANTUM]),
+            max_prompt: self.values[MAX_PROMPT],
+            max_output: self.values[MAX_OUTPUT],
+            epoch_max_seconds: self.values[EPOCH_MAX_SECONDS],
+            epoch_max_requests: self.values[EPOCH_MAX_REQUESTS],
+            min_model_svn: self.values[MIN_MODEL_SVN],
+            ..ServingPolicy::default()
+        }
+    }
+
+    /// The rhythm of responses.
+    pub fn rhythm(&self) -> Rhythm {
+        Rhythm {
+            profile: self.pad_profile(),
+            tick_ms: u64::from(self.values[TICK_MS]),
+            length_quantum: u64::from(self.values[LENGTH_QUANTUM]),
+        }
+    }
+
+    fn pad_profile(&self) -> PadProfile {
+        match self.values[PAD_PROFILE] {
+            0 => PadProfile::Off,
+            2 => PadProfile::Flat,
+            _ => PadProfile::Tick,
+        }
+    }
+
+    /// Compute threads, or as many as the machine has cores.
+    pub fn threads(&self) -> Option<usize> {
+        (self.values[THREADS] > 0).then_some(self.values[THREADS] as usize)
+    }
+
+    /// Sequences that run at once.
+    pub fn max_sequences(&self) -> usize {
+        self.values[MAX_SEQUENCES] as usize
+    }
+
+    /// Sequences that may wait for their turn.
+    pub fn max_waiting(&self) -> usize {
+        self.values[MAX_WAITING] as usize
+    }
+
+    /// Tokens of one step: prefill chunks and one token of each decoding sequence.
+    pub fn max_tokens_per_step(&self) -> usize {
+        self.values[MAX_TOKENS_PER_STEP] as usize
+    }
+
+    /// Token positions of the KV cache, over all sequences.
+    pub fn kv_tokens(&self) -> usize {
+        self.values[KV_TOKENS] as usize
+    }
+
+    /// Token positions of one KV block.
+    pub fn block_size(&self) -> usize {
+        self.values[BLOCK_SIZE] as usize
+    }
+}
+
+fn parse_line(line: usize, content: &str, values: &mut [Option<u32>]) -> Result<(), ConfigError> {
+    let (name, value) = content.split_once('=').ok_or(ConfigError::Form { line })?;
+    let (name, value) = (name.trim(), value.trim());
+    let known = KEYS.iter().zip(values).find(|(key, _)| key.name == name);
+    let Some((key, slot)) = known else {
+        return Err(ConfigError::UnknownKey { line, key: name.to_owned() });
+    };
+    if slot.is_some() {
+        return Err(ConfigError::Repeated { line, key: name.to_owned() });
+    }
+    match value.parse::<u32>() {
+        Ok(number) if (key.min..=key.max).contains(&number) => *slot = Some(number),
+        _ => {
+            return Err(ConfigError::Range {
+                line,
+                key: name.to_owned(),
+                value: value.to_owned(),
+                min: key.min,
+                max: key.max,
+            });
+        }
+    }
+    Ok(())
+}
+
+fn known_keys() -> String {
+    KEYS.map(|key| key.name).join(", ")
+}
+
+/// The ranges of [`KEYS`] keep every value within the narrower type.
+fn narrow<T: TryFrom<u32> + Default>(value: u32) -> T {
+    T::try_from(value).unwrap_or_default()
+}
+
+fn sha256(bytes: &[u8]) -> [u8; 32] {
+    let mut out = [0; 32];
+    out.copy_from_slice(digest::digest(&digest::SHA256, bytes).as_ref());
+    out
+}
+
+/// No launch config is longer.
+const BYTES_MAX: usize = 64 << 10;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_config_has_the_defaults() {
+        let config = LaunchConfig::parse(b"").unwrap();
+        assert_eq!(config, LaunchConfig::default());
+        assert_eq!(config.serving_policy().tick_ms, 50);
+        assert_eq!(config.threads(), None);
+    }
+
+    #[test]
+    fn values_are_taken_and_every_byte_is_measured() {
+        let config = LaunchConfig::parse(b"# fast\npad_profile = 0\nthreads=2 # both\n").unwrap();
+        assert_eq!((config.rhythm().profile, config.threads()), (PadProfile::Off, Some(2)));
+        assert_ne!(config.digest(), LaunchConfig::parse(b"pad_profile = 0\nthreads=2\n").unwrap().digest());
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_with_its_line() {
+        let error = |text: &str| LaunchConfig::parse(text.as_bytes()).unwrap_err();
+        assert_eq!(error("\nnonsense"), ConfigError::Form { line: 2 });
+        assert_eq!(error("logging = 1"), ConfigError::UnknownKey { line: 1, key: "logging".into() });
+        assert_eq!(error("threads = 1\nthreads = 1"), ConfigError::Repeated { line: 2, key: "threads".into() });
+        assert!(matches!(error("tick_ms = 0"), ConfigError::Range { line: 1, .. }));
+        assert!(matches!(error("tick_ms = -1"), ConfigError::Range { line: 1, .. }));
+        assert_eq!(LaunchConfig::parse(&[0xFF]), Err(ConfigError::NotText));
+    }
+}

@@ -1,0 +1,394 @@
+//! Threads and sockets: every connection's frames flow into one inbox, every answer flows out through a bounded outbox.
+//!
+//! A connection has a reader and a writer thread. The reader hands over whole frames within the limits or ends the
+//! connection; the handler (a pure state machine) never waits for a peer; an outbox that its host does not drain
+//! resets the connection.
+
+use std::collections::{HashMap, VecDeque};
+use std::io::{self, Read, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use chrysalis_protocol::frame::{self, Frame, FrameKind};
+
+use crate::counters::Counters;
+use crate::engine::Event;
+use crate::limits::Limits;
+use crate::transport::{Connection, Listener};
+
+/// Number of a connection, unique in a boot.
+pub type ConnectionId = u64;
+
+/// What reaches the handler.
+#[expect(missing_debug_implementations, reason = "it carries tokens of answers")]
+pub enum Inbound {
+    /// A peer connected; answers go to this outbox.
+    Connected(ConnectionId, Arc<Outbox>),
+    /// A whole frame within the limits.
+    Frame(ConnectionId, FrameKind, u64, Vec<u8>),
+    /// The peer left, or broke the framing.
+    Closed(ConnectionId),
+    /// The engine made progress.
+    Engine(Vec<Event>),
+    /// The engine ended: nothing can be answered any more.
+    EngineFailed(String),
+    /// The model is loaded (or not); the boot goes on.
+    Wake,
+    /// Stop serving.
+    Shutdown,
+}
+
+/// What a handler wants done.
+#[derive(Debug)]
+pub enum Output {
+    /// Bytes of one frame for a connection.
+    Send(ConnectionId, Vec<u8>),
+    /// The peer broke a rule of the framing: end its connection.
+    Reset(ConnectionId),
+}
+
+/// A state machine behind the connections. Time is an argument; nothing in it waits.
+pub trait Handler {
+    /// A frame arrived.
+    fn frame(&mut self, id: ConnectionId, frame: &Frame<'_>, now_ms: u64, out: &mut Vec<Output>);
+    /// A connection ended; its streams are nobody's.
+    fn closed(&mut self, id: ConnectionId, out: &mut Vec<Output>);
+    /// The engine reported.
+    fn engine(&mut self, events: Vec<Event>, now_ms: u64, out: &mut Vec<Output>);
+    /// Time passed.
+    fn tick(&mut self, now_ms: u64, out: &mut Vec<Output>);
+    /// When [`tick`](Self::tick) has something to do at the latest.
+    fn next_wake_ms(&self) -> Option<u64>;
+    /// Whether the hub should hand control back.
+    fn is_done(&self) -> bool;
+}
+
+/// Why the hub handed control back.
+#[derive(Debug, PartialEq, Eq)]
+pub enum HubExit {
+    /// The handler is done.
+    Done,
+    /// Somebody asked for the end.
+    Shutdown,
+    /// The engine ended.
+    EngineFailed(String),
+}
+
+/// Bytes that wait for a connection's host to read them.
+#[derive(Debug)]
+pub struct Outbox {
+    queue: Mutex<Queue>,
+    ready: Condvar,
+    limit: usize,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    frames: VecDeque<Vec<u8>>,
+    bytes: usize,
+    closed: bool,
+}
+
+impl Outbox {
+    fn new(limit: usize) -> Self {
+        Self { queue: Mutex::default(), ready: Condvar::new(), limit }
+    }
+
+    /// Queues a frame; `false` when the host has let too much pile up.
+    fn push(&self, frame: Vec<u8>) -> bool {
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        if queue.closed || queue.bytes + frame.len() > self.limit {
+            return false;
+        }
+        queue.bytes += frame.len();
+        queue.frames.push_back(frame);
+        self.ready.notify_one();
+        true
+    }
+
+    fn close(&self) {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner).closed = true;
+        self.ready.notify_one();
+    }
+
+    /// Everything queued, or nothing once closed and drained.
+    fn take(&self) -> Option<VecDeque<Vec<u8>>> {
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        while queue.frames.is_empty() {
+            if queue.closed {
+                return None;
+            }
+            queue = self.ready.wait(queue).unwrap_or_else(PoisonError::into_inner);
+        }
+        queue.bytes = 0;
+        Some(std::mem::take(&mut queue.frames))
+    }
+}
+
+/// The inbox and the connections that feed it.
+#[derive(Debug)]
+pub struct Hub {
+    inbox: Receiver<Inbound>,
+    sender: SyncSender<Inbound>,
+    outboxes: HashMap<ConnectionId, Arc<Outbox>>,
+    counters: Arc<Counters>,
+    stop: Arc<AtomicBool>,
+    started: Instant,
+}
+
+impl Hub {
+    /// Starts accepting connections on a listener.
+    ///
+    /// # Errors
+    /// The system's, when no thread can be started.
+    pub fn start(listener: Listener, limits: Limits, counters: Arc<Counters>) -> io::Result<Self> {
+        let (sender, inbox) = sync_channel(INBOX);
+        let accepted = sender.clone();
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        thread::Builder::new()
+            .name("accept".into())
+            .spawn(move || accept_loop(&listener, limits, &accepted, &stopped))?;
+        Ok(Self { inbox, sender, outboxes: HashMap::new(), counters, stop, started: Instant::now() })
+    }
+
+    /// A way into the inbox, for the engine and the loader.
+    pub fn sender(&self) -> SyncSender<Inbound> {
+        self.sender.clone()
+    }
+
+    /// Milliseconds since the hub started.
+    pub fn now_ms(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Feeds a handler until it is done, somebody asks for the end, or the engine ends.
+    pub fn drive(&mut self, handler: &mut dyn Handler) -> HubExit {
+        let mut out = Vec::new();
+        loop {
+            if handler.is_done() {
+                return HubExit::Done;
+            }
+            let now = self.now_ms();
+            let wait = handler.next_wake_ms().map_or(IDLE_MS, |wake| wake.saturating_sub(now).min(IDLE_MS));
+            let first = match self.inbox.recv_timeout(Duration::from_millis(wait)) {
+                Ok(inbound) => Some(inbound),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => return HubExit::Shutdown,
+            };
+            // What is already there is handled before the clock is read again.
+            for inbound in first.into_iter().chain(self.inbox.try_iter().take(INBOX).collect::<Vec<_>>()) {
+                match self.dispatch(handler, inbound, &mut out) {
+                    None => {}
+                    Some(exit) => return exit,
+                }
+            }
+            handler.tick(self.now_ms(), &mut out);
+            self.flush(handler, &mut out);
+        }
+    }
+
+    fn dispatch(&mut self, handler: &mut dyn Handler, inbound: Inbound, out: &mut Vec<Output>) -> Option<HubExit> {
+        let now = self.now_ms();
+        match inbound {
+            Inbound::Connected(id, outbox) => {
+                self.outboxes.insert(id, outbox);
+            }
+            Inbound::Frame(id, kind, stream, body) => {
+                if self.outboxes.contains_key(&id) {
+                    handler.frame(id, &Frame { kind, stream, body: &body }, now, out);
+                }
+            }
+            Inbound::Closed(id) => {
+                if let Some(outbox) = self.outboxes.remove(&id) {
+                    outbox.close();
+                    handler.closed(id, out);
+                }
+            }
+            Inbound::Engine(events) => handler.engine(events, now, out),
+            Inbound::EngineFailed(why) => return Some(HubExit::EngineFailed(why)),
+            Inbound::Wake => {}
+            Inbound::Shutdown => return Some(HubExit::Shutdown),
+        }
+        self.flush(handler, out);
+        None
+    }
+
+    fn flush(&mut self, handler: &mut dyn Handler, out: &mut Vec<Output>) {
+        while !out.is_empty() {
+            for output in std::mem::take(out) {
+                let (id, delivered) = match output {
+                    Output::Send(id, bytes) => {
+                        (id, self.outboxes.get(&id).is_none_or(|outbox| outbox.push(bytes)))
+                    }
+                    Output::Reset(id) => (id, false),
+                };
+                if !delivered && let Some(outbox) = self.outboxes.remove(&id) {
+                    Counters::add(&self.counters.resets, 1);
+                    outbox.close();
+                    handler.closed(id, out);
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Hub {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        for outbox in self.outboxes.values() {
+            outbox.close();
+        }
+    }
+}
+
+fn accept_loop(
+    listener: &Listener,
+    limits: Limits,
+    sender: &SyncSender<Inbound>,
+    stop: &AtomicBool,
+) {
+    let open = Arc::new(());
+    let mut next: ConnectionId = 0;
+    while !stop.load(Ordering::Relaxed) {
+        let connection = match listener.accept(Duration::from_millis(200)) {
+            Ok(Some(connection)) => connection,
+            Ok(None) => continue,
+            // Out of file descriptors, or a peer that left in between: the next one may do better.
+            Err(_) => {
+                thread::sleep(Duration::from_millis(50));
+                continue;
+            }
+        };
+        if Arc::strong_count(&open) > limits.connections {
+            connection.shutdown();
+            continue;
+        }
+        next += 1;
+        if start_connection(next, connection, limits, sender, Arc::clone(&open)).is_err() {
+            continue;
+        }
+    }
+}
+
+/// Starts both threads of a connection; `held` counts it as open until its reader ends.
+fn start_connection(
+    id: ConnectionId,
+    connection: Connection,
+    limits: Limits,
+    sender: &SyncSender<Inbound>,
+    held: Arc<()>,
+) -> io::Result<()> {
+    let outbox = Arc::new(Outbox::new(limits.outbox_bytes));
+    let mut writing = connection.try_clone()?;
+    writing.set_write_timeout(Some(Duration::from_millis(limits.egress_stall_ms)))?;
+    let pending = Arc::clone(&outbox);
+    thread::Builder::new().name("write".into()).spawn(move || {
+        while let Some(frames) = pending.take() {
+            if frames.iter().any(|frame| writing.write_all(frame).is_err()) {
+                break;
+            }
+        }
+        pending.close();
+        writing.shutdown();
+    })?;
+    let inbox = sender.clone();
+    thread::Builder::new().name("read".into()).spawn(move || {
+        let _open = held;
+        let mut reading = connection;
+        if inbox.send(Inbound::Connected(id, Arc::clone(&outbox))).is_ok() {
+            read_frames(&mut reading, id, limits, &inbox);
+        }
+        outbox.close();
+        // The hub is gone when this fails, and everything with it.
+        drop(inbox.send(Inbound::Closed(id)));
+    })?;
+    Ok(())
+}
+
+/// Reads whole frames until the peer leaves, breaks the framing, or is too slow with a frame it began.
+fn read_frames(connection: &mut Connection, id: ConnectionId, limits: Limits, inbox: &SyncSender<Inbound>) {
+    let mut buffer = Vec::with_capacity(READ_BYTES);
+    let mut chunk = vec![0; READ_BYTES];
+    let mut began: Option<Instant> = None;
+    if connection.set_read_timeout(Some(Duration::from_secs(1))).is_err() {
+        return;
+    }
+    loop {
+        match connection.read(&mut chunk) {
+            Ok(0) => return,
+            Ok(count) => buffer.extend_from_slice(chunk.get(..count).unwrap_or_default()),
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut | io::ErrorKind::Interrupted) => {}
+            Err(_) => return,
+        }
+        let mut consumed = 0;
+        while let Some(rest) = buffer.get(consumed..) {
+            match frame::split(rest) {
+                Ok(Some((whole, rest))) => {
+                    let left = rest.len();
+                    if inbox.send(Inbound::Frame(id, whole.kind, whole.stream, whole.body.to_vec())).is_err() {
+                        return;
+                    }
+                    consumed = buffer.len() - left;
+                }
+                Ok(None) => break,
+                Err(_) => return,
+            }
+        }
+        if consumed > 0 {
+            buffer.drain(..consumed);
+            began = None;
+        }
+        if !buffer.is_empty() {
+            let elapsed = began.get_or_insert_with(Instant::now).elapsed();
+            if is_too_slow(buffer.len(), elapsed, &limits) {
+                return;
+            }
+        }
+    }
+}
+
+/// A frame that was begun must be whole within the grace, or keep up the least rate.
+fn is_too_slow(bytes: usize, elapsed: Duration, limits: &Limits) -> bool {
+    let elapsed_ms = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
+    let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
+    elapsed_ms > limits.frame_grace_ms && bytes.saturating_mul(1_000) < elapsed_ms.saturating_mul(limits.frame_min_rate)
+}
+
+/// Frames that may wait for the handler before readers are held back.
+const INBOX: usize = 4_096;
+
+/// Longest sleep of an idle hub.
+const IDLE_MS: u64 = 1_000;
+
+const READ_BYTES: usize = 64 << 10;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slow_frame_is_cut_off_after_the_grace_only() {
+        let limits = Limits::default();
+        assert!(!is_too_slow(1, Duration::from_millis(5_000), &limits));
+        assert!(is_too_slow(1, Duration::from_millis(5_001), &limits));
+        assert!(!is_too_slow(60_000, Duration::from_millis(10_000), &limits));
+        assert!(is_too_slow(10_000, Duration::from_millis(10_000), &limits));
+    }
+
+    #[test]
+    fn an_outbox_takes_no_more_than_its_limit() {
+        let outbox = Outbox::new(10);
+        assert!(outbox.push(vec![0; 6]));
+        assert!(!outbox.push(vec![0; 5]));
+        assert_eq!(outbox.take().unwrap().len(), 1);
+        assert!(outbox.push(vec![0; 10]));
+        outbox.close();
+        assert!(!outbox.push(vec![0; 1]));
+        assert!(outbox.take().is_some());
+        assert!(outbox.take().is_none());
+    }
+}

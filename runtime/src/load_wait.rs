@@ -1,0 +1,56 @@
+//! The wait for the weights: connections are answered, nothing is served.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use chrysalis_protocol::frame::{Frame, FrameKind};
+use chrysalis_protocol::messages::{CloseCode, State};
+
+use crate::counters::Counters;
+use crate::engine::Event;
+use crate::hub::{ConnectionId, Handler, Output};
+use crate::limits::Limits;
+use crate::reply;
+
+/// Says that the enclave is loading, until it is not.
+#[derive(Debug)]
+pub(crate) struct LoadWait {
+    pub(crate) limits: Limits,
+    pub(crate) counters: Arc<Counters>,
+    /// Set by the loader; it also wakes the hub.
+    pub(crate) loaded: Arc<AtomicBool>,
+}
+
+impl Handler for LoadWait {
+    fn frame(&mut self, id: ConnectionId, frame: &Frame<'_>, _now_ms: u64, out: &mut Vec<Output>) {
+        let status = self.counters.status(State::Loading, 0);
+        match frame.kind {
+            FrameKind::Hello => {
+                reply::hello(id, frame, &self.limits, &status, out);
+            }
+            FrameKind::Ping => {
+                reply::send(id, FrameKind::Pong, frame.stream, frame.body, out);
+                reply::send(id, FrameKind::Status, 0, &status.to_bytes(), out);
+            }
+            FrameKind::EvidenceReq | FrameKind::ClientBundleReq | FrameKind::Open | FrameKind::KeyrelResp => {
+                reply::close(id, frame.stream, CloseCode::Busy, out);
+            }
+            FrameKind::HostData | FrameKind::End | FrameKind::Cancel | FrameKind::HostCredit => {}
+            _ => out.push(Output::Reset(id)),
+        }
+    }
+
+    fn closed(&mut self, _id: ConnectionId, _out: &mut Vec<Output>) {}
+
+    fn engine(&mut self, _events: Vec<Event>, _now_ms: u64, _out: &mut Vec<Output>) {}
+
+    fn tick(&mut self, _now_ms: u64, _out: &mut Vec<Output>) {}
+
+    fn next_wake_ms(&self) -> Option<u64> {
+        None
+    }
+
+    fn is_done(&self) -> bool {
+        self.loaded.load(Ordering::Acquire)
+    }
+}

@@ -1,0 +1,121 @@
+//! An opened request becomes a sequence of the engine, or a sealed refusal that says why to its sender alone.
+
+use chrysalis_protocol::frame::FrameKind;
+use chrysalis_protocol::messages;
+use chrysalis_protocol::receipt::payer_tag;
+use chrysalis_protocol::request::{OpenedRequest, Options, Prompt, RequestBody};
+use chrysalis_protocol::response::{Accept, ErrorCode, ResponseSealer};
+use chrysalis_protocol::secret::SecretBytes;
+use zeroize::Zeroizing;
+
+use super::answer::Answer;
+use super::receipts::Meter;
+use super::{Gateway, ModelFacts, StreamId};
+use crate::counters::Counters;
+use crate::engine::{NewSequence, Sampling, SequenceId};
+use crate::hub::Output;
+use crate::pacer::Pacer;
+use crate::reply;
+use crate::worker::Command;
+
+impl Gateway {
+    /// Checks an opened request, accepts it, and hands its tokens to the engine.
+    pub(super) fn start_answer(
+        &mut self,
+        id: StreamId,
+        sealer: ResponseSealer,
+        opened: OpenedRequest,
+        mut meter: Meter,
+        now_ms: u64,
+        out: &mut Vec<Output>,
+    ) {
+        let OpenedRequest { body, request_hash } = opened;
+        meter.payer_tag = payer_tag(body.options.voucher.as_ref().map_or(&[], SecretBytes::expose));
+        let sequence = SequenceId(meter.serial);
+        let policy = &self.parts.identity.policy;
+        let new = match sequence_of(sequence, body, &self.parts.model, policy.max_prompt, policy.max_output) {
+            Ok(new) => new,
+            Err(code) => {
+                Counters::add(&self.parts.counters.rejected, 1);
+                return self.start_refusal(id, sealer, meter, code, now_ms, out);
+            }
+        };
+        Counters::add(&self.parts.counters.accepted, 1);
+        let accept = Accept { request_hash, boot_id: self.parts.identity.boot_id, serial: meter.serial };
+        let pacer = Pacer::new(self.rhythm, new.max_output, now_ms);
+        let prompt_tokens = u32::try_from(new.prompt.len()).unwrap_or(u32::MAX);
+        let wants = new.logprobs;
+        let answer =
+            Answer::accepted(sealer, pacer, meter, self.parts.limits.egress_frames, accept, sequence, prompt_tokens, wants);
+        self.by_sequence.insert(sequence, id);
+        (self.parts.engine)(Command::Add(Box::new(new)));
+        let body = messages::Accept { serial: accept.serial }.to_bytes();
+        reply::send(id.0, FrameKind::Accept, id.1, &body, out);
+        self.begin(id, answer, now_ms, out);
+    }
+
+    /// Answers with a sealed error, in the rhythm of every other answer.
+    pub(super) fn start_refusal(
+        &mut self,
+        id: StreamId,
+        sealer: ResponseSealer,
+        meter: Meter,
+        code: ErrorCode,
+        now_ms: u64,
+        out: &mut Vec<Output>,
+    ) {
+        let pacer = Pacer::new(self.rhythm, 1, now_ms);
+        let answer = Answer::refused(sealer, pacer, meter, self.parts.limits.egress_frames, code);
+        self.begin(id, answer, now_ms, out);
+    }
+}
+
+/// The sequence that a request asks for, within what the policy and the model allow.
+fn sequence_of(
+    id: SequenceId,
+    body: RequestBody,
+    model: &ModelFacts,
+    max_prompt: u32,
+    max_output: u32,
+) -> Result<NewSequence, ErrorCode> {
+    let Prompt::Tokens(prompt) = body.prompt else { return Err(ErrorCode::Policy) };
+    if body.options.grammar.is_some() {
+        return Err(ErrorCode::Unsupported);
+    }
+    let prompt_len = u32::try_from(prompt.len()).map_err(|_| ErrorCode::TooLong)?;
+    let room = model.max_context.saturating_sub(prompt_len);
+    if prompt_len > max_prompt || room == 0 || body.max_output > max_output {
+        return Err(ErrorCode::TooLong);
+    }
+    if prompt.iter().any(|&token| token as usize >= model.vocab_size) {
+        return Err(ErrorCode::Malformed);
+    }
+    let sampling = sampling_of(&body.options, model);
+    sampling.check().map_err(|_| ErrorCode::Unsupported)?;
+    let mut stop_token_ids = model.generation.eos_token_ids.clone();
+    stop_token_ids.extend(body.options.stop_token_ids.iter());
+    Ok(NewSequence {
+        id,
+        prompt: Zeroizing::new(prompt.to_vec()),
+        max_output: body.max_output.min(room),
+        sampling,
+        seed: body.seed,
+        stop_token_ids,
+        logprobs: body.want_logprobs.then(|| body.options.logprobs.unwrap_or(0)),
+    })
+}
+
+/// What the request says, and the package's defaults for what it does not.
+fn sampling_of(options: &Options, model: &ModelFacts) -> Sampling {
+    let defaults = &model.generation;
+    Sampling {
+        logit_bias: options.logit_bias.to_vec(),
+        repetition_penalty: options.repetition_penalty.unwrap_or(defaults.repetition_penalty),
+        presence_penalty: options.presence_penalty.unwrap_or(0.0),
+        frequency_penalty: options.frequency_penalty.unwrap_or(0.0),
+        temperature: options.temperature.unwrap_or(defaults.temperature),
+        top_k: options.top_k.unwrap_or(defaults.top_k),
+        top_p: options.top_p.unwrap_or(defaults.top_p),
+        min_p: options.min_p.unwrap_or(defaults.min_p),
+    }
+}

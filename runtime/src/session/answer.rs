@@ -1,0 +1,259 @@
+//! A sealed response on its way out: tokens wait for their frame, frames for their tick and for credit.
+
+use std::collections::VecDeque;
+
+use chrysalis_protocol::receipt::{self, RECEIPT_LEN};
+use chrysalis_protocol::response::{
+    self, Accept, ErrorCode, FinishReason, Inner, PAYLOAD_MAX, ResponseError, ResponseSealer, TOKENS_MAX,
+};
+use zeroize::Zeroizing;
+
+use super::receipts::{Meter, Receipts, Usage};
+use crate::engine::{self, Event, SequenceId};
+use crate::epoch::Identity;
+use crate::limits::Limits;
+use crate::pacer::Pacer;
+
+/// One answer.
+pub(super) struct Answer {
+    sealer: ResponseSealer,
+    pacer: Pacer,
+    meter: Meter,
+    /// Frames that the host still takes.
+    credit: u32,
+    stalled_ms: Option<u64>,
+    /// Frames that go before any token.
+    queue: VecDeque<Inner>,
+    /// Tokens without a frame yet.
+    tokens: Zeroizing<Vec<u32>>,
+    /// Their log probabilities, where they were asked for.
+    logprobs: VecDeque<engine::TokenLogprobs>,
+    wants_logprobs: Option<u8>,
+    /// The engine's name for it, while the engine works on it.
+    pub(super) sequence: Option<SequenceId>,
+    prompt_tokens: u32,
+    outcome: Option<FinishReason>,
+}
+
+/// The end of an answer.
+pub(super) struct Ended {
+    pub(super) receipt: [u8; RECEIPT_LEN],
+    pub(super) prompt_tokens: u32,
+    pub(super) output_tokens: u32,
+}
+
+impl Answer {
+    #[expect(clippy::too_many_arguments, reason = "one place makes it")]
+    pub(super) fn accepted(
+        sealer: ResponseSealer,
+        pacer: Pacer,
+        meter: Meter,
+        credit: u32,
+        accept: Accept,
+        sequence: SequenceId,
+        prompt_tokens: u32,
+        wants_logprobs: Option<u8>,
+    ) -> Self {
+        let mut answer = Self::new(sealer, pacer, meter, credit, Inner::Accept(accept));
+        answer.sequence = Some(sequence);
+        answer.prompt_tokens = prompt_tokens;
+        answer.wants_logprobs = wants_logprobs;
+        answer
+    }
+
+    pub(super) fn refused(
+        sealer: ResponseSealer,
+        pacer: Pacer,
+        meter: Meter,
+        credit: u32,
+        code: ErrorCode,
+    ) -> Self {
+        let mut answer = Self::new(sealer, pacer, meter, credit, Inner::Error(code));
+        answer.outcome = Some(FinishReason::Error);
+        answer
+    }
+
+    fn new(sealer: ResponseSealer, pacer: Pacer, meter: Meter, credit: u32, first: Inner) -> Self {
+        Self {
+            sealer,
+            pacer,
+            meter,
+            credit,
+            stalled_ms: None,
+            queue: VecDeque::from([first]),
+            tokens: Zeroizing::default(),
+            logprobs: VecDeque::new(),
+            wants_logprobs: None,
+            sequence: None,
+            prompt_tokens: 0,
+            outcome: None,
+        }
+    }
+
+    /// The head of the response, which goes out before the first frame.
+    pub(super) fn head(&self) -> &[u8] {
+        self.sealer.head()
+    }
+
+    /// Takes what the engine says.
+    pub(super) fn take(&mut self, event: Event) {
+        if self.outcome.is_some() {
+            return;
+        }
+        match event {
+            Event::Token { token, logprobs, .. } => {
+                self.tokens.push(token);
+                self.logprobs.extend(logprobs);
+            }
+            Event::Progress { computed, total, .. } => {
+                // Only the newest is worth a frame.
+                if self.tokens.is_empty() {
+                    self.queue.retain(|inner| !matches!(inner, Inner::Progress { .. }));
+                    self.queue.push_back(Inner::Progress { done: computed, total });
+                }
+            }
+            Event::Finished { reason, .. } => self.finish(reason),
+        }
+    }
+
+    fn finish(&mut self, reason: engine::FinishReason) {
+        self.sequence = None;
+        self.outcome = Some(match reason {
+            engine::FinishReason::Stop => FinishReason::Stop,
+            engine::FinishReason::Length => FinishReason::Length,
+            engine::FinishReason::Cancelled => FinishReason::Cancelled,
+            engine::FinishReason::Busy => self.fail(ErrorCode::Busy),
+            engine::FinishReason::Error => self.fail(ErrorCode::Internal),
+        });
+    }
+
+    /// An error ends the output: tokens that have no frame yet are not sent.
+    fn fail(&mut self, code: ErrorCode) -> FinishReason {
+        self.tokens = Zeroizing::default();
+        self.logprobs.clear();
+        self.queue.push_back(Inner::Error(code));
+        FinishReason::Error
+    }
+
+    /// Nobody waits for the rest. What has no frame yet is dropped; the length stays within its quantum.
+    pub(super) fn cancel(&mut self) -> Option<SequenceId> {
+        if self.outcome.is_none() {
+            self.outcome = Some(FinishReason::Cancelled);
+            self.tokens = Zeroizing::default();
+            self.logprobs.clear();
+        }
+        self.sequence.take()
+    }
+
+    /// The host takes more frames.
+    pub(super) fn grant(&mut self, frames: u32, limits: &Limits) {
+        self.credit = self.credit.saturating_add(frames).min(limits.egress_frames.saturating_mul(2));
+        self.stalled_ms = None;
+    }
+
+    pub(super) fn is_immediate(&self) -> bool {
+        self.pacer.is_immediate()
+    }
+
+    pub(super) fn is_due(&self, now_ms: u64) -> bool {
+        self.credit > 0 && self.pacer.is_due(now_ms)
+    }
+
+    pub(super) fn next_ms(&self) -> Option<u64> {
+        (self.credit > 0 && !self.is_immediate()).then(|| self.pacer.next_ms())
+    }
+
+    /// Whether the host has left it without credit for too long.
+    pub(super) fn is_stalled(&self, now_ms: u64, limit_ms: u64) -> bool {
+        self.stalled_ms.is_some_and(|since| now_ms.saturating_sub(since) > limit_ms)
+    }
+
+    /// Seals the frames that are due. After the final one comes the receipt.
+    pub(super) fn pump(
+        &mut self,
+        now_ms: u64,
+        identity: &Identity,
+        receipts: &mut Receipts,
+        due: &mut Vec<[u8; response::FRAME_LEN]>,
+    ) -> Result<Option<Ended>, ResponseError> {
+        loop {
+            if !self.is_immediate() && !self.pacer.is_due(now_ms) {
+                return Ok(None);
+            }
+            let Some(next) = self.next() else { return Ok(None) };
+            if self.credit == 0 {
+                self.put_back(next);
+                self.stalled_ms.get_or_insert(now_ms);
+                return Ok(None);
+            }
+            self.credit -= 1;
+            self.pacer.advance();
+            let Next::End(reason) = next else {
+                if let Next::Frame(inner) = next {
+                    due.push(self.sealer.seal(&inner)?);
+                }
+                continue;
+            };
+            let usage = Usage {
+                cancelled: reason == FinishReason::Cancelled,
+                failed: reason == FinishReason::Error,
+                prompt_tokens: self.prompt_tokens,
+                output_tokens: self.sealer.num_tokens(),
+            };
+            let receipt = receipts.sign(identity, &self.meter, usage);
+            let end = self.sealer.end(reason, self.prompt_tokens, 0, receipt::hash(&receipt));
+            due.push(self.sealer.seal(&end)?);
+            let Usage { prompt_tokens, output_tokens, .. } = usage;
+            return Ok(Some(Ended { receipt, prompt_tokens, output_tokens }));
+        }
+    }
+
+    /// What the next frame says; nothing where frames need not go out without something in them.
+    fn next(&mut self) -> Option<Next> {
+        if let Some(inner) = self.queue.pop_front() {
+            return Some(Next::Frame(inner));
+        }
+        if !self.tokens.is_empty() {
+            return Some(Next::Frame(self.next_tokens()));
+        }
+        match self.outcome {
+            Some(reason) if self.pacer.may_end() => Some(Next::End(reason)),
+            _ if self.is_immediate() => None,
+            _ => Some(Next::Frame(Inner::Dummy)),
+        }
+    }
+
+    /// As many tokens as fit a frame; with log probabilities, as many as fit the frame that follows it.
+    fn next_tokens(&mut self) -> Inner {
+        let most = match self.wants_logprobs {
+            None => TOKENS_MAX,
+            Some(alternatives) => (PAYLOAD_MAX / (8 * (1 + usize::from(alternatives)))).max(1),
+        };
+        let count = self.tokens.len().min(most);
+        let ids: Vec<u32> = self.tokens.drain(..count).collect();
+        if self.wants_logprobs.is_some() {
+            let entries = ids.iter().zip(self.logprobs.drain(..count.min(self.logprobs.len())));
+            let entries = entries.map(|(id, logprobs)| response::TokenLogprobs {
+                token: (*id, logprobs.logprob),
+                alternatives: logprobs.alternatives.clone(),
+            });
+            self.queue.push_back(Inner::Logprobs(Zeroizing::new(entries.collect())));
+        }
+        Inner::Tokens(Zeroizing::new(ids))
+    }
+
+    /// A frame that found no credit waits at the front.
+    fn put_back(&mut self, next: Next) {
+        match next {
+            Next::Frame(Inner::Dummy) | Next::End(_) => {}
+            Next::Frame(inner) => self.queue.push_front(inner),
+        }
+    }
+}
+
+/// What a frame will say.
+enum Next {
+    Frame(Inner),
+    /// The final one, for this reason.
+    End(FinishReason),
+}

@@ -1,0 +1,314 @@
+//! The session: a pure state machine behind all connections. Frames in, frames out; time is an argument.
+//!
+//! It owns the epochs, the streams and the receipt chain. Plaintext exists from `receive` (a request opens) to `answer`
+//! (a response is sealed); the engine behind it sees token ids and numbers only.
+
+mod admit;
+mod answer;
+mod evidence;
+mod receipts;
+mod receive;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use chrysalis_attestation::attester::Attester;
+use chrysalis_protocol::frame::{Frame, FrameKind};
+use chrysalis_protocol::messages::{CloseCode, Credit, State};
+use chrysalis_protocol::package::Generation;
+
+use crate::config::LaunchConfig;
+use crate::counters::Counters;
+use crate::engine::{Event, SequenceId};
+use crate::epoch::{Epochs, Identity};
+use crate::hub::{ConnectionId, Handler, Output};
+use crate::limits::Limits;
+use crate::pacer::Rhythm;
+use crate::reply;
+use crate::rng::SystemRng;
+use crate::worker::Command;
+
+use answer::Answer;
+use evidence::Challenge;
+pub use receipts::Receipts;
+use receive::Receiving;
+
+/// Names a stream: its connection and the host's number.
+type StreamId = (ConnectionId, u64);
+
+/// One stream on its way.
+enum Stream {
+    /// Its sealed request is coming.
+    Receiving(Box<Receiving>),
+    /// Its answer is going out.
+    Answering(Box<Answer>),
+}
+
+/// What the model allows, for requests that are checked before the engine sees them.
+#[derive(Clone, Debug)]
+pub struct ModelFacts {
+    /// Tokens of the vocabulary.
+    pub vocab_size: usize,
+    /// Positions of the longest sequence.
+    pub max_context: u32,
+    /// Special tokens, and what to sample with where a request does not say.
+    pub generation: Generation,
+}
+
+/// What a gateway is made of.
+#[expect(missing_debug_implementations, reason = "it holds keys")]
+pub struct GatewayParts {
+    /// What stays the same through the boot.
+    pub identity: Identity,
+    /// What peers may do.
+    pub limits: Limits,
+    /// The launch config.
+    pub config: LaunchConfig,
+    /// Makes the evidence of later epochs.
+    pub attester: Box<dyn Attester>,
+    /// Starts with the first one.
+    pub epochs: Epochs,
+    /// The receipt chain.
+    pub receipts: Receipts,
+    /// The model's limits and defaults.
+    pub model: ModelFacts,
+    /// The bytes of the client bundle.
+    pub client_bundle: Vec<u8>,
+    /// Shared with the threads that count.
+    pub counters: Arc<Counters>,
+    /// The way to the engine.
+    pub engine: Box<dyn FnMut(Command) + Send>,
+}
+
+/// The session of a serving enclave.
+#[expect(missing_debug_implementations, reason = "it holds keys")]
+pub struct Gateway {
+    parts: GatewayParts,
+    rhythm: Rhythm,
+    rng: SystemRng,
+    streams: HashMap<StreamId, Stream>,
+    by_sequence: HashMap<SequenceId, StreamId>,
+    challenges: Vec<Challenge>,
+    request_bytes: usize,
+    next_serial: u64,
+    draining: bool,
+}
+
+impl Gateway {
+    /// Starts to serve.
+    pub fn new(parts: GatewayParts) -> Self {
+        Self {
+            rhythm: parts.config.rhythm(),
+            parts,
+            rng: SystemRng::default(),
+            streams: HashMap::new(),
+            by_sequence: HashMap::new(),
+            challenges: Vec::new(),
+            request_bytes: 0,
+            next_serial: 0,
+            draining: false,
+        }
+    }
+
+    fn state(&self) -> State {
+        if self.draining { State::Draining } else { State::Serving }
+    }
+
+    /// Ends a stream for the host; what the engine still does for it is cancelled.
+    fn end(&mut self, id: StreamId, code: CloseCode, out: &mut Vec<Output>) {
+        self.forget(id);
+        reply::close(id.0, id.1, code, out);
+    }
+
+    fn forget(&mut self, id: StreamId) {
+        match self.streams.remove(&id) {
+            Some(Stream::Receiving(receiving)) => self.request_bytes -= receiving.charged,
+            Some(Stream::Answering(answer)) => {
+                if let Some(sequence) = answer.sequence
+                    && self.by_sequence.remove(&sequence).is_some()
+                {
+                    (self.parts.engine)(Command::Cancel(sequence));
+                }
+            }
+            None => {}
+        }
+    }
+
+    /// Sends what is due on a stream, and ends it after its final frame.
+    fn pump(&mut self, id: StreamId, now_ms: u64, out: &mut Vec<Output>) {
+        let Some(Stream::Answering(answer)) = self.streams.get_mut(&id) else { return };
+        let mut due = Vec::new();
+        let ended = answer.pump(now_ms, &self.parts.identity, &mut self.parts.receipts, &mut due);
+        for frame in due {
+            reply::send(id.0, FrameKind::EnclaveData, id.1, &frame, out);
+        }
+        match ended {
+            Ok(None) => {}
+            Ok(Some(end)) => {
+                let counters = &self.parts.counters;
+                Counters::add(&counters.prompt_tokens, u64::from(end.prompt_tokens));
+                Counters::add(&counters.output_tokens, u64::from(end.output_tokens));
+                reply::send(id.0, FrameKind::Receipt, id.1, &end.receipt, out);
+                self.end(id, CloseCode::Ok, out);
+            }
+            Err(_) => {
+                Counters::add(&self.parts.counters.internal, 1);
+                self.end(id, CloseCode::Internal, out);
+            }
+        }
+    }
+
+    fn credit(&mut self, id: StreamId, frame: &Frame<'_>, now_ms: u64, out: &mut Vec<Output>) {
+        let Ok(credit) = Credit::from_bytes(frame.body) else {
+            out.push(Output::Reset(id.0));
+            return;
+        };
+        if let Some(Stream::Answering(answer)) = self.streams.get_mut(&id) {
+            answer.grant(credit.frames, &self.parts.limits);
+            self.pump(id, now_ms, out);
+        }
+    }
+
+    fn cancel(&mut self, id: StreamId, now_ms: u64, out: &mut Vec<Output>) {
+        match self.streams.get_mut(&id) {
+            Some(Stream::Answering(answer)) => {
+                Counters::add(&self.parts.counters.cancelled, 1);
+                if let Some(sequence) = answer.cancel()
+                    && self.by_sequence.remove(&sequence).is_some()
+                {
+                    (self.parts.engine)(Command::Cancel(sequence));
+                }
+                self.pump(id, now_ms, out);
+            }
+            Some(Stream::Receiving(_)) => {
+                Counters::add(&self.parts.counters.cancelled, 1);
+                self.end(id, CloseCode::Rejected, out);
+            }
+            None => {}
+        }
+    }
+
+    fn client_bundle(&self, id: StreamId, frame: &Frame<'_>, out: &mut Vec<Output>) {
+        use chrysalis_protocol::messages::{ClientBundleReq, pieces};
+        let bundle = &self.parts.client_bundle;
+        match ClientBundleReq::from_bytes(frame.body).map(|request| usize::try_from(request.offset)) {
+            Ok(Ok(offset)) if offset < bundle.len() => {
+                for piece in pieces(bundle, offset) {
+                    reply::send(id.0, FrameKind::ClientBundle, id.1, &piece.to_bytes(), out);
+                }
+            }
+            Ok(_) => reply::close(id.0, id.1, CloseCode::Rejected, out),
+            Err(_) => out.push(Output::Reset(id.0)),
+        }
+    }
+
+    /// Streams whose peer is too slow.
+    fn expire_streams(&mut self, now_ms: u64, out: &mut Vec<Output>) {
+        let limits = self.parts.limits;
+        let late: Vec<_> = self
+            .streams
+            .iter()
+            .filter(|(_, stream)| match stream {
+                Stream::Receiving(receiving) => {
+                    now_ms.saturating_sub(receiving.last_ms) > limits.idle_stream_ms
+                }
+                Stream::Answering(answer) => answer.is_stalled(now_ms, limits.egress_stall_ms),
+            })
+            .map(|(id, _)| *id)
+            .collect();
+        for id in late {
+            self.end(id, CloseCode::Rejected, out);
+        }
+    }
+}
+
+impl Handler for Gateway {
+    fn frame(&mut self, id: ConnectionId, frame: &Frame<'_>, now_ms: u64, out: &mut Vec<Output>) {
+        let stream = (id, frame.stream);
+        match frame.kind {
+            FrameKind::Hello => {
+                let status = self.parts.counters.status(self.state(), self.streams.len());
+                reply::hello(id, frame, &self.parts.limits, &status, out);
+            }
+            FrameKind::EvidenceReq => self.evidence(stream, frame, now_ms, out),
+            FrameKind::ClientBundleReq => self.client_bundle(stream, frame, out),
+            FrameKind::Open => self.open(stream, frame, now_ms, out),
+            FrameKind::HostData => self.data(stream, frame.body, now_ms, out),
+            FrameKind::End => self.complete(stream, now_ms, out),
+            FrameKind::Cancel => self.cancel(stream, now_ms, out),
+            FrameKind::HostCredit => self.credit(stream, frame, now_ms, out),
+            FrameKind::Ping => {
+                reply::send(id, FrameKind::Pong, frame.stream, frame.body, out);
+                let status = self.parts.counters.status(self.state(), self.streams.len());
+                reply::send(id, FrameKind::Status, 0, &status.to_bytes(), out);
+            }
+            FrameKind::Drain => self.draining = true,
+            // The key is there already: whoever releases it again learns that it was not needed.
+            FrameKind::KeyrelResp => reply::close(id, frame.stream, CloseCode::Rejected, out),
+            _ => out.push(Output::Reset(id)),
+        }
+    }
+
+    fn closed(&mut self, id: ConnectionId, _out: &mut Vec<Output>) {
+        let streams: Vec<_> = self.streams.keys().filter(|stream| stream.0 == id).copied().collect();
+        for stream in streams {
+            Counters::add(&self.parts.counters.cancelled, 1);
+            self.forget(stream);
+        }
+        self.challenges.retain(|challenge| challenge.stream.0 != id);
+    }
+
+    fn engine(&mut self, events: Vec<Event>, now_ms: u64, out: &mut Vec<Output>) {
+        let mut touched = Vec::new();
+        for event in events {
+            let (Event::Token { id, .. } | Event::Progress { id, .. } | Event::Finished { id, .. }) = &event;
+            let Some(stream) = self.by_sequence.get(id).copied() else { continue };
+            if matches!(event, Event::Finished { .. }) {
+                self.by_sequence.remove(id);
+            }
+            if let Some(Stream::Answering(answer)) = self.streams.get_mut(&stream) {
+                answer.take(event);
+                if touched.last() != Some(&stream) {
+                    touched.push(stream);
+                }
+            }
+        }
+        for stream in touched {
+            if matches!(self.streams.get(&stream), Some(Stream::Answering(a)) if a.is_immediate()) {
+                self.pump(stream, now_ms, out);
+            }
+        }
+    }
+
+    fn tick(&mut self, now_ms: u64, out: &mut Vec<Output>) {
+        let due: Vec<_> = self
+            .streams
+            .iter()
+            .filter(|(_, stream)| matches!(stream, Stream::Answering(answer) if answer.is_due(now_ms)))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in due {
+            self.pump(id, now_ms, out);
+        }
+        self.expire_streams(now_ms, out);
+        self.refresh(now_ms, out);
+        if self.parts.epochs.is_due(&self.parts.identity.policy, now_ms) {
+            self.rotate(now_ms);
+        }
+        self.parts.epochs.expire(now_ms);
+    }
+
+    fn next_wake_ms(&self) -> Option<u64> {
+        let ticks = self.streams.values().filter_map(|stream| match stream {
+            Stream::Receiving(_) => None,
+            Stream::Answering(answer) => answer.next_ms(),
+        });
+        let challenges = self.challenges.first().map(|challenge| challenge.due_ms);
+        let epoch = self.parts.epochs.due_ms(&self.parts.identity.policy);
+        ticks.chain(challenges).chain([epoch]).min()
+    }
+
+    fn is_done(&self) -> bool {
+        self.draining && self.streams.is_empty()
+    }
+}
