@@ -1,0 +1,513 @@
+//! The vectors as this code writes them. Each has a kind, an expectation and named values.
+
+use chrysalis_protocol::bundle::{Bundle, Endorsements};
+use chrysalis_protocol::frame::{self, FrameKind};
+use chrysalis_protocol::freshness::{Freshness, Tree};
+use chrysalis_protocol::key_release;
+use chrysalis_protocol::receipt::{Receipt, hash};
+use chrysalis_protocol::request::{Prompt, RequestBody, SealTo, seal};
+use chrysalis_protocol::statement::{GpuFlags, PadProfile, Statement, Tee};
+
+use crate::support::{
+    Replay, SeededRng, body, key_config, key_pair, plain_body, policy, receipt, receipt_key,
+    statement,
+};
+use crate::vectors::{release_from, response_from};
+
+/// A vector: the name of its file, what it shows and what is in it.
+pub(crate) struct Case {
+    pub(crate) name: &'static str,
+    about: String,
+    fields: Vec<(&'static str, String)>,
+}
+
+impl Case {
+    fn new(name: &'static str, about: &str, kind: &str, expect: &str) -> Self {
+        let text = |text: &str| text.to_owned();
+        let fields = vec![("kind", text(kind)), ("expect", text(expect))];
+        let about = text(about);
+        Self { name, about, fields }
+    }
+
+    fn hex(mut self, name: &'static str, bytes: impl AsRef<[u8]>) -> Self {
+        self.fields.push((name, to_hex(bytes.as_ref())));
+        self
+    }
+
+    fn text(mut self, name: &'static str, value: &str) -> Self {
+        self.fields.push((name, value.to_owned()));
+        self
+    }
+
+    fn number(self, name: &'static str, value: u64) -> Self {
+        self.text(name, &value.to_string())
+    }
+
+    pub(crate) fn to_text(&self) -> String {
+        self.fields
+            .iter()
+            .map(|(name, value)| format!("{name} = {value}\n"))
+            .fold(format!("# {}.\n", self.about), |text, line| text + &line)
+    }
+}
+
+pub(crate) fn to_hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+pub(crate) fn all() -> Vec<Case> {
+    [
+        frames(),
+        statements(),
+        report_data(),
+        configs(),
+        bundles(),
+        receipts(),
+        requests(),
+        responses(),
+        releases(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+fn frames() -> Vec<Case> {
+    let mut bytes = Vec::new();
+    frame::write(
+        FrameKind::HostData,
+        0x0102_0304_0506_0708,
+        b"a portion",
+        &mut bytes,
+    );
+    let with = |offset: usize, value: u8| {
+        let mut changed = bytes.clone();
+        changed[offset] = value;
+        changed
+    };
+    let refused = |name, about, because, bytes: Vec<u8>| {
+        Case::new(name, about, "frame", because).hex("bytes", bytes)
+    };
+    vec![
+        Case::new(
+            "frame_data",
+            "a DATA frame from the host",
+            "frame",
+            "accept",
+        )
+        .hex("bytes", &bytes)
+        .number("frame_kind", 5)
+        .number("stream", 0x0102_0304_0506_0708)
+        .hex("body", b"a portion"),
+        Case::new(
+            "frame_short",
+            "the body is not complete yet",
+            "frame",
+            "incomplete",
+        )
+        .hex("bytes", &bytes[..bytes.len() - 1]),
+        refused(
+            "frame_unknown_kind",
+            "0x0d is no kind",
+            "no frame has the kind 0x0d",
+            with(5, 0x0D),
+        ),
+        refused(
+            "frame_flags",
+            "flags are reserved",
+            "a reserved byte is 0x01, not zero",
+            with(7, 1),
+        ),
+        refused(
+            "frame_long",
+            "the body is longer than 65,512 bytes",
+            "the body has 16777225 bytes, more than 65512",
+            with(16, 1),
+        ),
+    ]
+}
+
+fn statements() -> Vec<Case> {
+    let accepted = |name, about, statement: &Statement| {
+        Case::new(name, about, "statement", "accept")
+            .hex("bytes", statement.to_bytes())
+            .hex("digest", statement.digest())
+            .hex("report_data", statement.report_data().to_bytes())
+            .hex("gpu_challenge", statement.gpu_challenge())
+    };
+    let simulated = Statement {
+        tee: Tee::Simulated,
+        gpu_required: false,
+        gpu_digest: [0; 48],
+        gpu_count: 0,
+        gpu_flags: GpuFlags::default(),
+        ..statement()
+    };
+    let changed = |name, about, because, offset: usize, value: u8| {
+        let mut bytes = statement().to_bytes();
+        bytes[offset] = value;
+        Case::new(name, about, "statement", because).hex("bytes", bytes)
+    };
+    vec![
+        accepted(
+            "statement_serve",
+            "a serve statement on SEV-SNP with two GPUs",
+            &statement(),
+        ),
+        accepted(
+            "statement_simulated",
+            "a simulated platform without a GPU",
+            &simulated,
+        ),
+        changed(
+            "statement_unknown_tee",
+            "3 is no platform",
+            "no platform has the number 0x03",
+            9,
+            3,
+        ),
+        changed(
+            "statement_devtools",
+            "gpu_flags bit 2 must be 0",
+            "a GPU runs with its developer tools on",
+            339,
+            0x0F,
+        ),
+        changed(
+            "statement_reserved",
+            "the last 32 bytes are reserved",
+            "a reserved byte is 0x01, not zero",
+            511,
+            1,
+        ),
+    ]
+}
+
+fn report_data() -> Vec<Case> {
+    let report_data = statement().report_data().to_bytes();
+    let mut other_hash = report_data;
+    other_hash[9] = 1;
+    vec![
+        Case::new(
+            "report_data",
+            "report data of statement_serve",
+            "report_data",
+            "accept",
+        )
+        .hex("bytes", report_data)
+        .hex("digest", statement().digest()),
+        Case::new(
+            "report_data_other_hash",
+            "the hash must be SHA-384",
+            "report_data",
+            "the report data name the hash 0x01, not SHA-384 (0x02)",
+        )
+        .hex("bytes", other_hash),
+    ]
+}
+
+fn configs() -> Vec<Case> {
+    let config = key_config();
+    let mut other_kem = config.to_bytes();
+    other_kem[9] = 0x20;
+    let mut logging = policy().to_bytes();
+    logging[21] = 1;
+    let flat = PadProfile::Flat;
+    let flat = chrysalis_protocol::statement::ServingPolicy {
+        pad_profile: flat,
+        ..policy()
+    };
+    vec![
+        Case::new(
+            "key_config",
+            "an epoch's sealing key",
+            "key_config",
+            "accept",
+        )
+        .hex("seed", SeededRng::new("sealing key").array::<32>())
+        .hex("bytes", config.to_bytes())
+        .hex("digest", config.digest())
+        .hex("key_id", config.key_id()),
+        Case::new(
+            "key_config_other_kem",
+            "X-Wing is the only KEM",
+            "key_config",
+            "the key configuration's KEM is 0x6420, not 0x647a",
+        )
+        .hex("bytes", other_kem),
+        Case::new(
+            "policy",
+            "frames on a tick, KV blocks shared by salt",
+            "policy",
+            "accept",
+        )
+        .hex("bytes", policy().to_bytes())
+        .hex("digest", policy().digest()),
+        Case::new("policy_flat", "the full envelope", "policy", "accept")
+            .hex("bytes", flat.to_bytes())
+            .hex("digest", flat.digest()),
+        Case::new(
+            "policy_logging",
+            "there is no logging to state",
+            "policy",
+            "the serving policy's logging is 1, which is not defined",
+        )
+        .hex("bytes", logging),
+    ]
+}
+
+fn bundles() -> Vec<Case> {
+    let (statement, report, package) = (statement().to_bytes(), [1; 1_184], [2; 360]);
+    let (key_config, policy) = (key_config().to_bytes(), policy().to_bytes());
+    let challenges: Vec<[u8; 32]> = (0..5)
+        .map(|i| SeededRng::new(&format!("challenge {i}")).array())
+        .collect();
+    let tree = Tree::new(&challenges).unwrap();
+    let path = tree.path(3).unwrap();
+    let freshness = Freshness {
+        statement: &statement,
+        report: &report,
+        path,
+    }
+    .to_bytes();
+    let bundle = Bundle {
+        statement: &statement,
+        report: &report,
+        key_config: &key_config,
+        policy: &policy,
+        gpu: None,
+        package: &package,
+        freshness: Some(&freshness),
+        endorsements: Endorsements {
+            vcek: Some(b"certificate"),
+            ..Endorsements::default()
+        },
+    };
+    let bytes = bundle.to_bytes();
+    let doubled = [&bytes[..], &[0, 7, 0, 0, 0, 0, 0, 1, 0]].concat();
+    vec![
+        Case::new(
+            "bundle",
+            "evidence with freshness and a certificate",
+            "bundle",
+            "accept",
+        )
+        .hex("bytes", &bytes)
+        .hex("statement", statement)
+        .hex("freshness", &freshness),
+        Case::new(
+            "bundle_order",
+            "types ascend",
+            "bundle",
+            "section 0x0007 comes after section 0x0081",
+        )
+        .hex("bytes", doubled),
+        Case::new(
+            "bundle_cut",
+            "a section is cut short",
+            "bundle",
+            "the input ends inside a field: 11 bytes needed, 10 left",
+        )
+        .hex("bytes", &bytes[..bytes.len() - 1]),
+        Case::new(
+            "freshness",
+            "the fourth of five challenges",
+            "freshness",
+            "accept",
+        )
+        .hex("challenges", challenges.concat())
+        .hex("challenge", challenges[3])
+        .hex("bytes", freshness)
+        .hex("root", tree.root()),
+    ]
+}
+
+fn receipts() -> Vec<Case> {
+    let (receipt, key) = (receipt(3, [5; 32]), receipt_key());
+    let signed = receipt.sign(&key);
+    let exact = Receipt {
+        output_units: 250,
+        ..receipt
+    }
+    .sign(&key);
+    let mut forged = signed;
+    forged[215] ^= 64;
+    let seed = SeededRng::new("receipt key").array::<32>();
+    let refused = |name, about, because, bytes: [u8; 320]| {
+        let case = Case::new(name, about, "receipt", because).hex("bytes", bytes);
+        case.hex("public_key", receipt_key().public_key())
+    };
+    vec![
+        Case::new(
+            "receipt",
+            "the last receipt of a stream",
+            "receipt",
+            "accept",
+        )
+        .hex("seed", seed)
+        .hex("bytes", signed)
+        .hex("public_key", key.public_key())
+        .hex("hash", hash(&signed))
+        .number("output_units", 256),
+        refused(
+            "receipt_forged",
+            "64 output units were added after the signature",
+            "the signature does not match the receipt key",
+            forged,
+        ),
+        refused(
+            "receipt_exact",
+            "counts are multiples of the quantum",
+            "output units are 250, not a multiple of 64",
+            exact,
+        ),
+    ]
+}
+
+fn request_case(name: &'static str, about: &str, kind: &str, body: &RequestBody) -> Case {
+    let keys = key_pair();
+    let digest = statement().digest();
+    let to = SealTo {
+        statement_digest: digest,
+        key_id: key_config().key_id(),
+        sealing_key: keys.sealing_key(),
+    };
+    let encapsulation = SeededRng::new(name).array::<64>();
+    let sealed = seal(&to, body, &mut Replay(encapsulation.to_vec())).unwrap();
+    Case::new(name, about, kind, "accept")
+        .hex("seed", SeededRng::new("sealing key").array::<32>())
+        .hex("statement_digest", digest)
+        .hex("encapsulation", encapsulation)
+        .hex("plaintext", body.to_padded().unwrap().expose())
+        .hex("sealed", &sealed.bytes)
+        .hex("request_hash", sealed.context.request_hash())
+        .hex("request_tag", sealed.context.request_tag())
+}
+
+fn requests() -> Vec<Case> {
+    let mut text = plain_body(1);
+    let json = r#"{"messages":[{"role":"user","content":"Grüß Gott"}]}"#;
+    text.prompt = Prompt::Text(json.as_bytes().to_vec().into());
+    let mut other_statement = request_case("request_tokens", "", "request", &body());
+    other_statement.name = "request_other_statement";
+    other_statement.about = "The client verified another statement".into();
+    for (name, value) in &mut other_statement.fields {
+        match *name {
+            "expect" => *value = "the ciphertext was refused".into(),
+            "statement_digest" => *value = to_hex(&[0; 48]),
+            _ => {}
+        }
+    }
+    vec![
+        request_case(
+            "request_tokens",
+            "token ids and every option",
+            "request",
+            &body(),
+        ),
+        request_case("request_text", "text and no option", "request", &text),
+        request_case(
+            "request_frames",
+            "two full frames",
+            "request",
+            &plain_body(8_000),
+        ),
+        other_statement,
+    ]
+}
+
+fn responses() -> Vec<Case> {
+    let mut case = request_case(
+        "response",
+        "every type of frame",
+        "response",
+        &plain_body(3),
+    );
+    let accept = format!(
+        "accept {} {} 17",
+        case.fields
+            .iter()
+            .find(|(name, _)| *name == "request_hash")
+            .unwrap()
+            .1,
+        to_hex(&statement().boot_id)
+    );
+    let script = [
+        &accept,
+        "progress 1 3",
+        "dummy",
+        "tokens 5 6 7",
+        "logprobs 1 5 -0.5 9 -1.25 6 -0.125 9 -2 7 0 9 -30",
+        "tokens 4294967295",
+        "end 1 3 1",
+    ];
+    for line in script {
+        case = case.text("frame", line);
+    }
+    let nonce = SeededRng::new("response nonce").array::<32>();
+    let mut failed = request_case(
+        "response_failed",
+        "an error, no output",
+        "response",
+        &plain_body(3),
+    );
+    for line in ["error 2", "dummy", "end 4 0 0"] {
+        failed = failed.text("frame", line);
+    }
+    let mut text = request_case(
+        "response_text",
+        "text and its count of tokens",
+        "response",
+        &plain_body(3),
+    );
+    let hash = &text
+        .fields
+        .iter()
+        .find(|(name, _)| *name == "request_hash")
+        .unwrap()
+        .1;
+    let accept = format!("accept {hash} {} 18", to_hex(&statement().boot_id));
+    for line in [accept.as_str(), "text 2 4772c3bcc39f", "end 2 3 0"] {
+        text = text.text("frame", line);
+    }
+    [case, failed, text]
+        .into_iter()
+        .map(|case| {
+            let case = case.hex("response_nonce", nonce);
+            let response = response_from(&case.fields_of());
+            case.hex("response", response)
+        })
+        .collect()
+}
+
+fn releases() -> Vec<Case> {
+    let digest = statement().digest();
+    let case = Case::new(
+        "key_release",
+        "a package key with its terms",
+        "key_release",
+        "accept",
+    )
+    .hex("seed", SeededRng::new("sealing key").array::<32>())
+    .hex("statement_digest", digest)
+    .hex("encapsulation", SeededRng::new("key release").array::<64>())
+    .hex("package_id", [1; 16])
+    .hex("package_key", SeededRng::new("package key").array::<32>())
+    .number("min_model_svn", 3)
+    .number("lease_seconds", 86_400)
+    .number("lease_tokens", 1_000_000);
+    let release = release_from(&case.fields_of());
+    let mut rng = Replay(SeededRng::new("key release").array::<64>().to_vec());
+    let keys = key_pair();
+    let sealed = key_release::seal(keys.sealing_key(), &digest, &release, &mut rng).unwrap();
+    vec![case.hex("sealed", sealed)]
+}
+
+impl Case {
+    fn fields_of(&self) -> Vec<(String, String)> {
+        self.fields
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), value.clone()))
+            .collect()
+    }
+}

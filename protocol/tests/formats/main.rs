@@ -1,0 +1,16 @@
+//! The formats from outside: every cut and every flipped bit is refused, and the vectors hold.
+
+#[cfg(test)]
+mod cases;
+#[cfg(test)]
+mod layouts;
+#[cfg(test)]
+mod request_bodies;
+#[cfg(test)]
+mod sealed_requests;
+#[cfg(test)]
+mod sealed_responses;
+#[cfg(test)]
+mod support;
+#[cfg(test)]
+mod vectors;
