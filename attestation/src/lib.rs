@@ -1,1 +1,22 @@
-//! Placeholder while the crate is being written.
+//! Evidence: produced inside the enclave ([`attester`]), judged outside (`verifier`, `policy`).
+//!
+//! docs/attestation.md tells the whole story; docs/threat-model.md has the rules that the default
+//! appraisal applies. The enclave builds this crate without the feature `verifier`, and so has no
+//! parser of certificates.
+#![forbid(unsafe_code)]
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::indexing_slicing,
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::arithmetic_side_effects
+    )
+)]
+
+pub mod attester;
+#[cfg(feature = "verifier")]
+pub mod policy;
+pub mod report;
+#[cfg(feature = "verifier")]
+pub mod verifier;

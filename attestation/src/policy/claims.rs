@@ -1,0 +1,158 @@
+//! An appraisal for people and for programs: what was proved, what was not, and the claims.
+
+use serde::Serialize;
+
+use super::file::hex;
+use super::verified::Appraised;
+
+/// The claims of an appraised enclave, flat, hexadecimal where they are bytes.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+#[expect(
+    missing_docs,
+    reason = "the names are those of docs/formats.md and of AMD's table"
+)]
+pub struct Claims {
+    pub tee: String,
+    pub simulated: bool,
+    pub fresh: bool,
+    pub epoch: u32,
+    pub boot_id: String,
+    pub statement_digest: String,
+    pub key_config_digest: String,
+    pub receipt_key: String,
+    pub content_digest: String,
+    pub package_digest: String,
+    pub model_svn: u32,
+    pub publisher_key_id: String,
+    pub policy_digest: String,
+    pub runtime_digest: String,
+    pub launch_config_digest: String,
+    pub measurement: String,
+    pub product: String,
+    pub chip_id: String,
+    pub reported_tcb: String,
+    pub report_version: u32,
+    pub guest_policy: String,
+    pub platform_info: String,
+    pub guest_svn: u32,
+    pub uptime_ms: u64,
+}
+
+/// What an appraisal proved and what it did not, in plain words.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+pub struct Explanation {
+    /// Holds if the vendor's keys and the cryptography hold.
+    pub proved: Vec<String>,
+    /// Has to be believed, or is known not to hold.
+    pub not_proved: Vec<String>,
+}
+
+impl Appraised {
+    /// The claims, for output.
+    #[must_use]
+    pub fn claims(&self) -> Claims {
+        let statement = self.statement();
+        let report = self.report.report();
+        Claims {
+            tee: if self.simulated() {
+                "simulated"
+            } else {
+                "sev-snp"
+            }
+            .to_owned(),
+            simulated: self.simulated(),
+            fresh: self.fresh(),
+            epoch: statement.epoch,
+            boot_id: hex(&statement.boot_id),
+            statement_digest: hex(&self.statement_digest()),
+            key_config_digest: hex(&statement.key_config_digest),
+            receipt_key: hex(&statement.receipt_key),
+            content_digest: hex(&statement.content_digest),
+            package_digest: hex(&statement.package_digest),
+            model_svn: statement.model_svn,
+            publisher_key_id: hex(&self.package().header().publisher_key_id),
+            policy_digest: hex(&statement.policy_digest),
+            runtime_digest: hex(&statement.runtime_digest),
+            launch_config_digest: hex(&statement.launch_config_digest),
+            measurement: hex(&report.measurement),
+            product: self.product().name().to_owned(),
+            chip_id: hex(&report.chip_id),
+            reported_tcb: report.reported_tcb.to_string(),
+            report_version: report.version,
+            guest_policy: format!("{:#x}", report.policy),
+            platform_info: format!("{:#x}", report.platform_info),
+            guest_svn: report.guest_svn,
+            uptime_ms: statement.uptime_ms,
+        }
+    }
+
+    /// What was proved and what was not.
+    #[must_use]
+    pub fn explain(&self) -> Explanation {
+        let statement = self.statement();
+        let mut proved = Vec::new();
+        let mut not_proved = Vec::new();
+        if self.simulated() {
+            not_proved.push(
+                "ANYTHING ABOUT THE MACHINE: the platform is simulated, its signing key is public, \
+                 and whoever runs it can read every prompt and answer. What follows is only what \
+                 the enclave says of itself."
+                    .to_owned(),
+            );
+        } else {
+            proved.push(format!(
+                "A genuine AMD {} chip ({}...) at patch levels {} signed the report.",
+                self.product(),
+                hex(&self.chip_id()).get(..16).unwrap_or_default(),
+                self.tcb(),
+            ));
+            proved.push(
+                "Its guest runs without debugging or migration by the host, and the machine is in \
+                 the state that the policy asks for."
+                    .to_owned(),
+            );
+        }
+        proved.extend([
+            format!(
+                "The report covers launch measurement {}, which the policy lists.",
+                hex(&self.measurement())
+            ),
+            format!(
+                "That image states that it serves the model with content digest {}, security \
+                 version {}, signed by publisher {}.",
+                hex(&self.content_digest()),
+                statement.model_svn,
+                hex(&self.package().header().publisher_key_id),
+            ),
+            format!(
+                "The report commits to one public key for epoch {}: only the holder of its private \
+                 key can open what is sealed to it.",
+                statement.epoch
+            ),
+            format!(
+                "The serving policy (no logging; {:?}) is within the demand.",
+                self.serving
+            ),
+        ]);
+        if self.fresh() {
+            proved.push("The evidence was made after, and over, this challenge.".to_owned());
+        } else {
+            not_proved.push(
+                "Freshness: the evidence may be as old as the sealing key's epoch.".to_owned(),
+            );
+        }
+        not_proved.extend(
+            [
+                "Physical attacks: a device on the memory bus can read such machines, and no \
+                 software check finds it. Pin the chips of somebody you trust.",
+                "What the listed image does: that is for whoever listed its measurement.",
+                "GPUs: none is used, and none was judged.",
+                "Availability, and that the host does not watch when and how long requests run.",
+                "Patch levels beyond the floors of this program and this policy: AMD's bulletins \
+                 and revocation lists are not fetched.",
+            ]
+            .map(str::to_owned),
+        );
+        Explanation { proved, not_proved }
+    }
+}

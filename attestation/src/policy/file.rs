@@ -1,0 +1,479 @@
+//! An appraisal policy as a TOML file: every expectation written out, unknown keys refused.
+
+use std::fmt::Write;
+
+use chrysalis_protocol::statement::PadProfile;
+use serde::Deserialize;
+use thiserror::Error;
+
+use super::{AppraisalPolicy, Dangerous, MaxAge, PlatformTrust, ServingDemand};
+use crate::report::{Product, Tcb};
+
+/// Why a file is no appraisal policy.
+#[derive(Clone, Debug, Eq, Error, PartialEq)]
+#[non_exhaustive]
+pub enum PolicyError {
+    /// Not TOML, a key that does not exist, or a value of another type.
+    #[error("the policy is not a file of this form: {0}")]
+    Toml(String),
+    /// An expectation is not stated. Nothing is assumed in its place.
+    #[error("the policy has no {key}; write {write}")]
+    Missing {
+        /// The key.
+        key: &'static str,
+        /// What to write.
+        write: &'static str,
+    },
+    /// A list of reference values is empty, so that nothing could ever be accepted.
+    #[error("{key} is empty, so nothing would be accepted; write {write}")]
+    Empty {
+        /// The key.
+        key: &'static str,
+        /// What to write.
+        write: &'static str,
+    },
+    /// A value has a form or a length that the key does not take.
+    #[error("{key} = {value:?} is not {expected}")]
+    Value {
+        /// The key.
+        key: &'static str,
+        /// The value.
+        value: String,
+        /// What the key takes.
+        expected: String,
+    },
+    /// A key that only goes with another choice of `platform`.
+    #[error("chip_ids goes with platform = \"pinned\", not with {platform:?}")]
+    ChipIds {
+        /// The choice in the file.
+        platform: String,
+    },
+}
+
+impl AppraisalPolicy {
+    /// Reads a policy.
+    ///
+    /// # Errors
+    /// [`PolicyError`] names the key and says what to write.
+    pub fn from_toml(text: &str) -> Result<Self, PolicyError> {
+        let file: File =
+            toml::from_str(text).map_err(|error| PolicyError::Toml(error.to_string()))?;
+        let serving = required(file.serving, "[serving]", "the table of serving demands")?;
+        Ok(Self {
+            content_digests: list(file.content_digests, "content_digests", MODEL)?,
+            publishers: list(file.publishers, "publishers", PUBLISHER)?,
+            minimum_svn: required(
+                file.minimum_svn,
+                "minimum_svn",
+                "minimum_svn = 0, or higher",
+            )?,
+            measurements: list(file.measurements, "measurements", MEASUREMENT)?,
+            allow_simulated: required(
+                file.allow_simulated,
+                "allow_simulated",
+                "allow_simulated = false; true only to try things out, it proves nothing",
+            )?,
+            platform: platform(file.platform, file.chip_ids)?,
+            max_age: match required(file.max_age, "max_age", MAX_AGE)?.as_str() {
+                "fresh" => MaxAge::Fresh,
+                "epoch" => MaxAge::Epoch,
+                other => return Err(value("max_age", other, "\"fresh\" or \"epoch\"")),
+            },
+            serving: serving.check()?,
+            tcb_floors: file
+                .tcb_floor
+                .into_iter()
+                .map(TcbFloor::check)
+                .collect::<Result<_, _>>()?,
+            required_mitigations: file.required_mitigations,
+            loaned_key_providers: file.loaned_key_providers,
+            dangerous: Dangerous {
+                allow_milan: file.dangerous_allow_milan,
+                allow_smt: file.dangerous_allow_smt,
+                allow_debug_build: file.dangerous_allow_debug_build,
+            },
+        })
+    }
+
+    /// The policy as a commented file, which [`Self::from_toml`] reads back.
+    #[must_use]
+    pub fn to_toml(&self) -> String {
+        let mut out = Out(String::from(HEAD));
+        out.say("");
+        self.write_model(&mut out);
+        out.say("");
+        self.write_platform(&mut out);
+        out.say("");
+        self.write_options(&mut out);
+        out.say("");
+        self.serving.write(&mut out);
+        for (product, tcb) in &self.tcb_floors {
+            out.say("\n# Patch levels, beyond the compiled-in floors.\n[[tcb_floor]]");
+            out.key("product", quoted(&product.name().to_lowercase()));
+            if let Some(fmc) = tcb.fmc {
+                out.key("fmc", fmc);
+            }
+            out.key("bootloader", tcb.bootloader);
+            out.key("tee", tcb.tee);
+            out.key("snp", tcb.snp);
+            out.key("microcode", tcb.microcode);
+        }
+        out.0
+    }
+
+    fn write_model(&self, out: &mut Out) {
+        out.say("# Models that are accepted: content digests, as `chrysalis inspect` prints them.");
+        out.list("content_digests", &self.content_digests);
+        out.say("# Who may have signed them: SHA-256 of the Ed25519 public key.");
+        out.list("publishers", &self.publishers);
+        out.say(
+            "# The lowest security version of the model; raise it when a package is withdrawn.",
+        );
+        out.key("minimum_svn", self.minimum_svn);
+    }
+
+    fn write_platform(&self, out: &mut Out) {
+        out.say("# Enclave images that are accepted: launch measurements.");
+        out.list("measurements", &self.measurements);
+        out.say("# A simulated platform proves nothing: whoever runs it reads everything.");
+        out.key("allow_simulated", self.allow_simulated);
+        out.say(
+            "# \"pinned\": only the chips in chip_ids. \"any-genuine\": any chip of the vendor,",
+        );
+        out.say("# also one whose holder reads its memory bus, which no check can find.");
+        match &self.platform {
+            PlatformTrust::AnyGenuine => out.key("platform", quoted("any-genuine")),
+            PlatformTrust::Pinned(chips) => {
+                out.key("platform", quoted("pinned"));
+                out.list("chip_ids", chips);
+            }
+        }
+        out.say("# \"fresh\": made over our challenge. \"epoch\": as old as the sealing key.");
+        let max_age = match self.max_age {
+            MaxAge::Fresh => "fresh",
+            MaxAge::Epoch => "epoch",
+        };
+        out.key("max_age", quoted(max_age));
+    }
+
+    fn write_options(&self, out: &mut Out) {
+        out.say("# Optional, and stricter: mitigation bits that a version 5 report must show.");
+        out.key("required_mitigations", self.required_mitigations);
+        out.say(
+            "# Optional: cloud providers whose loaned keys (VLEK) stand in for the chip's own.",
+        );
+        let providers: Vec<String> = self
+            .loaned_key_providers
+            .iter()
+            .map(|p| quoted(p))
+            .collect();
+        out.key(
+            "loaned_key_providers",
+            format_args!("[{}]", providers.join(", ")),
+        );
+        out.say("\n# Rules that are switched off. Each of these weakens what is proved.");
+        out.key("dangerous_allow_milan", self.dangerous.allow_milan);
+        out.key("dangerous_allow_smt", self.dangerous.allow_smt);
+        out.key(
+            "dangerous_allow_debug_build",
+            self.dangerous.allow_debug_build,
+        );
+    }
+}
+
+impl ServingDemand {
+    fn write(&self, out: &mut Out) {
+        out.say("# How the enclave has to serve; its serving policy is attested.");
+        out.say("[serving]");
+        out.say("# \"tick\": length hidden up to a quantum. \"flat\": fully. \"off\": not at all.");
+        let profiles: Vec<String> = self
+            .pad_profiles
+            .iter()
+            .map(|&profile| quoted(profile_name(profile)))
+            .collect();
+        out.key("pad_profiles", format_args!("[{}]", profiles.join(", ")));
+        out.key("max_tick_ms", self.max_tick_ms);
+        out.key("max_epoch_seconds", self.max_epoch_seconds);
+        out.key("max_epoch_requests", self.max_epoch_requests);
+        out.say("# Each of these shows something about the text to a host that watches closely.");
+        out.key("allow_text_mode", self.allow_text_mode);
+        out.key("allow_kv_sharing", self.allow_kv_sharing);
+        out.key("allow_spec_decode", self.allow_spec_decode);
+        out.key("allow_moe_on_cpu", self.allow_moe_on_cpu);
+        out.say(
+            "# Embedding look-ups that touch every row hide the prompt's tokens from the host.",
+        );
+        out.key("require_oblivious_embed", self.require_oblivious_embed);
+    }
+}
+
+/// A TOML string.
+fn quoted(text: &str) -> String {
+    toml::Value::String(text.to_owned()).to_string()
+}
+
+/// Bytes as lower-case hexadecimal digits.
+pub(super) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut out, byte| {
+        out.extend(char::from_digit(u32::from(byte >> 4), 16));
+        out.extend(char::from_digit(u32::from(byte & 15), 16));
+        out
+    })
+}
+
+fn from_hex<const N: usize>(key: &'static str, text: &str) -> Result<[u8; N], PolicyError> {
+    let wrong = || {
+        value(
+            key,
+            text,
+            &format!("{} hexadecimal digits", N.saturating_mul(2)),
+        )
+    };
+    let (pairs, rest) = text.as_bytes().as_chunks::<2>();
+    if pairs.len() != N || !rest.is_empty() {
+        return Err(wrong());
+    }
+    let digit = |byte: u8| char::from(byte).to_digit(16);
+    let mut bytes = [0; N];
+    for (byte, &[high, low]) in bytes.iter_mut().zip(pairs) {
+        let (Some(high), Some(low)) = (digit(high), digit(low)) else {
+            return Err(wrong());
+        };
+        *byte = u8::try_from(high << 4 | low).map_err(|_| wrong())?;
+    }
+    Ok(bytes)
+}
+
+fn required<T>(value: Option<T>, key: &'static str, write: &'static str) -> Result<T, PolicyError> {
+    value.ok_or(PolicyError::Missing { key, write })
+}
+
+fn list<const N: usize>(
+    values: Option<Vec<String>>,
+    key: &'static str,
+    write: &'static str,
+) -> Result<Vec<[u8; N]>, PolicyError> {
+    let values = required(values, key, write)?;
+    if values.is_empty() {
+        return Err(PolicyError::Empty { key, write });
+    }
+    values.iter().map(|text| from_hex(key, text)).collect()
+}
+
+fn value(key: &'static str, value: &str, expected: &str) -> PolicyError {
+    PolicyError::Value {
+        key,
+        value: value.to_owned(),
+        expected: expected.to_owned(),
+    }
+}
+
+fn platform(
+    choice: Option<String>,
+    chip_ids: Option<Vec<String>>,
+) -> Result<PlatformTrust, PolicyError> {
+    let choice = required(choice, "platform", PLATFORM)?;
+    match (choice.as_str(), chip_ids) {
+        ("pinned", chip_ids) => Ok(PlatformTrust::Pinned(list(chip_ids, "chip_ids", CHIP_IDS)?)),
+        ("any-genuine", None) => Ok(PlatformTrust::AnyGenuine),
+        ("any-genuine", Some(_)) => Err(PolicyError::ChipIds { platform: choice }),
+        ("registry", _) => Err(value(
+            "platform",
+            "registry",
+            "judged by this version, which has no registry yet; write \"pinned\" with chip_ids, or \
+             \"any-genuine\"",
+        )),
+        (other, _) => Err(value("platform", other, "\"pinned\" or \"any-genuine\"")),
+    }
+}
+
+const fn profile_name(profile: PadProfile) -> &'static str {
+    match profile {
+        PadProfile::Off => "off",
+        PadProfile::Tick => "tick",
+        PadProfile::Flat => "flat",
+    }
+}
+
+/// The file as it is written; what is required is checked afterwards, with better words.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    content_digests: Option<Vec<String>>,
+    publishers: Option<Vec<String>>,
+    minimum_svn: Option<u32>,
+    measurements: Option<Vec<String>>,
+    allow_simulated: Option<bool>,
+    platform: Option<String>,
+    chip_ids: Option<Vec<String>>,
+    max_age: Option<String>,
+    serving: Option<ServingFile>,
+    #[serde(default)]
+    tcb_floor: Vec<TcbFloor>,
+    #[serde(default)]
+    required_mitigations: u64,
+    #[serde(default)]
+    loaned_key_providers: Vec<String>,
+    #[serde(default)]
+    dangerous_allow_milan: bool,
+    #[serde(default)]
+    dangerous_allow_smt: bool,
+    #[serde(default)]
+    dangerous_allow_debug_build: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ServingFile {
+    pad_profiles: Option<Vec<String>>,
+    max_tick_ms: Option<u16>,
+    max_epoch_seconds: Option<u32>,
+    max_epoch_requests: Option<u32>,
+    allow_text_mode: Option<bool>,
+    allow_kv_sharing: Option<bool>,
+    allow_spec_decode: Option<bool>,
+    allow_moe_on_cpu: Option<bool>,
+    require_oblivious_embed: Option<bool>,
+}
+
+impl ServingFile {
+    fn check(self) -> Result<ServingDemand, PolicyError> {
+        let profiles = required(self.pad_profiles, "serving.pad_profiles", PROFILES)?;
+        if profiles.is_empty() {
+            return Err(PolicyError::Empty {
+                key: "serving.pad_profiles",
+                write: PROFILES,
+            });
+        }
+        let profile = |name: &String| match name.as_str() {
+            "off" => Ok(PadProfile::Off),
+            "tick" => Ok(PadProfile::Tick),
+            "flat" => Ok(PadProfile::Flat),
+            other => Err(value(
+                "serving.pad_profiles",
+                other,
+                "\"off\", \"tick\" or \"flat\"",
+            )),
+        };
+        Ok(ServingDemand {
+            pad_profiles: profiles.iter().map(profile).collect::<Result<_, _>>()?,
+            max_tick_ms: required(self.max_tick_ms, "serving.max_tick_ms", "max_tick_ms = 50")?,
+            max_epoch_seconds: required(
+                self.max_epoch_seconds,
+                "serving.max_epoch_seconds",
+                "max_epoch_seconds = 3600",
+            )?,
+            max_epoch_requests: required(
+                self.max_epoch_requests,
+                "serving.max_epoch_requests",
+                "max_epoch_requests = 1048576",
+            )?,
+            allow_text_mode: required(
+                self.allow_text_mode,
+                "serving.allow_text_mode",
+                "allow_text_mode = false",
+            )?,
+            allow_kv_sharing: required(
+                self.allow_kv_sharing,
+                "serving.allow_kv_sharing",
+                "allow_kv_sharing = false",
+            )?,
+            allow_spec_decode: required(
+                self.allow_spec_decode,
+                "serving.allow_spec_decode",
+                "allow_spec_decode = false",
+            )?,
+            allow_moe_on_cpu: required(
+                self.allow_moe_on_cpu,
+                "serving.allow_moe_on_cpu",
+                "allow_moe_on_cpu = false",
+            )?,
+            require_oblivious_embed: required(
+                self.require_oblivious_embed,
+                "serving.require_oblivious_embed",
+                "require_oblivious_embed = true, or false where speed counts more",
+            )?,
+        })
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TcbFloor {
+    product: String,
+    fmc: Option<u8>,
+    bootloader: u8,
+    tee: u8,
+    snp: u8,
+    microcode: u8,
+}
+
+impl TcbFloor {
+    fn check(self) -> Result<(Product, Tcb), PolicyError> {
+        let Self {
+            product,
+            fmc,
+            bootloader,
+            tee,
+            snp,
+            microcode,
+        } = self;
+        let product = match (product.as_str(), fmc) {
+            ("milan", None) => Product::Milan,
+            ("genoa", None) => Product::Genoa,
+            ("turin", Some(_)) => Product::Turin,
+            (other, _) => {
+                let expected = "\"milan\" or \"genoa\" without fmc, or \"turin\" with fmc";
+                return Err(value("tcb_floor.product", other, expected));
+            }
+        };
+        Ok((
+            product,
+            Tcb {
+                fmc,
+                bootloader,
+                tee,
+                snp,
+                microcode,
+            },
+        ))
+    }
+}
+
+/// A TOML file in the making.
+struct Out(String);
+
+impl Out {
+    fn say(&mut self, line: &str) {
+        self.0.push_str(line);
+        self.0.push('\n');
+    }
+
+    fn key(&mut self, key: &str, value: impl std::fmt::Display) {
+        // Writing to a string cannot fail.
+        let _written = writeln!(self.0, "{key} = {value}");
+    }
+
+    fn list<const N: usize>(&mut self, key: &str, values: &[[u8; N]]) {
+        let values: String = values
+            .iter()
+            .map(|v| format!("    \"{}\",\n", hex(v)))
+            .collect();
+        self.key(key, format_args!("[\n{values}]"));
+    }
+}
+
+const HEAD: &str = "\
+# What an enclave must be before anything is sealed to it. A missing expectation is an error, and so
+# is a key that does not exist: nothing is assumed, nothing is ignored.
+";
+const MODEL: &str =
+    "content_digests = [\"<96 hexadecimal digits>\"], as `chrysalis inspect` prints them";
+const PUBLISHER: &str =
+    "publishers = [\"<64 hexadecimal digits>\"], SHA-256 of an Ed25519 public key";
+const MEASUREMENT: &str =
+    "measurements = [\"<96 hexadecimal digits>\"], the launch measurement of an enclave image";
+const PLATFORM: &str = "platform = \"pinned\" with chip_ids, or platform = \"any-genuine\"";
+const CHIP_IDS: &str = "chip_ids = [\"<128 hexadecimal digits>\"]";
+const MAX_AGE: &str = "max_age = \"fresh\", or \"epoch\"";
+const PROFILES: &str = "pad_profiles = [\"tick\", \"flat\"]";

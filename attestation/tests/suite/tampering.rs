@@ -1,0 +1,259 @@
+//! Nothing of a bundle can be changed, cut, extended or taken from elsewhere.
+
+use std::time::Instant;
+
+use crate::simulated::{NONCE, Parts, World};
+use chrysalis_attestation::policy::{MaxAge, Rejection};
+use chrysalis_protocol::freshness::{Freshness, Tree};
+use chrysalis_protocol::hpke::KemKeyPair;
+use chrysalis_protocol::secret::Secret;
+use chrysalis_protocol::statement::{Kind, ReportData, Statement};
+
+#[test]
+fn every_flipped_bit_of_every_section_is_refused() {
+    let world = World::honest();
+    let parts = world.parts();
+    let bundle = parts.bundle();
+    let start = Instant::now();
+    for bit in 0..bundle.len() * 8 {
+        let mut bundle = bundle.clone();
+        bundle[bit / 8] ^= 1 << (bit % 8);
+        let refused = world.policy.appraise(&bundle, &world.challenge);
+        assert!(refused.is_err(), "bit {bit} of the bundle");
+    }
+    let seconds = start.elapsed().as_secs_f32();
+    println!(
+        "{} flipped bits, none accepted, in {seconds:.1} s",
+        bundle.len() * 8
+    );
+}
+
+#[test]
+fn a_flipped_bit_is_refused_by_a_step_that_reads_its_section() {
+    let world = World::honest();
+    let honest = world.parts();
+    // Every 61st bit: the count is prime, so that each bit of a byte has its turn.
+    let steps = |section: fn(&mut Parts) -> &mut Vec<u8>| {
+        let len = section(&mut honest.clone()).len();
+        let mut steps: Vec<u8> = (0..len * 8)
+            .step_by(61)
+            .map(|bit| {
+                let mut parts = honest.clone();
+                section(&mut parts)[bit / 8] ^= 1 << (bit % 8);
+                world.appraise(&parts).expect_err("a flipped bit").step()
+            })
+            .collect();
+        steps.sort_unstable();
+        steps.dedup();
+        steps
+    };
+    assert_eq!(steps(|p| &mut p.statement), [2, 3]);
+    assert_eq!(steps(|p| &mut p.report), [3, 4]);
+    assert_eq!(steps(|p| &mut p.key_config), [5]);
+    assert_eq!(steps(|p| &mut p.policy), [5]);
+    assert_eq!(steps(|p| &mut p.package), [5, 7]);
+    assert_eq!(steps(|p| p.vcek.as_mut().unwrap()), [4]);
+}
+
+#[test]
+fn every_cut_and_every_extension_is_refused() {
+    let world = World::honest();
+    let bundle = world.parts().bundle();
+    for len in 0..bundle.len() {
+        assert!(
+            world
+                .policy
+                .appraise(&bundle[..len], &world.challenge)
+                .is_err(),
+            "cut at {len}"
+        );
+    }
+    for byte in 0..=255 {
+        let longer = [bundle.as_slice(), &[byte]].concat();
+        assert!(
+            world.policy.appraise(&longer, &world.challenge).is_err(),
+            "{byte} appended"
+        );
+    }
+}
+
+/// A section of another genuine enclave in place of this one's.
+type Swap = fn(&mut Parts, &Parts);
+
+#[test]
+fn evidence_does_not_bind_what_it_was_not_made_for() {
+    let sections: [(&str, Swap); 5] = [
+        ("statement", |to, from| {
+            to.statement.clone_from(&from.statement)
+        }),
+        ("report", |to, from| to.report.clone_from(&from.report)),
+        ("key_config", |to, from| {
+            to.key_config.clone_from(&from.key_config)
+        }),
+        ("policy", |to, from| to.policy.clone_from(&from.policy)),
+        ("package", |to, from| to.package.clone_from(&from.package)),
+    ];
+    // Each of these would be accepted by itself, and differs in one thing.
+    let others: [(&str, fn(&mut World)); 6] = [
+        ("another kind", |w| w.statement.kind = Kind::KeyRelease),
+        ("another epoch", |w| {
+            w.statement.epoch = 8;
+            w.key_config.epoch = 8;
+            w.link();
+        }),
+        ("another boot", |w| w.statement.boot_id = [1; 16]),
+        ("another key", |w| {
+            let keys = KemKeyPair::derive(&Secret::from([1; 32]));
+            w.key_config.sealing_key = keys.sealing_key().clone();
+            w.link();
+        }),
+        ("another serving policy", |w| {
+            w.serving.max_output = 1;
+            w.link();
+        }),
+        ("another model", |w| {
+            w.header.data_root = [9; 32];
+            w.link();
+        }),
+    ];
+    let mut world = World::honest();
+    let honest = world.parts();
+    let mut swaps = 0;
+    for (other, change) in others {
+        let mut elsewhere = World::honest();
+        change(&mut elsewhere);
+        world
+            .policy
+            .content_digests
+            .push(elsewhere.statement.content_digest);
+        let foreign = elsewhere.parts();
+        for (section, swap) in sections {
+            let mut parts = honest.clone();
+            swap(&mut parts, &foreign);
+            if parts.bundle() == honest.bundle() {
+                continue;
+            }
+            let rejection = world.appraise(&parts);
+            let fresh_signature_only =
+                section == "report" && parts.report[..0x2A0] == honest.report[..0x2A0];
+            assert_eq!(
+                rejection.is_ok(),
+                fresh_signature_only,
+                "{section} of {other}"
+            );
+            swaps += 1;
+        }
+    }
+    println!("{swaps} foreign sections, none bound");
+}
+
+#[test]
+fn a_batch_report_refreshes_only_the_statement_it_names() {
+    let mut world = World::honest();
+    world.statement.nonce = [0; 32];
+    let mut parts = world.parts();
+    let tree = Tree::new(&[[1; 32], NONCE, [2; 32]]).expect("a batch");
+    let refresh = |world: &World, change: fn(&mut Statement)| {
+        let mut statement = Statement {
+            kind: Kind::Freshness,
+            nonce: tree.root(),
+            prev_digest: world.statement.digest(),
+            uptime_ms: 2_000,
+            ..world.statement.clone()
+        };
+        change(&mut statement);
+        let (report, _) = world.attest(&statement);
+        let path = tree.path(1).expect("three leaves");
+        Freshness {
+            statement: &statement.to_bytes(),
+            report: &report,
+            path,
+        }
+        .to_bytes()
+    };
+
+    parts.freshness = Some(refresh(&world, |_| {}));
+    assert_eq!(world.appraise(&parts), Ok(()));
+
+    let mut other = world.clone();
+    other.challenge.nonce = Some([3; 32]);
+    assert_eq!(other.appraise(&parts), Err(Rejection::Stale));
+
+    let changes: [(&str, fn(&mut Statement)); 7] = [
+        ("statement.kind as a serve statement", |s| {
+            s.kind = Kind::Serve
+        }),
+        ("another statement", |s| s.prev_digest[0] ^= 1),
+        ("another boot", |s| s.boot_id[0] ^= 1),
+        ("another epoch", |s| s.epoch += 1),
+        ("an earlier time", |s| s.uptime_ms = 999),
+        ("another model", |s| s.content_digest[0] ^= 1),
+        ("another launch", |s| s.launch_config_digest[0] ^= 1),
+    ];
+    for (name, change) in changes {
+        parts.freshness = Some(refresh(&world, change));
+        assert_eq!(
+            world.appraise(&parts),
+            Err(Rejection::FreshnessMismatch),
+            "{name}"
+        );
+    }
+
+    // The same statement, on another guest or under the serve statement's own report.
+    let mut twin = world.clone();
+    twin.report.report_id = [0; 32];
+    parts.freshness = Some(refresh(&twin, |_| {}));
+    assert_eq!(world.appraise(&parts), Err(Rejection::FreshnessMismatch));
+    twin.report = world.report.clone();
+    twin.report.measurement[0] ^= 1;
+    parts.freshness = Some(refresh(&twin, |_| {}));
+    assert_eq!(
+        world.appraise(&parts).expect_err("another image").code(),
+        "platform.measurement"
+    );
+
+    let section = refresh(&world, |_| {});
+    for bit in (0..section.len() * 8).step_by(7) {
+        let mut section = section.clone();
+        section[bit / 8] ^= 1 << (bit % 8);
+        parts.freshness = Some(section);
+        assert!(
+            world.appraise(&parts).is_err(),
+            "bit {bit} of the freshness section"
+        );
+    }
+}
+
+#[test]
+fn epoch_old_evidence_is_accepted_only_where_the_policy_says_so() {
+    let mut world = World::honest();
+    world.statement.nonce = [0; 32];
+    world.challenge.nonce = None;
+    let bundle = world.parts().bundle();
+    let refused = world
+        .policy
+        .appraise(&bundle, &world.challenge)
+        .expect_err("not fresh");
+    assert_eq!(refused, Rejection::ChallengeMissing);
+    world.policy.max_age = MaxAge::Epoch;
+    let verified = world
+        .policy
+        .appraise(&bundle, &world.challenge)
+        .expect("old enough");
+    assert!(!verified.fresh());
+    assert!(
+        verified
+            .explain()
+            .not_proved
+            .iter()
+            .any(|line| line.starts_with("Freshness"))
+    );
+}
+
+#[test]
+fn report_data_are_read_back_as_written() {
+    let world = World::honest();
+    let data = world.statement.report_data();
+    assert_eq!(world.parts().report[0x50..0x90], data.to_bytes());
+    assert_eq!(ReportData::from_bytes(&data.to_bytes()), Ok(data));
+}

@@ -1,0 +1,230 @@
+//! Reports and certificates recorded from real machines. They are not part of the repository: see
+//! `CHRYSALIS_VECTORS` in docs/howto.md; where they are absent, these tests say so and pass.
+
+use std::fs;
+use std::path::PathBuf;
+
+use chrysalis_attestation::report::{Product, ReportError, SigningKey};
+use chrysalis_attestation::verifier::{
+    CertificateError, Roots, VerifiedReport, VerifyError, verify_signing_key, verify_snp,
+};
+use x509_cert::der::Decode;
+
+/// 2026-06-01, inside the validity of every recorded VCEK.
+const JUNE_2026: u64 = 1_780_272_000;
+/// 2025-06-01, inside the validity of the recorded VLEK.
+const JUNE_2025: u64 = 1_748_736_000;
+
+#[test]
+fn genoa_and_turin_reports_are_authentic() {
+    let Some(folder) = vectors() else { return };
+    for (name, product, version) in [
+        ("genoa", Product::Genoa, 3),
+        ("turin", Product::Turin, 5),
+        ("milan", Product::Milan, 3),
+    ] {
+        let verified = microsoft(&folder, name, JUNE_2026).expect("a genuine report");
+        assert_eq!(verified.product(), product);
+        assert_eq!(verified.report().version, version);
+        assert_eq!(verified.report().policy, 0x3_001F);
+        assert_ne!(verified.report().host_data, [0; 32]);
+        assert_eq!(
+            verified.report().to_signed_bytes(),
+            report(&folder, name)[..0x2A0]
+        );
+    }
+}
+
+#[test]
+fn every_flipped_bit_of_a_genuine_report_and_its_vcek_is_refused() {
+    let Some(folder) = vectors() else { return };
+    let mut count = 0;
+    for name in ["genoa", "turin"] {
+        let report = report(&folder, name);
+        let vcek = certificate(&folder, name);
+        for bit in 0..report.len() * 8 {
+            let report = flipped(&report, bit);
+            assert!(
+                verify_snp(&report, &vcek, Roots::Amd, JUNE_2026).is_err(),
+                "{name} {bit}"
+            );
+            count += 1;
+        }
+        for bit in 0..vcek.len() * 8 {
+            let vcek = flipped(&vcek, bit);
+            assert!(
+                verify_snp(&report, &vcek, Roots::Amd, JUNE_2026).is_err(),
+                "{name} {bit}"
+            );
+            count += 1;
+        }
+    }
+    println!("{count} flipped bits, none accepted");
+}
+
+#[test]
+fn a_report_is_not_believed_under_the_simulated_roots_or_another_products_key() {
+    let Some(folder) = vectors() else { return };
+    let genoa = report(&folder, "genoa");
+    let refused = verify_snp(
+        &genoa,
+        &certificate(&folder, "genoa"),
+        Roots::Simulated,
+        JUNE_2026,
+    );
+    assert_eq!(
+        refused.map(|_| ()).map_err(|error| error.code()),
+        Err("certificate.issuer")
+    );
+    let refused = verify_snp(
+        &genoa,
+        &certificate(&folder, "turin"),
+        Roots::Amd,
+        JUNE_2026,
+    );
+    assert_eq!(
+        refused.map(|_| ()).map_err(|error| error.code()),
+        Err("certificate.issuer")
+    );
+}
+
+#[test]
+fn an_expired_vcek_is_refused() {
+    let Some(folder) = vectors() else { return };
+    for now in [JUNE_2025, 2_000_000_000] {
+        let refused = microsoft(&folder, "genoa", now).expect_err("outside its validity");
+        assert!(
+            matches!(
+                refused,
+                VerifyError::Certificate(CertificateError::Validity { .. })
+            ),
+            "{refused}"
+        );
+    }
+}
+
+#[test]
+fn version_2_is_refused_because_the_product_would_be_a_guess() {
+    let Some(folder) = vectors() else { return };
+    let vcek = read(&folder, "snp/milan/trustee_test-vcek.der");
+    let report = read(&folder, "snp/milan/trustee_test-report.bin");
+    let refused = verify_snp(&report, &vcek, Roots::Amd, JUNE_2026).expect_err("version 2");
+    assert_eq!(
+        refused,
+        VerifyError::Report(ReportError::Version { version: 2 })
+    );
+}
+
+#[test]
+fn chip_certificates_are_good_alone() {
+    let Some(folder) = vectors() else { return };
+    for (path, product, hwid_len) in [
+        ("snp/turin/virtee_vcek_turin.der", Product::Turin, 8),
+        ("snp/milan/virtee_vcek_milan.der", Product::Milan, 64),
+        ("snp/milan/trustee_test-vcek.der", Product::Milan, 64),
+    ] {
+        let der = read(&folder, path);
+        let key = verify_signing_key(&der, SigningKey::Vcek, product, Roots::Amd, JUNE_2026)
+            .unwrap_or_else(|error| panic!("{path}: {error}"));
+        assert_eq!(key.hwid.expect("a VCEK names its chip").len(), hwid_len);
+    }
+}
+
+#[test]
+fn invalid_chip_certificates_are_refused() {
+    let Some(folder) = vectors() else { return };
+    for name in ["legacy", "new"] {
+        let der = read(
+            &folder,
+            &format!("snp/milan/trustee_test-vcek-invalid-{name}.der"),
+        );
+        let refused = verify_signing_key(
+            &der,
+            SigningKey::Vcek,
+            Product::Milan,
+            Roots::Amd,
+            JUNE_2026,
+        );
+        assert_eq!(
+            refused.map_err(|error| error.code()),
+            Err("certificate.signature"),
+            "{name}"
+        );
+    }
+}
+
+#[test]
+fn a_report_under_a_loaned_key_is_authentic_and_names_its_provider() {
+    let Some(folder) = vectors() else { return };
+    let report = read(&folder, "snp/milan/trustee_test-vlek-report.bin");
+    let vlek = read(&folder, "snp/milan/trustee_test-vlek.der");
+    let verified = verify_snp(&report, &vlek, Roots::Amd, JUNE_2025).expect("a genuine report");
+    assert_eq!(verified.csp_id(), Some("CN=cc-us-east-2.amazonaws.com"));
+    assert_eq!(verified.report().vmpl, 1);
+    assert_eq!(verified.report().signing_key, SigningKey::Vlek);
+}
+
+fn microsoft(folder: &PathBuf, name: &str, now: u64) -> Result<VerifiedReport, VerifyError> {
+    verify_snp(
+        &report(folder, name),
+        &certificate(folder, name),
+        Roots::Amd,
+        now,
+    )
+}
+
+fn report(folder: &PathBuf, name: &str) -> Vec<u8> {
+    read(
+        folder,
+        &format!("snp/microsoft_tav/{name}_attestation_report.bin"),
+    )
+}
+
+/// The DER of a PEM file.
+fn certificate(folder: &PathBuf, name: &str) -> Vec<u8> {
+    let pem = read(folder, &format!("snp/microsoft_tav/{name}_vcek.pem"));
+    let pem = String::from_utf8(pem).expect("PEM is text");
+    let mut der = Vec::new();
+    let mut bits = (0_u32, 0_u32);
+    for byte in pem
+        .lines()
+        .filter(|line| !line.starts_with('-'))
+        .flat_map(str::bytes)
+    {
+        let value = match byte {
+            b'A'..=b'Z' => byte - b'A',
+            b'a'..=b'z' => byte - b'a' + 26,
+            b'0'..=b'9' => byte - b'0' + 52,
+            b'+' => 62,
+            b'/' => 63,
+            _ => continue,
+        };
+        bits = ((bits.0 << 6 | u32::from(value)) & 0xFFFF, bits.1 + 6);
+        if bits.1 >= 8 {
+            bits.1 -= 8;
+            der.push((bits.0 >> bits.1) as u8);
+        }
+    }
+    x509_cert::Certificate::from_der(&der).expect("the PEM holds a certificate");
+    der
+}
+
+fn flipped(bytes: &[u8], bit: usize) -> Vec<u8> {
+    let mut bytes = bytes.to_vec();
+    bytes[bit / 8] ^= 1 << (bit % 8);
+    bytes
+}
+
+fn read(folder: &PathBuf, path: &str) -> Vec<u8> {
+    fs::read(folder.join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+fn vectors() -> Option<PathBuf> {
+    let beside = concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/vectors");
+    let folder = std::env::var_os("CHRYSALIS_VECTORS").map_or_else(|| beside.into(), PathBuf::from);
+    if folder.join("snp").is_dir() {
+        return Some(folder);
+    }
+    println!("skipped: vectors not found");
+    None
+}
