@@ -92,7 +92,7 @@ impl Meta {
             name: name.to_owned(),
             licence: licence.to_owned(),
             client_bundle_len: u64::try_from(client_bundle.len()).unwrap_or(u64::MAX),
-            client_bundle_hash: bundle_hash(client_bundle),
+            client_bundle_hash: client_bundle_digest(client_bundle),
             tensors: records,
         };
         meta.check()?;
@@ -119,7 +119,10 @@ impl Meta {
                 expected: self.client_bundle_len,
             });
         }
-        let (found, expected) = (bundle_hash(bytes).into(), self.client_bundle_hash.into());
+        let (found, expected) = (
+            client_bundle_digest(bytes).into(),
+            self.client_bundle_hash.into(),
+        );
         if found != expected {
             return Err(MetaError::ClientBundleHash { found, expected });
         }
@@ -347,7 +350,9 @@ fn end_of(tensor: usize, offset: u64, len: u64) -> Result<u64, MetaError> {
         })
 }
 
-fn bundle_hash(client_bundle: &[u8]) -> [u8; 32] {
+/// BLAKE3 of a client bundle, as metas and appraisal policies name it; zero for none.
+#[must_use]
+pub fn client_bundle_digest(client_bundle: &[u8]) -> [u8; 32] {
     if client_bundle.is_empty() {
         [0; 32]
     } else {

@@ -24,6 +24,9 @@ pub use header::{
     PublicHeader, SEGMENT_LOG2, SEGMENT_LOG2_MAX, SEGMENT_LOG2_MIN, SIGNATURE_LEN, SignatureBlock,
 };
 pub use keys::{PackageKey, content_digest, package_digest};
-pub use meta::{META_LEN_MAX, Meta, NAME_MAX, TENSORS_MAX, TensorRecord, dtype_group, tensor_len};
+pub use meta::{
+    META_LEN_MAX, Meta, NAME_MAX, TENSORS_MAX, TensorRecord, client_bundle_digest, dtype_group,
+    tensor_len,
+};
 pub use reader::{BlobSource, Package, Piece};
 pub use writer::{BlobSink, Finished, PackageOptions, PackageWriter};
