@@ -79,22 +79,24 @@ fn every_cut_and_every_extension_is_refused() {
 
 /// A section of another genuine enclave in place of this one's.
 type Swap = fn(&mut Parts, &Parts);
+/// What is different, and how.
+type Other<T> = (&'static str, fn(&mut T));
 
 #[test]
 fn evidence_does_not_bind_what_it_was_not_made_for() {
     let sections: [(&str, Swap); 5] = [
         ("statement", |to, from| {
-            to.statement.clone_from(&from.statement)
+            to.statement.clone_from(&from.statement);
         }),
         ("report", |to, from| to.report.clone_from(&from.report)),
         ("key_config", |to, from| {
-            to.key_config.clone_from(&from.key_config)
+            to.key_config.clone_from(&from.key_config);
         }),
         ("policy", |to, from| to.policy.clone_from(&from.policy)),
         ("package", |to, from| to.package.clone_from(&from.package)),
     ];
     // Each of these would be accepted by itself, and differs in one thing.
-    let others: [(&str, fn(&mut World)); 6] = [
+    let others: [Other<World>; 6] = [
         ("another kind", |w| w.statement.kind = Kind::KeyRelease),
         ("another epoch", |w| {
             w.statement.epoch = 8;
@@ -179,9 +181,9 @@ fn a_batch_report_refreshes_only_the_statement_it_names() {
     other.challenge.nonce = Some([3; 32]);
     assert_eq!(other.appraise(&parts), Err(Rejection::Stale));
 
-    let changes: [(&str, fn(&mut Statement)); 7] = [
+    let changes: [Other<Statement>; 7] = [
         ("statement.kind as a serve statement", |s| {
-            s.kind = Kind::Serve
+            s.kind = Kind::Serve;
         }),
         ("another statement", |s| s.prev_digest[0] ^= 1),
         ("another boot", |s| s.boot_id[0] ^= 1),

@@ -2,7 +2,7 @@
 //! `CHRYSALIS_VECTORS` in docs/howto.md; where they are absent, these tests say so and pass.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use chrysalis_attestation::report::{Product, ReportError, SigningKey};
 use chrysalis_attestation::verifier::{
@@ -164,7 +164,7 @@ fn a_report_under_a_loaned_key_is_authentic_and_names_its_provider() {
     assert_eq!(verified.report().signing_key, SigningKey::Vlek);
 }
 
-fn microsoft(folder: &PathBuf, name: &str, now: u64) -> Result<VerifiedReport, VerifyError> {
+fn microsoft(folder: &Path, name: &str, now: u64) -> Result<VerifiedReport, VerifyError> {
     verify_snp(
         &report(folder, name),
         &certificate(folder, name),
@@ -173,7 +173,7 @@ fn microsoft(folder: &PathBuf, name: &str, now: u64) -> Result<VerifiedReport, V
     )
 }
 
-fn report(folder: &PathBuf, name: &str) -> Vec<u8> {
+fn report(folder: &Path, name: &str) -> Vec<u8> {
     read(
         folder,
         &format!("snp/microsoft_tav/{name}_attestation_report.bin"),
@@ -181,7 +181,7 @@ fn report(folder: &PathBuf, name: &str) -> Vec<u8> {
 }
 
 /// The DER of a PEM file.
-fn certificate(folder: &PathBuf, name: &str) -> Vec<u8> {
+fn certificate(folder: &Path, name: &str) -> Vec<u8> {
     let pem = read(folder, &format!("snp/microsoft_tav/{name}_vcek.pem"));
     let pem = String::from_utf8(pem).expect("PEM is text");
     let mut der = Vec::new();
@@ -215,7 +215,7 @@ fn flipped(bytes: &[u8], bit: usize) -> Vec<u8> {
     bytes
 }
 
-fn read(folder: &PathBuf, path: &str) -> Vec<u8> {
+fn read(folder: &Path, path: &str) -> Vec<u8> {
     fs::read(folder.join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
