@@ -1,0 +1,240 @@
+//! The vocabulary on AVX-512 with VNNI: one register to a vector.
+#![expect(unsafe_code, reason = "calls of instructions that not every CPU has")]
+
+#[allow(
+    clippy::wildcard_imports,
+    reason = "the names of instructions, by the dozen"
+)]
+use std::arch::x86_64::*;
+
+use super::simd::{Simd, Task};
+
+/// Proof that the CPU has AVX-512 F, BW, VL and VNNI, and AVX2, FMA and F16C.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Avx512(());
+
+impl Avx512 {
+    pub(super) fn detect() -> Option<Self> {
+        let has = is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vnni")
+            && is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c");
+        has.then_some(Self(()))
+    }
+
+    /// Runs the task inside a function compiled for this instruction set.
+    pub(super) fn run<T: Task>(self, task: T) {
+        // SAFETY: `self` proves that the CPU has every feature that `run` enables.
+        unsafe { run(self, task) }
+    }
+}
+
+#[inline(never)]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+fn run<T: Task>(simd: Avx512, task: T) {
+    task.run(simd);
+}
+
+/// One instruction, or one of the functions below.
+macro_rules! proven {
+    ($call:expr) => {{
+        // SAFETY: `self` proves that the CPU has the instruction; a pointer comes from a slice that
+        // was just cut to the length that the instruction reads or writes.
+        unsafe { $call }
+    }};
+}
+
+impl Simd for Avx512 {
+    type F = __m512;
+    type I = __m512i;
+    type B = __m512i;
+    const MANY_REGISTERS: bool = true;
+
+    #[inline(always)]
+    fn call<T: Task>(self, task: T) {
+        self.run(task);
+    }
+    #[inline(always)]
+    fn splat(self, x: f32) -> __m512 {
+        proven!(_mm512_set1_ps(x))
+    }
+    #[inline(always)]
+    fn load(self, x: &[f32]) -> __m512 {
+        let x = x[..16].as_ptr();
+        proven!(_mm512_loadu_ps(x))
+    }
+    #[inline(always)]
+    fn store(self, x: __m512, out: &mut [f32]) {
+        let out = out[..16].as_mut_ptr();
+        proven!(_mm512_storeu_ps(out, x));
+    }
+    #[inline(always)]
+    fn load_f16(self, x: &[u16]) -> __m512 {
+        let x = x[..16].as_ptr().cast::<__m256i>();
+        let x = proven!(_mm256_loadu_si256(x));
+        proven!(_mm512_cvtph_ps(x))
+    }
+    #[inline(always)]
+    fn store_f16(self, x: __m512, out: &mut [u16]) {
+        let out = out[..16].as_mut_ptr().cast::<__m256i>();
+        let x = proven!(_mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(x));
+        proven!(_mm256_storeu_si256(out, x));
+    }
+    #[inline(always)]
+    fn load_bf16(self, x: &[u16]) -> __m512 {
+        let x = x[..16].as_ptr().cast::<__m256i>();
+        let x = proven!(_mm256_loadu_si256(x));
+        let x = proven!(_mm512_cvtepu16_epi32(x));
+        let x = proven!(_mm512_slli_epi32::<16>(x));
+        proven!(_mm512_castsi512_ps(x))
+    }
+    #[inline(always)]
+    fn load_u8(self, x: &[u8]) -> __m512 {
+        let x = x[..16].as_ptr().cast::<__m128i>();
+        let x = proven!(_mm_loadu_si128(x));
+        let x = proven!(_mm512_cvtepu8_epi32(x));
+        proven!(_mm512_cvtepi32_ps(x))
+    }
+    #[inline(always)]
+    fn load_i8(self, x: &[u8]) -> __m512 {
+        let x = x[..16].as_ptr().cast::<__m128i>();
+        let x = proven!(_mm_loadu_si128(x));
+        let x = proven!(_mm512_cvtepi8_epi32(x));
+        proven!(_mm512_cvtepi32_ps(x))
+    }
+    #[inline(always)]
+    fn add(self, a: __m512, b: __m512) -> __m512 {
+        proven!(_mm512_add_ps(a, b))
+    }
+    #[inline(always)]
+    fn sub(self, a: __m512, b: __m512) -> __m512 {
+        proven!(_mm512_sub_ps(a, b))
+    }
+    #[inline(always)]
+    fn mul(self, a: __m512, b: __m512) -> __m512 {
+        proven!(_mm512_mul_ps(a, b))
+    }
+    #[inline(always)]
+    fn div(self, a: __m512, b: __m512) -> __m512 {
+        proven!(_mm512_div_ps(a, b))
+    }
+    #[inline(always)]
+    fn max(self, a: __m512, b: __m512) -> __m512 {
+        proven!(_mm512_max_ps(a, b))
+    }
+    #[inline(always)]
+    fn min(self, a: __m512, b: __m512) -> __m512 {
+        proven!(_mm512_min_ps(a, b))
+    }
+    #[inline(always)]
+    fn fma(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        proven!(_mm512_fmadd_ps(a, b, c))
+    }
+    #[inline(always)]
+    fn sum(self, x: __m512) -> f32 {
+        proven!(sum(x))
+    }
+    #[inline(always)]
+    fn largest(self, x: __m512) -> f32 {
+        proven!(_mm512_reduce_max_ps(x))
+    }
+    #[inline(always)]
+    fn round(self, x: __m512) -> __m512i {
+        proven!(_mm512_cvtps_epi32(x))
+    }
+    #[inline(always)]
+    fn bits_to_f(self, x: __m512i) -> __m512 {
+        proven!(_mm512_castsi512_ps(x))
+    }
+    #[inline(always)]
+    fn splat_i(self, x: i32) -> __m512i {
+        proven!(_mm512_set1_epi32(x))
+    }
+    #[inline(always)]
+    fn add_i(self, a: __m512i, b: __m512i) -> __m512i {
+        proven!(_mm512_add_epi32(a, b))
+    }
+    #[inline(always)]
+    fn sub_i(self, a: __m512i, b: __m512i) -> __m512i {
+        proven!(_mm512_sub_epi32(a, b))
+    }
+    #[inline(always)]
+    fn shl_i<const N: u32>(self, x: __m512i) -> __m512i {
+        proven!(_mm512_slli_epi32::<N>(x))
+    }
+    #[inline(always)]
+    fn shr_i<const N: u32>(self, x: __m512i) -> __m512i {
+        proven!(_mm512_srai_epi32::<N>(x))
+    }
+    #[inline(always)]
+    fn sum_i(self, x: __m512i) -> i32 {
+        proven!(_mm512_reduce_add_epi32(x))
+    }
+    #[inline(always)]
+    fn pack_i8(self, x: __m512i) -> [i32; 4] {
+        let x = proven!(_mm512_cvtepi32_epi8(x));
+        let mut words = [0; 4];
+        let out = words.as_mut_ptr().cast::<__m128i>();
+        proven!(_mm_storeu_si128(out, x));
+        words
+    }
+    #[inline(always)]
+    fn to_f(self, x: __m512i) -> __m512 {
+        proven!(_mm512_cvtepi32_ps(x))
+    }
+    #[inline(always)]
+    fn load_b(self, x: &[u8]) -> __m512i {
+        let x = x[..64].as_ptr().cast::<__m512i>();
+        proven!(_mm512_loadu_si512(x))
+    }
+    #[inline(always)]
+    fn store_b(self, x: __m512i, out: &mut [u8]) {
+        let out = out[..64].as_mut_ptr().cast::<__m512i>();
+        proven!(_mm512_storeu_si512(out, x));
+    }
+    #[inline(always)]
+    fn mask_b(self, x: __m512i, mask: u8) -> __m512i {
+        let mask = proven!(_mm512_set1_epi8(mask.cast_signed()));
+        proven!(_mm512_and_si512(x, mask))
+    }
+    #[inline(always)]
+    fn or_b(self, a: __m512i, b: __m512i) -> __m512i {
+        proven!(_mm512_or_si512(a, b))
+    }
+    #[inline(always)]
+    fn shr_b(self, x: __m512i, by: u32) -> __m512i {
+        let by = proven!(_mm_cvtsi32_si128(by.cast_signed()));
+        proven!(_mm512_srl_epi16(x, by))
+    }
+    #[inline(always)]
+    fn shl_b(self, x: __m512i, by: u32) -> __m512i {
+        let by = proven!(_mm_cvtsi32_si128(by.cast_signed()));
+        proven!(_mm512_sll_epi16(x, by))
+    }
+    #[inline(always)]
+    fn dot<const WIDE: bool>(self, acc: __m512i, w: __m512i, a: i32) -> __m512i {
+        let a = self.splat_i(a);
+        proven!(_mm512_dpbusd_epi32(acc, w, a))
+    }
+    #[inline(always)]
+    fn prefetch(self, x: &[u8], at: usize) {
+        let x = x.as_ptr().wrapping_add(at).cast::<i8>();
+        // A prefetch of any address is harmless: it never faults.
+        proven!(_mm_prefetch::<_MM_HINT_T0>(x));
+    }
+}
+
+/// Lane pairs at distance 8, 4, 2, 1.
+#[inline]
+#[target_feature(enable = "avx512f,avx512dq,avx2,fma")]
+fn sum(x: __m512) -> f32 {
+    let x = _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps::<1>(x));
+    let x = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
+    let x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+    let x = _mm_add_ss(x, _mm_shuffle_ps::<1>(x, x));
+    _mm_cvtss_f32(x)
+}

@@ -1,0 +1,240 @@
+//! The paged KV cache of the CPU device, laid out for attention.
+//!
+//! In a layer, K is `[block][head][value][slot]` (slots rounded up to 16), so that 16 scores at
+//! 16 positions come from one vector of lanes without a sum across them; V is
+//! `[block][head][slot][value]` (values rounded up to 16).
+
+use std::fmt;
+
+use super::pool::Pool;
+use super::simd::{LANES, Simd, Task};
+use super::tiles::{self, Grid};
+use crate::batch::Batch;
+use crate::device::{CacheDtype, CacheShape, DeviceError};
+use crate::memory::{Aligned, Plain};
+
+/// K and V of all layers; wiped on drop.
+pub struct Cache {
+    pub(super) layout: Layout,
+    pub(super) data: Data,
+}
+
+/// K and V by element type.
+pub(super) enum Data {
+    F32([Aligned<f32>; 2]),
+    F16([Aligned<u16>; 2]),
+}
+
+/// Where things lie.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Layout {
+    pub(super) shape: CacheShape,
+    /// Slots of a block, rounded up.
+    pub(super) slots: usize,
+    /// Values of a head, rounded up.
+    pub(super) values: usize,
+}
+
+impl Layout {
+    /// K values of a head in a block.
+    pub(super) fn k_head(&self) -> usize {
+        self.shape.head_dim * self.slots
+    }
+
+    /// V values of a head in a block.
+    pub(super) fn v_head(&self) -> usize {
+        self.shape.block_size * self.values
+    }
+
+    /// Values of a whole layer, given those of a head in a block.
+    fn layer(&self, head: usize) -> usize {
+        self.shape.num_blocks * self.shape.num_kv_heads * head
+    }
+}
+
+/// An element of the cache.
+pub(super) trait Element: Plain {
+    /// 16 of them.
+    fn load<S: Simd>(s: S, x: &[Self]) -> S::F;
+    /// 16 of them.
+    fn store<S: Simd>(s: S, x: S::F, out: &mut [Self]);
+    const ZERO: Self;
+}
+
+impl Element for f32 {
+    const ZERO: Self = 0.0;
+    #[inline(always)]
+    fn load<S: Simd>(s: S, x: &[Self]) -> S::F {
+        s.load(x)
+    }
+    #[inline(always)]
+    fn store<S: Simd>(s: S, x: S::F, out: &mut [Self]) {
+        s.store(x, out);
+    }
+}
+
+impl Element for u16 {
+    const ZERO: Self = 0;
+    #[inline(always)]
+    fn load<S: Simd>(s: S, x: &[Self]) -> S::F {
+        s.load_f16(x)
+    }
+    #[inline(always)]
+    fn store<S: Simd>(s: S, x: S::F, out: &mut [Self]) {
+        s.store_f16(x, out);
+    }
+}
+
+impl Cache {
+    pub(super) fn new(shape: CacheShape) -> Result<Self, DeviceError> {
+        let slots = shape.block_size.next_multiple_of(LANES);
+        let layout = Layout {
+            shape,
+            slots,
+            values: shape.head_dim.next_multiple_of(LANES),
+        };
+        let count = shape.num_layers * shape.num_blocks * shape.num_kv_heads;
+        let (k, v) = (count * layout.k_head(), count * layout.v_head());
+        let data = match shape.dtype {
+            CacheDtype::F32 => Data::F32([
+                Aligned::zeroed("KV cache", k)?,
+                Aligned::zeroed("KV cache", v)?,
+            ]),
+            CacheDtype::F16 => Data::F16([
+                Aligned::zeroed("KV cache", k)?,
+                Aligned::zeroed("KV cache", v)?,
+            ]),
+        };
+        Ok(Self { layout, data })
+    }
+
+    /// Zeroes blocks in every layer.
+    pub(super) fn clear(&mut self, blocks: &[u32]) {
+        match &mut self.data {
+            Data::F32(data) => clear(&self.layout, data, blocks),
+            Data::F16(data) => clear(&self.layout, data, blocks),
+        }
+    }
+}
+
+fn clear<T: Element>(layout: &Layout, [k, v]: &mut [Aligned<T>; 2], blocks: &[u32]) {
+    let heads = layout.shape.num_kv_heads;
+    for (data, head) in [(k, layout.k_head()), (v, layout.v_head())] {
+        for layer in data.chunks_exact_mut(layout.layer(head).max(1)) {
+            for block in blocks {
+                layer[*block as usize * heads * head..][..heads * head].fill(T::ZERO);
+            }
+        }
+    }
+}
+
+/// K and V of one layer.
+pub(super) fn layer<'a, T: Element>(
+    layout: &Layout,
+    [k, v]: &'a [Aligned<T>; 2],
+    layer: usize,
+) -> (&'a [T], &'a [T]) {
+    let (k_len, v_len) = (layout.layer(layout.k_head()), layout.layer(layout.v_head()));
+    (&k[layer * k_len..][..k_len], &v[layer * v_len..][..v_len])
+}
+
+/// What a step writes to the cache of a layer.
+pub(super) struct Store<'a> {
+    pub(super) batch: &'a Batch,
+    /// `[tokens, num_kv_heads * head_dim]` each.
+    pub(super) k: &'a [f32],
+    pub(super) v: &'a [f32],
+    pub(super) layer: usize,
+}
+
+impl Store<'_> {
+    /// Writes K and V of every token at its slot; a tile is one head of K or of V.
+    pub(super) fn run(&self, pool: &Pool, level: super::isa::Level, cache: &mut Cache) {
+        let layout = cache.layout;
+        match &mut cache.data {
+            Data::F32(data) => self.tiles(pool, level, &layout, data),
+            Data::F16(data) => self.tiles(pool, level, &layout, data),
+        }
+    }
+
+    fn tiles<T: Element>(
+        &self,
+        pool: &Pool,
+        level: super::isa::Level,
+        layout: &Layout,
+        [k, v]: &mut [Aligned<T>; 2],
+    ) {
+        let (heads, blocks) = (layout.shape.num_kv_heads, layout.shape.num_blocks);
+        let (k_head, v_head) = (layout.k_head(), layout.v_head());
+        let splits = [0, blocks];
+        let k = &mut k[self.layer * layout.layer(k_head)..][..layout.layer(k_head)];
+        let v = &mut v[self.layer * layout.layer(v_head)..][..layout.layer(v_head)];
+        let k = Grid::new(k, heads * k_head, &splits, k_head);
+        let v = Grid::new(v, heads * v_head, &splits, v_head);
+        let small = self.batch.num_tokens() < 16;
+        tiles::for_each(pool, small, &mut [k, v], &|which, mut tile, _| {
+            let (source, width) = if which == 0 {
+                (self.k, k_head)
+            } else {
+                (self.v, v_head)
+            };
+            let head = tile.cols.start / width;
+            for s in 0..self.batch.num_sequences() {
+                let blocks = self.batch.blocks(s);
+                for t in self.batch.rows(s) {
+                    let dim = layout.shape.head_dim;
+                    let values = &source[(t * heads + head) * dim..][..dim];
+                    let position = self.batch.positions[t] as usize;
+                    let slot = position % layout.shape.block_size;
+                    let out = tile.row(blocks[position / layout.shape.block_size] as usize);
+                    if which == 0 {
+                        let out = &mut out[slot..];
+                        level.run(Write {
+                            values,
+                            out,
+                            stride: layout.slots,
+                        });
+                    } else {
+                        let out = &mut out[slot * layout.values..][..layout.values];
+                        level.run(Write {
+                            values,
+                            out,
+                            stride: 1,
+                        });
+                    }
+                }
+            }
+        });
+    }
+}
+
+/// Converts values and writes them at a stride.
+struct Write<'a, T> {
+    values: &'a [f32],
+    out: &'a mut [T],
+    stride: usize,
+}
+
+impl<T: Element> Task for Write<'_, T> {
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self {
+            values,
+            out,
+            stride,
+        } = self;
+        for (i, values) in values.chunks(LANES).enumerate() {
+            let mut converted = [T::ZERO; LANES];
+            T::store(s, super::rows::load_tail(s, values), &mut converted);
+            let out = out[i * LANES * stride..].iter_mut().step_by(stride);
+            out.zip(&converted[..values.len()])
+                .for_each(|(out, x)| *out = *x);
+        }
+    }
+}
+
+impl fmt::Debug for Cache {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Cache({:?})", self.layout.shape)
+    }
+}

@@ -1,0 +1,69 @@
+//! Instruction sets: what the CPU has, and the proof types that let kernels use it.
+
+use super::avx2::Avx2;
+use super::avx512::Avx512;
+use super::scalar::Scalar;
+use super::simd::Task;
+
+/// An instruction set that the kernels are written for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Isa {
+    /// What every CPU has.
+    Scalar,
+    /// AVX2 with FMA and F16C.
+    Avx2,
+    /// AVX-512 F, BW, VL and VNNI.
+    Avx512,
+}
+
+impl Isa {
+    /// The best one that this CPU has.
+    pub fn detect() -> Self {
+        let best = [Self::Avx512, Self::Avx2]
+            .into_iter()
+            .find(|isa| Level::new(*isa).is_some());
+        best.unwrap_or(Self::Scalar)
+    }
+
+    /// Those that this CPU has, slowest first.
+    pub fn available() -> Vec<Self> {
+        let all = [Self::Scalar, Self::Avx2, Self::Avx512].into_iter();
+        all.filter(|isa| Level::new(*isa).is_some()).collect()
+    }
+}
+
+/// An instruction set together with the proof that the CPU has it.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Level {
+    Scalar(Scalar),
+    Avx2(Avx2),
+    Avx512(Avx512),
+}
+
+impl Level {
+    /// The proof, where the CPU has the instruction set.
+    pub(super) fn new(isa: Isa) -> Option<Self> {
+        match isa {
+            Isa::Scalar => Some(Self::Scalar(Scalar)),
+            Isa::Avx2 => Avx2::detect().map(Self::Avx2),
+            Isa::Avx512 => Avx512::detect().map(Self::Avx512),
+        }
+    }
+
+    pub(super) fn isa(self) -> Isa {
+        match self {
+            Self::Scalar(_) => Isa::Scalar,
+            Self::Avx2(_) => Isa::Avx2,
+            Self::Avx512(_) => Isa::Avx512,
+        }
+    }
+
+    /// Runs the task, compiled for this instruction set.
+    pub(super) fn run<T: Task>(self, task: T) {
+        match self {
+            Self::Scalar(simd) => task.run(simd),
+            Self::Avx2(simd) => simd.run(task),
+            Self::Avx512(simd) => simd.run(task),
+        }
+    }
+}

@@ -1,0 +1,453 @@
+//! The fast device of servers: f32 activations, integer dot products for quantised weights.
+//!
+//! Every output element is computed wholly by one thread in an order that depends on the shape of the
+//! model alone. Results may differ between instruction sets and widths of activations, never
+//! between batches, chunks, tilings or numbers of threads.
+
+mod activations;
+mod attention;
+mod avx2;
+mod avx512;
+mod buffers;
+mod cache;
+mod float;
+mod isa;
+mod linear;
+mod matrix;
+mod pool;
+mod rows;
+mod scalar;
+mod scales;
+mod simd;
+mod tiles;
+
+use std::fmt;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::batch::Batch;
+use crate::device::{
+    Activation, Attention, CacheShape, Device, DeviceError, Linear, RopeParams, RopeStore,
+};
+use crate::dtype::Dtype;
+use crate::memory::Aligned;
+use activations::Activations;
+use attention::AttentionTile;
+pub use buffers::{Buffer, Rope, Step, Vector};
+pub use cache::Cache;
+pub use isa::Isa;
+use isa::Level;
+use linear::{Input, LinearTile};
+pub use matrix::{Matrix, Pending};
+use pool::Pool;
+use tiles::Grid;
+
+/// How the device computes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CpuOptions {
+    /// Threads that work, the caller's included; all that the process may use, when not given.
+    pub threads: Option<usize>,
+    /// Instruction set; the best one, when not given.
+    pub isa: Option<Isa>,
+    /// Precision of activations in products with quantised weights.
+    pub activation_bits: ActivationBits,
+}
+
+/// Bits of an activation in integer dot products, with one scale to a group of 32.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ActivationBits {
+    /// As llama.cpp: relative error of a product about 0.5 %.
+    #[default]
+    Eight,
+    /// Two planes of bytes: as exact as f32 for most purposes, about half the speed in prefill.
+    Sixteen,
+}
+
+/// The device. See the module's page.
+pub struct Cpu {
+    level: Level,
+    pool: Pool,
+    planes: usize,
+    /// Memory that operations reuse; operations come one at a time.
+    shared: Mutex<Shared>,
+    workers: Vec<Mutex<Worker>>,
+}
+
+#[derive(Default)]
+struct Shared {
+    activations: Activations,
+    splits: Vec<usize>,
+}
+
+/// Memory of one thread.
+#[derive(Default)]
+struct Worker {
+    linear: linear::Scratch,
+    scores: Vec<f32>,
+}
+
+impl Cpu {
+    /// Starts the threads.
+    ///
+    /// # Errors
+    /// [`DeviceError::Failed`] when the CPU lacks the instruction set or threads cannot be started.
+    pub fn new(options: CpuOptions) -> Result<Self, DeviceError> {
+        let isa = options.isa.unwrap_or_else(Isa::detect);
+        let missing = || DeviceError::Failed(format!("this CPU has no {isa:?}"));
+        let level = Level::new(isa).ok_or_else(missing)?;
+        let all = || std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = options.threads.unwrap_or_else(all).clamp(1, THREADS_MAX);
+        let pool = Pool::new(threads).map_err(|error| DeviceError::Failed(error.to_string()))?;
+        let planes = match options.activation_bits {
+            ActivationBits::Eight => 1,
+            ActivationBits::Sixteen => 2,
+        };
+        let workers = (0..threads).map(|_| Mutex::default()).collect();
+        Ok(Self {
+            level,
+            pool,
+            planes,
+            shared: Mutex::default(),
+            workers,
+        })
+    }
+
+    fn worker(&self, worker: usize) -> MutexGuard<'_, Worker> {
+        lock(&self.workers[worker])
+    }
+
+    /// Calls `work(t, row)` for each of the first `rows` rows, on several threads where it pays.
+    fn each_row(&self, rows: usize, out: &mut Buffer, work: &(dyn Fn(usize, &mut [f32]) + Sync)) {
+        assert!(rows <= out.rows, "{rows} rows of {}", out.rows);
+        let width = out.cols;
+        let small = rows < 2 || rows * width < SMALL;
+        if small {
+            for (t, row) in out
+                .data
+                .chunks_exact_mut(width.max(1))
+                .take(rows)
+                .enumerate()
+            {
+                work(t, row);
+            }
+            return;
+        }
+        let mut shared = lock(&self.shared);
+        let step = rows.div_ceil(4 * self.pool.num_threads());
+        shared.splits.clear();
+        shared.splits.extend((0..rows).step_by(step));
+        shared.splits.push(rows);
+        let grid = Grid::new(&mut out.data, width, &shared.splits, width);
+        tiles::for_each(&self.pool, false, &mut [grid], &|_, mut tile, _| {
+            for t in tile.rows.clone() {
+                work(t, tile.row(t));
+            }
+        });
+    }
+}
+
+impl Device for Cpu {
+    type Buffer = Buffer;
+    type Matrix = Matrix;
+    type Vector = Vector;
+    type Rope = Rope;
+    type Cache = Cache;
+    type Step = Step;
+    type Upload = Pending;
+
+    fn describe(&self) -> String {
+        let (isa, threads) = (self.level.isa(), self.pool.num_threads());
+        format!(
+            "cpu, {isa:?}, {threads} threads, {}-bit activations",
+            8 * self.planes
+        )
+    }
+
+    fn buffer(&self, rows: usize, cols: usize) -> Result<Buffer, DeviceError> {
+        Buffer::new(rows, cols)
+    }
+
+    fn begin_matrix(&self, dtype: Dtype, rows: usize, cols: usize) -> Result<Pending, DeviceError> {
+        Pending::new(dtype, rows, cols)
+    }
+
+    fn vector(&self, values: &[f32]) -> Result<Vector, DeviceError> {
+        let mut data = Aligned::zeroed("norm or bias", values.len())?;
+        data.copy_from_slice(values);
+        Ok(Vector(data))
+    }
+
+    fn rope(&self, params: &RopeParams) -> Result<Rope, DeviceError> {
+        Rope::new(params)
+    }
+
+    fn cache(&self, shape: CacheShape) -> Result<Cache, DeviceError> {
+        Cache::new(shape)
+    }
+
+    fn step(&self, max_tokens: usize) -> Result<Step, DeviceError> {
+        let mut step = Step::default();
+        step.splits.reserve(max_tokens + 1);
+        step.sequences.reserve(max_tokens);
+        Ok(step)
+    }
+
+    fn set_step(&self, step: &mut Step, batch: &Batch) {
+        step.set(batch);
+    }
+
+    fn embed(&self, step: &Step, table: &Matrix, scale: f32, out: &mut Buffer) {
+        assert_eq!(table.cols, out.cols, "embedding width");
+        self.each_row(step.batch.num_tokens(), out, &|t, row| {
+            table.read_row(step.batch.tokens[t] as usize, row);
+            row.iter_mut().for_each(|x| *x *= scale);
+        });
+    }
+
+    fn rms_norm(&self, rows: usize, x: &Buffer, weight: &Vector, eps: f32, out: &mut Buffer) {
+        assert_eq!((x.cols, x.cols), (weight.0.len(), out.cols), "norm width");
+        self.each_row(rows, out, &|t, out| {
+            self.level.run(rows::RmsNorm {
+                x: x.row(t),
+                weight: &weight.0,
+                eps,
+                out,
+            });
+        });
+    }
+
+    fn linear(&self, rows: usize, x: &Buffer, outputs: &mut [Linear<'_, Self>]) {
+        assert!(rows <= x.rows, "{rows} rows of {}", x.rows);
+        let quantised = |matrix: &Matrix| matches!(matrix.data, matrix::Data::Quantised(_));
+        let shared = &mut *lock(&self.shared);
+        if outputs.iter().any(|output| quantised(output.weight)) {
+            let (how, x) = ((self.level, &self.pool), (&x.data[..], x.cols));
+            shared.activations.set(how, self.planes, rows, x);
+        }
+        let pairs = outputs
+            .iter()
+            .map(|o| o.weight.rows.div_ceil(matrix::PAIR))
+            .sum();
+        let (tile_rows, tile_pairs) = tile_shape(rows, pairs, self.pool.num_threads());
+        shared.splits.clear();
+        shared.splits.extend((0..rows).step_by(tile_rows));
+        shared.splits.push(rows);
+        let (mut grids, mut weights) = (Vec::new(), Vec::new());
+        for Linear { weight, bias, out } in outputs {
+            assert_eq!(
+                (weight.cols, weight.rows),
+                (x.cols, out.cols),
+                "shape of a product"
+            );
+            let width = tile_pairs * matrix::PAIR;
+            grids.push(Grid::new(&mut out.data, out.cols, &shared.splits, width));
+            weights.push((*weight, bias.map(|bias| &bias.0[..])));
+        }
+        let input = Input {
+            x: &x.data,
+            quantised: &shared.activations,
+            planes: self.planes,
+        };
+        let small = rows * pairs * matrix::PAIR * x.cols < SMALL_PRODUCT;
+        tiles::for_each(&self.pool, small, &mut grids, &|which, out, worker| {
+            let (weight, bias) = weights[which];
+            let scratch = &mut self.worker(worker).linear;
+            self.level.run(LinearTile {
+                input,
+                weight,
+                bias,
+                out,
+                scratch,
+            });
+        });
+    }
+
+    fn rope_store(&self, step: &Step, args: RopeStore<'_, Self>) {
+        let RopeStore {
+            layer,
+            q,
+            k,
+            v,
+            q_norm,
+            k_norm,
+            eps,
+            rope,
+            cache,
+        } = args;
+        let (batch, shape) = (&step.batch, cache.layout.shape);
+        let (head_dim, half) = (shape.head_dim, rope.half);
+        assert_eq!(shape.num_kv_heads * head_dim, k.cols, "K width");
+        for (heads, norm) in [(q, q_norm), (&mut *k, k_norm)] {
+            let norm = norm.map(|norm| &norm.0[..]);
+            self.each_row(batch.num_tokens(), heads, &|t, row| {
+                let at = batch.positions[t] as usize * half;
+                let (cos, sin) = (&rope.cos[at..at + half], &rope.sin[at..at + half]);
+                self.level.run(rows::Rotate {
+                    row,
+                    head_dim,
+                    norm,
+                    eps,
+                    cos,
+                    sin,
+                });
+            });
+        }
+        let store = cache::Store {
+            batch,
+            k: &k.data,
+            v: &v.data,
+            layer,
+        };
+        store.run(&self.pool, self.level, cache);
+    }
+
+    fn attention(&self, step: &Step, args: Attention<'_, Self>) {
+        let cache = args.cache;
+        match &cache.data {
+            cache::Data::F32(data) => {
+                self.attend(step, cache::layer(&cache.layout, data, args.layer), args);
+            }
+            cache::Data::F16(data) => {
+                self.attend(step, cache::layer(&cache.layout, data, args.layer), args);
+            }
+        }
+    }
+
+    fn gate(
+        &self,
+        rows: usize,
+        activation: Activation,
+        gate: &Buffer,
+        up: &Buffer,
+        out: &mut Buffer,
+    ) {
+        assert_eq!((gate.cols, up.cols), (out.cols, out.cols), "gate width");
+        self.each_row(rows, out, &|t, out| {
+            self.level.run(rows::Gate {
+                activation,
+                gate: gate.row(t),
+                up: up.row(t),
+                out,
+            });
+        });
+    }
+
+    fn add(&self, rows: usize, x: &Buffer, sum: &mut Buffer) {
+        assert_eq!(x.cols, sum.cols, "width of a sum");
+        self.each_row(rows, sum, &|t, sum| {
+            self.level.run(rows::Add { x: x.row(t), sum });
+        });
+    }
+
+    fn select(&self, step: &Step, x: &Buffer, out: &mut Buffer) {
+        for (i, t) in step.batch.logit_rows.iter().enumerate() {
+            out.row_mut(i).copy_from_slice(x.row(*t as usize));
+        }
+    }
+
+    fn softcap(&self, rows: usize, cap: f32, x: &mut Buffer) {
+        self.each_row(rows, x, &|_, x| self.level.run(rows::Softcap { cap, x }));
+    }
+
+    fn clear_blocks(&self, cache: &mut Cache, blocks: &[u32]) {
+        cache.clear(blocks);
+    }
+
+    fn download(&self, x: &Buffer, row: usize, out: &mut [f32]) -> Result<(), DeviceError> {
+        out.copy_from_slice(x.row(row));
+        Ok(())
+    }
+
+    fn finish(&self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+}
+
+impl Cpu {
+    fn attend<T: cache::Element>(
+        &self,
+        step: &Step,
+        (k, v): (&[T], &[T]),
+        args: Attention<'_, Self>,
+    ) {
+        let out = args.out;
+        let layout = args.cache.layout;
+        let (dim, num_heads) = (layout.shape.head_dim, args.q.cols / layout.shape.head_dim);
+        assert_eq!(
+            (args.q.cols, num_heads * dim),
+            (out.cols, out.cols),
+            "width of attention"
+        );
+        let shared_heads = num_heads / layout.shape.num_kv_heads;
+        assert_eq!(
+            shared_heads * layout.shape.num_kv_heads,
+            num_heads,
+            "heads share K and V evenly"
+        );
+        // Heads that share K and V go together, but where that leaves threads idle.
+        let tiles = step.sequences.len() * layout.shape.num_kv_heads;
+        let together = tiles >= 2 * self.pool.num_threads();
+        let width = if together { shared_heads * dim } else { dim };
+        let work = step
+            .batch
+            .positions
+            .iter()
+            .map(|p| *p as usize + 1)
+            .sum::<usize>();
+        let small = work * out.cols < SMALL;
+        let batch = &step.batch;
+        let grid = Grid::new(&mut out.data, out.cols, &step.splits, width);
+        tiles::for_each(&self.pool, small, &mut [grid], &|_, out, worker| {
+            let tile = step
+                .splits
+                .partition_point(|first| *first <= out.rows.start)
+                - 1;
+            let blocks = batch.blocks(step.sequences[tile]);
+            let (scores, positions) = (&mut self.worker(worker).scores, &batch.positions[..]);
+            let (scale, softcap, window) = (args.scale, args.softcap, args.window);
+            let q = &args.q.data[..];
+            self.level.run(AttentionTile {
+                layout,
+                k,
+                v,
+                blocks,
+                positions,
+                q,
+                num_heads,
+                scale,
+                softcap,
+                window,
+                out,
+                scores,
+            });
+        });
+    }
+}
+
+/// Rows and pairs of panels in a tile of a product: enough tiles for all threads, and activations
+/// that stay in the second-level cache. The cut shows in no result.
+fn tile_shape(rows: usize, pairs: usize, threads: usize) -> (usize, usize) {
+    let wanted = 8 * threads;
+    if rows <= 16 {
+        return (rows.max(1), (pairs / wanted).max(1));
+    }
+    let strips = wanted.div_ceil(pairs.max(1)).max(rows.div_ceil(256));
+    (rows.div_ceil(strips).next_multiple_of(4).max(16), 1)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl fmt::Debug for Cpu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Cpu({})", self.describe())
+    }
+}
+
+/// Tokens of a sequence that attention takes together.
+const TOKENS_PER_TILE: usize = 4;
+/// Values below which an operation stays on the caller's thread.
+const SMALL: usize = 16_384;
+/// Multiplications below which a product stays there.
+const SMALL_PRODUCT: usize = 65_536;
+const THREADS_MAX: usize = 1024;

@@ -1,0 +1,223 @@
+//! The operations that work on a row at a time: norms, gates, sums, rotation.
+//!
+//! Sums run in 16 lanes from the first value to the last, then over the lanes; the order depends on
+//! the length of the row alone.
+
+use super::simd::{LANES, Simd, Task};
+use crate::device::Activation;
+
+/// `out = x / sqrt(mean(x²) + eps) * weight`.
+pub(super) struct RmsNorm<'a> {
+    pub(super) x: &'a [f32],
+    pub(super) weight: &'a [f32],
+    pub(super) eps: f32,
+    pub(super) out: &'a mut [f32],
+}
+
+impl Task for RmsNorm<'_> {
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self {
+            x,
+            weight,
+            eps,
+            out,
+        } = self;
+        let factor = s.splat(norm_factor(s, x, eps));
+        zip3(s, x, weight, out, |x, weight| {
+            s.mul(s.mul(x, factor), weight)
+        });
+    }
+}
+
+/// `out = activation(gate) * up`.
+pub(super) struct Gate<'a> {
+    pub(super) activation: Activation,
+    pub(super) gate: &'a [f32],
+    pub(super) up: &'a [f32],
+    pub(super) out: &'a mut [f32],
+}
+
+impl Task for Gate<'_> {
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self {
+            activation,
+            gate,
+            up,
+            out,
+        } = self;
+        let one = s.splat(1.0);
+        match activation {
+            Activation::Silu => zip3(s, gate, up, out, |x, up| {
+                let e = s.exp(s.sub(s.splat(0.0), x));
+                s.mul(s.div(x, s.add(one, e)), up)
+            }),
+            Activation::GeluTanh => zip3(s, gate, up, out, |x, up| {
+                let cube = s.mul(s.mul(x, x), x);
+                let inner = s.mul(s.fma(cube, s.splat(0.044_715), x), s.splat(SQRT_2_OVER_PI));
+                let half = s.mul(s.splat(0.5), x);
+                s.mul(s.mul(half, s.add(one, s.tanh(inner))), up)
+            }),
+            Activation::GeluErf => zip3(s, gate, up, out, |x, up| {
+                let half = s.mul(s.splat(0.5), x);
+                let erf = erf(s, s.mul(x, s.splat(std::f32::consts::FRAC_1_SQRT_2)));
+                s.mul(s.mul(half, s.add(one, erf)), up)
+            }),
+        }
+    }
+}
+
+/// `sum += x`.
+pub(super) struct Add<'a> {
+    pub(super) x: &'a [f32],
+    pub(super) sum: &'a mut [f32],
+}
+
+impl Task for Add<'_> {
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        self.sum
+            .iter_mut()
+            .zip(self.x)
+            .for_each(|(sum, x)| *sum += x);
+    }
+}
+
+/// `x = cap * tanh(x / cap)`.
+pub(super) struct Softcap<'a> {
+    pub(super) cap: f32,
+    pub(super) x: &'a mut [f32],
+}
+
+impl Task for Softcap<'_> {
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        map(s, self.x, |x| softcap(s, self.cap, x));
+    }
+}
+
+/// Norm (where there is one), then rotation of pairs `(i, i + half)` of each head of a row.
+pub(super) struct Rotate<'a> {
+    pub(super) row: &'a mut [f32],
+    pub(super) head_dim: usize,
+    pub(super) norm: Option<&'a [f32]>,
+    pub(super) eps: f32,
+    /// `[half]` each.
+    pub(super) cos: &'a [f32],
+    pub(super) sin: &'a [f32],
+}
+
+impl Task for Rotate<'_> {
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self {
+            row,
+            head_dim,
+            norm,
+            eps,
+            cos,
+            sin,
+        } = self;
+        let half = cos.len();
+        for head in row.chunks_exact_mut(head_dim) {
+            if let Some(weight) = norm {
+                let factor = norm_factor(s, head, eps);
+                head.iter_mut()
+                    .zip(weight)
+                    .for_each(|(x, weight)| *x = *x * factor * weight);
+            }
+            let (a, b) = head.split_at_mut(half);
+            for (((a, b), cos), sin) in a.iter_mut().zip(b).zip(cos).zip(sin) {
+                (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+pub(super) fn softcap<S: Simd>(s: S, cap: f32, x: S::F) -> S::F {
+    s.mul(s.splat(cap), s.tanh(s.div(x, s.splat(cap))))
+}
+
+/// `1 / sqrt(mean(x²) + eps)`.
+#[inline(always)]
+fn norm_factor<S: Simd>(s: S, x: &[f32], eps: f32) -> f32 {
+    let mut sum = s.splat(0.0);
+    let chunks = x.chunks_exact(LANES);
+    let tail = chunks.remainder();
+    for x in chunks {
+        let x = s.load(x);
+        sum = s.fma(x, x, sum);
+    }
+    if !tail.is_empty() {
+        let x = load_tail(s, tail);
+        sum = s.fma(x, x, sum);
+    }
+    1.0 / (s.sum(sum) / x.len() as f32 + eps).sqrt()
+}
+
+/// The values, then zeros.
+#[inline(always)]
+pub(super) fn load_tail<S: Simd>(s: S, x: &[f32]) -> S::F {
+    let mut values = [0.0; LANES];
+    values[..x.len()].copy_from_slice(x);
+    s.load(&values)
+}
+
+#[inline(always)]
+pub(super) fn store_tail<S: Simd>(s: S, x: S::F, out: &mut [f32]) {
+    let mut values = [0.0; LANES];
+    s.store(x, &mut values);
+    let len = out.len();
+    out.copy_from_slice(&values[..len]);
+}
+
+/// `x[i] = f(x[i])`.
+#[inline(always)]
+fn map<S: Simd>(s: S, x: &mut [f32], f: impl Fn(S::F) -> S::F) {
+    let mut chunks = x.chunks_exact_mut(LANES);
+    for x in &mut chunks {
+        let y = f(s.load(x));
+        s.store(y, x);
+    }
+    let tail = chunks.into_remainder();
+    if !tail.is_empty() {
+        let y = f(load_tail(s, tail));
+        store_tail(s, y, tail);
+    }
+}
+
+/// `out[i] = f(a[i], b[i])`.
+#[inline(always)]
+fn zip3<S: Simd>(s: S, a: &[f32], b: &[f32], out: &mut [f32], f: impl Fn(S::F, S::F) -> S::F) {
+    let (a, b) = (&a[..out.len()], &b[..out.len()]);
+    let whole = out.len() / LANES * LANES;
+    for (i, out) in out[..whole].chunks_exact_mut(LANES).enumerate() {
+        let y = f(s.load(&a[i * LANES..]), s.load(&b[i * LANES..]));
+        s.store(y, out);
+    }
+    if whole < out.len() {
+        let y = f(load_tail(s, &a[whole..]), load_tail(s, &b[whole..]));
+        store_tail(s, y, &mut out[whole..]);
+    }
+}
+
+/// The error function; absolute error below 5e-7 (Abramowitz & Stegun 7.1.26).
+#[inline(always)]
+fn erf<S: Simd>(s: S, x: S::F) -> S::F {
+    let (zero, one) = (s.splat(0.0), s.splat(1.0));
+    let magnitude = s.max(x, s.sub(zero, x));
+    let t = s.div(one, s.fma(magnitude, s.splat(0.327_591_1), one));
+    let mut p = s.splat(1.061_405_4);
+    for c in [-1.453_152, 1.421_413_7, -0.284_496_74, 0.254_829_6] {
+        p = s.fma(p, t, s.splat(c));
+    }
+    let tail = s.mul(s.mul(p, t), s.exp(s.sub(zero, s.mul(magnitude, magnitude))));
+    let positive = s.sub(one, tail);
+    // The sign of x, as ±1 where it matters: erf is odd and zero at zero.
+    let sign = s.min(s.max(s.mul(x, s.splat(1e30)), s.splat(-1.0)), one);
+    s.mul(positive, sign)
+}
+
+const SQRT_2_OVER_PI: f32 = 0.797_884_6;

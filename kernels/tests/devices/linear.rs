@@ -1,0 +1,234 @@
+//! Products on every way to compute: against the reference, and against themselves in other batches.
+
+use crate::common::{Random, bits, buffer, cpus, matrix, read, relative_error};
+use chrysalis_kernels::Dtype;
+use chrysalis_kernels::cpu::{ActivationBits, Cpu, CpuOptions, Isa};
+use chrysalis_kernels::device::{Device, DeviceError, Linear, Upload as _};
+use chrysalis_kernels::reference::Reference;
+
+/// Rounding of f32 sums in another order.
+const FLOAT_ERROR: f64 = 1e-6;
+/// 8-bit activations: steps of 1/127 of the largest of 32, so an error of 0.29 steps in values of
+/// about 0.35 of the largest: 0.65 %, and up to twice that where a case has few outputs.
+const EIGHT_BIT_ERROR: f64 = 1.3e-2;
+/// 16-bit activations: the same, 257 times finer.
+const SIXTEEN_BIT_ERROR: f64 = 5.5e-5;
+
+/// Out features, in features (a multiple of 256), rows: tails of panels, of tiles, several blocks.
+const SHAPES: [(usize, usize, usize); 7] = [
+    (1, 256, 1),
+    (33, 256, 2),
+    (100, 1024, 7),
+    (64, 512, 1),
+    (40, 1792, 19),
+    (7, 768, 70),
+    (0, 256, 3),
+];
+
+#[test]
+fn products_agree_with_the_reference() {
+    for cpu in cpus() {
+        for dtype in Dtype::ALL {
+            for (n, (out, cols, rows)) in SHAPES.into_iter().enumerate() {
+                let mut random = Random(n as u64 + 1);
+                let weight = random.matrix(dtype, out, cols);
+                let (x, bias) = (random.values(rows * cols), random.values(out));
+                let bias = (n % 2 == 0).then_some(&bias[..]);
+                let expected = product(&Reference, dtype, (out, cols, rows), &weight, &x, bias);
+                let found = product(&cpu, dtype, (out, cols, rows), &weight, &x, bias);
+                let error = relative_error(&found, &expected);
+                let limit = match dtype {
+                    Dtype::F32 | Dtype::F16 | Dtype::Bf16 => FLOAT_ERROR,
+                    _ if cpu.describe().contains("16-bit") => SIXTEEN_BIT_ERROR,
+                    _ => EIGHT_BIT_ERROR,
+                };
+                // A handful of outputs is no average.
+                let limit = if out * rows < 16 { 4.0 * limit } else { limit };
+                let case = format!("{dtype:?} {out} x {cols}, {rows} rows, {}", cpu.describe());
+                assert!(error < limit, "{case}: {error:e}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_row_is_the_same_in_any_batch_and_on_any_number_of_threads() {
+    let (out, cols, rows) = (100, 1024, 37);
+    for isa in Isa::available() {
+        for activation_bits in [ActivationBits::Eight, ActivationBits::Sixteen] {
+            for dtype in Dtype::ALL {
+                let mut random = Random(7);
+                let weight = random.matrix(dtype, out, cols);
+                let x = random.values(rows * cols);
+                let mut seen = Vec::new();
+                for threads in [1, 3] {
+                    let options = CpuOptions {
+                        threads: Some(threads),
+                        isa: Some(isa),
+                        activation_bits,
+                    };
+                    let cpu = Cpu::new(options).unwrap();
+                    let all = product(&cpu, dtype, (out, cols, rows), &weight, &x, None);
+                    for (first, count) in [(0, 1), (36, 1), (3, 2), (5, 3), (8, 6), (1, 20)] {
+                        let x = &x[first * cols..][..count * cols];
+                        let some = product(&cpu, dtype, (out, cols, count), &weight, x, None);
+                        let expected = &all[first * out..][..count * out];
+                        assert_eq!(
+                            bits(&some),
+                            bits(expected),
+                            "{dtype:?} {isa:?} rows {first}+{count}"
+                        );
+                    }
+                    seen.push(bits(&all));
+                }
+                assert_eq!(seen[0], seen[1], "{dtype:?} {isa:?} threads");
+            }
+        }
+    }
+}
+
+#[test]
+fn outputs_that_share_an_input_do_not_touch_each_other() {
+    let (cols, rows) = (256, 5);
+    for cpu in cpus() {
+        let mut random = Random(3);
+        let x = random.values(rows * cols);
+        let types = [
+            (Dtype::Q4K, 48),
+            (Dtype::F16, 20),
+            (Dtype::Q6K, 33),
+            (Dtype::Q8_0, 64),
+        ];
+        let bytes: Vec<_> = types
+            .iter()
+            .map(|(dtype, out)| random.matrix(*dtype, *out, cols))
+            .collect();
+        let weights: Vec<_> = (types.iter().zip(&bytes))
+            .map(|((dtype, out), bytes)| matrix(&cpu, *dtype, *out, cols, bytes))
+            .collect();
+        let input = buffer(&cpu, rows, cols, &x);
+        let mut outs: Vec<_> = types
+            .iter()
+            .map(|(_, n)| cpu.buffer(rows, *n).unwrap())
+            .collect();
+        let mut outputs: Vec<_> = (weights.iter().zip(&mut outs))
+            .map(|(weight, out)| Linear {
+                weight,
+                bias: None,
+                out,
+            })
+            .collect();
+        cpu.linear(rows, &input, &mut outputs);
+        for ((dtype, out), (bytes, found)) in types.into_iter().zip(bytes.iter().zip(&outs)) {
+            let alone = product(&cpu, dtype, (out, cols, rows), bytes, &x, None);
+            assert_eq!(
+                bits(&read(&cpu, found, rows, out)),
+                bits(&alone),
+                "{dtype:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_row_of_zeros_gives_the_bias() {
+    for cpu in cpus() {
+        let weight = Random(1).matrix(Dtype::Q5_1, 40, 256);
+        let bias = Random(2).values(40);
+        let found = product(
+            &cpu,
+            Dtype::Q5_1,
+            (40, 256, 1),
+            &weight,
+            &[0.0; 256],
+            Some(&bias),
+        );
+        assert_eq!(found, bias);
+    }
+}
+
+#[test]
+fn rows_of_every_type_come_back_from_the_packed_layout_exactly() {
+    for cpu in cpus() {
+        for dtype in Dtype::ALL {
+            let (rows, cols) = (37, 512);
+            let bytes = Random(9).matrix(dtype, rows, cols);
+            let tokens = [0, 36, 15, 16, 31, 32];
+            let found = embedded(&cpu, dtype, rows, cols, &bytes, &tokens);
+            let expected = embedded(&Reference, dtype, rows, cols, &bytes, &tokens);
+            assert_eq!(bits(&found), bits(&expected), "{dtype:?}");
+        }
+    }
+}
+
+#[test]
+fn a_wrong_upload_is_refused() {
+    let cpu = Cpu::new(CpuOptions::default()).unwrap();
+    for device_error in [
+        cpu.begin_matrix(Dtype::Q4K, 2, 255).unwrap_err(),
+        Reference.begin_matrix(Dtype::Q4K, 2, 255).unwrap_err(),
+    ] {
+        assert!(matches!(
+            device_error,
+            DeviceError::Shape { group: 256, .. }
+        ));
+    }
+    let bytes = Random(1).matrix(Dtype::Q8_0, 3, 64);
+    let mut upload = cpu.begin_matrix(Dtype::Q8_0, 3, 64).unwrap();
+    upload.write(&bytes[..200]).unwrap();
+    let long = upload.write(&bytes[..5]).unwrap_err();
+    assert!(matches!(
+        long,
+        DeviceError::UploadLength {
+            expected: 204,
+            found: 205
+        }
+    ));
+    let short = upload.finish().unwrap_err();
+    assert!(matches!(
+        short,
+        DeviceError::UploadLength {
+            expected: 204,
+            found: 200
+        }
+    ));
+}
+
+fn product<D: Device>(
+    device: &D,
+    dtype: Dtype,
+    (out, cols, rows): (usize, usize, usize),
+    weight: &[u8],
+    x: &[f32],
+    bias: Option<&[f32]>,
+) -> Vec<f32> {
+    let weight = matrix(device, dtype, out, cols, weight);
+    let bias = bias.map(|bias| device.vector(bias).unwrap());
+    let x = buffer(device, rows, cols, x);
+    let mut y = device.buffer(rows, out).unwrap();
+    let output = Linear {
+        weight: &weight,
+        bias: bias.as_ref(),
+        out: &mut y,
+    };
+    device.linear(rows, &x, &mut [output]);
+    read(device, &y, rows, out)
+}
+
+fn embedded<D: Device>(
+    device: &D,
+    dtype: Dtype,
+    rows: usize,
+    cols: usize,
+    bytes: &[u8],
+    tokens: &[u32],
+) -> Vec<f32> {
+    let table = matrix(device, dtype, rows, cols, bytes);
+    let mut batch = chrysalis_kernels::Batch::default();
+    batch.push(tokens, 0, &[], chrysalis_kernels::WantLogits::None);
+    let mut step = device.step(tokens.len()).unwrap();
+    device.set_step(&mut step, &batch);
+    let mut out = device.buffer(tokens.len(), cols).unwrap();
+    device.embed(&step, &table, 1.5, &mut out);
+    read(device, &out, tokens.len(), cols)
+}

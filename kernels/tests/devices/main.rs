@@ -1,0 +1,8 @@
+//! Every way to compute on this machine, against the reference and against itself: instruction sets,
+//! widths of activations, batches, chunks, numbers of threads.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
+mod common;
+mod linear;
+mod operations;
