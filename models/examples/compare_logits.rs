@@ -4,7 +4,7 @@
 //! ```text
 //! cargo run --release -p chrysalis-models --example compare_logits -- MODEL TOKENS LOGITS \
 //!     [--min-top1 0.97] [--max-kl 0.01] [--device cpu|reference] [--cache f16|f32]
-//!     [--threads N] [--chunk N]
+//!     [--activation-bits 8|16] [--threads N] [--chunk N]
 //! ```
 //! MODEL is a GGUF file or a Hugging Face folder, TOKENS a text file of token ids, LOGITS raw
 //! little-endian f32, `[tokens, vocab]`.
@@ -17,6 +17,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use chrysalis_kernels::batch::{Batch, WantLogits};
+use chrysalis_kernels::cpu::{ActivationBits, Cpu, CpuOptions};
 use chrysalis_kernels::device::{CacheDtype, Device};
 use chrysalis_kernels::reference::Reference;
 use chrysalis_models::config::ModelConfig;
@@ -32,7 +33,10 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
         .collect::<Result<Vec<u32>, _>>()?;
     let mut model: Box<dyn Model> = match options.reference {
         true => open(Reference, &options, tokens.len())?,
-        false => open(Reference, &options, tokens.len())?,
+        false => {
+            let cpu = Cpu::new(options.cpu)?;
+            open(cpu, &options, tokens.len())?
+        }
     };
     let found = compare(&mut *model, &tokens, &options)?;
     let mut out = std::io::stdout().lock();
@@ -180,7 +184,7 @@ struct Options {
     max_kl: f64,
     reference: bool,
     cache: CacheDtype,
-    threads: Option<usize>,
+    cpu: CpuOptions,
     chunk: usize,
 }
 
@@ -195,7 +199,7 @@ impl Options {
             max_kl: f64::INFINITY,
             reference: false,
             cache: CacheDtype::F16,
-            threads: None,
+            cpu: CpuOptions::default(),
             chunk: 64,
         };
         while let Some(flag) = arguments.next() {
@@ -209,7 +213,11 @@ impl Options {
                 ("--device", "cpu") => options.reference = false,
                 ("--cache", "f16") => options.cache = CacheDtype::F16,
                 ("--cache", "f32") => options.cache = CacheDtype::F32,
-                ("--threads", value) => options.threads = Some(value.parse()?),
+                ("--threads", value) => options.cpu.threads = Some(value.parse()?),
+                ("--activation-bits", "8") => options.cpu.activation_bits = ActivationBits::Eight,
+                ("--activation-bits", "16") => {
+                    options.cpu.activation_bits = ActivationBits::Sixteen;
+                }
                 ("--chunk", value) => options.chunk = value.parse::<usize>()?.max(1),
                 _ => return Err(format!("{flag} {value} is not an option").into()),
             }
