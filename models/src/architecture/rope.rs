@@ -162,6 +162,13 @@ pub(super) fn from_gguf(
 /// Finds the llama3 parameters whose factors are `freqs`, `[rope_dim / 2]`: the largest factor,
 /// with the frequency factors and the original context that all published models have.
 fn llama3_from_freqs(plain: Rope, freqs: &[f32]) -> Result<Rope, ArchitectureError> {
+    if freqs.len() != plain.rope_dim as usize / 2 {
+        return Err(ArchitectureError::Field {
+            field: "rope_freqs.weight".to_owned(),
+            expected: "one factor for each pair",
+            found: format!("a list of {}", freqs.len()),
+        });
+    }
     let factor = freqs.iter().copied().fold(1.0, f32::max);
     if freqs
         .iter()
