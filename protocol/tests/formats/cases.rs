@@ -3,44 +3,46 @@
 use chrysalis_protocol::bundle::{Bundle, Endorsements};
 use chrysalis_protocol::frame::{self, FrameKind};
 use chrysalis_protocol::freshness::{Freshness, Tree};
-use chrysalis_protocol::key_release;
 use chrysalis_protocol::receipt::{Receipt, hash};
-use chrysalis_protocol::request::{Prompt, RequestBody, SealTo, seal};
-use chrysalis_protocol::statement::{GpuFlags, PadProfile, Statement, Tee};
+use chrysalis_protocol::statement::{GpuFlags, PadProfile, ServingPolicy, Statement, Tee};
 
-use crate::support::{
-    Replay, SeededRng, body, key_config, key_pair, plain_body, policy, receipt, receipt_key,
-    statement,
-};
-use crate::vectors::{release_from, response_from};
+use crate::sealed_cases;
+use crate::support::{SeededRng, key_config, policy, receipt, receipt_key, statement};
 
 /// A vector: the name of its file, what it shows and what is in it.
 pub(crate) struct Case {
     pub(crate) name: &'static str,
-    about: String,
-    fields: Vec<(&'static str, String)>,
+    pub(crate) about: String,
+    pub(crate) fields: Vec<(&'static str, String)>,
 }
 
 impl Case {
-    fn new(name: &'static str, about: &str, kind: &str, expect: &str) -> Self {
+    pub(crate) fn new(name: &'static str, about: &str, kind: &str, expect: &str) -> Self {
         let text = |text: &str| text.to_owned();
         let fields = vec![("kind", text(kind)), ("expect", text(expect))];
         let about = text(about);
         Self { name, about, fields }
     }
 
-    fn hex(mut self, name: &'static str, bytes: impl AsRef<[u8]>) -> Self {
+    pub(crate) fn hex(mut self, name: &'static str, bytes: impl AsRef<[u8]>) -> Self {
         self.fields.push((name, to_hex(bytes.as_ref())));
         self
     }
 
-    fn text(mut self, name: &'static str, value: &str) -> Self {
+    pub(crate) fn text(mut self, name: &'static str, value: &str) -> Self {
         self.fields.push((name, value.to_owned()));
         self
     }
 
-    fn number(self, name: &'static str, value: u64) -> Self {
+    pub(crate) fn number(self, name: &'static str, value: u64) -> Self {
         self.text(name, &value.to_string())
+    }
+
+    pub(crate) fn fields_of(&self) -> Vec<(String, String)> {
+        self.fields
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), value.clone()))
+            .collect()
     }
 
     pub(crate) fn to_text(&self) -> String {
@@ -63,9 +65,9 @@ pub(crate) fn all() -> Vec<Case> {
         configs(),
         bundles(),
         receipts(),
-        requests(),
-        responses(),
-        releases(),
+        sealed_cases::requests(),
+        sealed_cases::responses(),
+        sealed_cases::releases(),
     ]
     .into_iter()
     .flatten()
@@ -213,7 +215,7 @@ fn configs() -> Vec<Case> {
     let mut logging = policy().to_bytes();
     logging[21] = 1;
     let flat = PadProfile::Flat;
-    let flat = chrysalis_protocol::statement::ServingPolicy {
+    let flat = ServingPolicy {
         pad_profile: flat,
         ..policy()
     };
@@ -362,152 +364,4 @@ fn receipts() -> Vec<Case> {
             exact,
         ),
     ]
-}
-
-fn request_case(name: &'static str, about: &str, kind: &str, body: &RequestBody) -> Case {
-    let keys = key_pair();
-    let digest = statement().digest();
-    let to = SealTo {
-        statement_digest: digest,
-        key_id: key_config().key_id(),
-        sealing_key: keys.sealing_key(),
-    };
-    let encapsulation = SeededRng::new(name).array::<64>();
-    let sealed = seal(&to, body, &mut Replay(encapsulation.to_vec())).unwrap();
-    Case::new(name, about, kind, "accept")
-        .hex("seed", SeededRng::new("sealing key").array::<32>())
-        .hex("statement_digest", digest)
-        .hex("encapsulation", encapsulation)
-        .hex("plaintext", body.to_padded().unwrap().expose())
-        .hex("sealed", &sealed.bytes)
-        .hex("request_hash", sealed.context.request_hash())
-        .hex("request_tag", sealed.context.request_tag())
-}
-
-fn requests() -> Vec<Case> {
-    let mut text = plain_body(1);
-    let json = r#"{"messages":[{"role":"user","content":"Grüß Gott"}]}"#;
-    text.prompt = Prompt::Text(json.as_bytes().to_vec().into());
-    let mut other_statement = request_case("request_tokens", "", "request", &body());
-    other_statement.name = "request_other_statement";
-    other_statement.about = "The client verified another statement".into();
-    for (name, value) in &mut other_statement.fields {
-        match *name {
-            "expect" => *value = "the ciphertext was refused".into(),
-            "statement_digest" => *value = to_hex(&[0; 48]),
-            _ => {}
-        }
-    }
-    vec![
-        request_case(
-            "request_tokens",
-            "token ids and every option",
-            "request",
-            &body(),
-        ),
-        request_case("request_text", "text and no option", "request", &text),
-        request_case(
-            "request_frames",
-            "two full frames",
-            "request",
-            &plain_body(8_000),
-        ),
-        other_statement,
-    ]
-}
-
-fn responses() -> Vec<Case> {
-    let mut case = request_case(
-        "response",
-        "every type of frame",
-        "response",
-        &plain_body(3),
-    );
-    let accept = format!(
-        "accept {} {} 17",
-        case.fields
-            .iter()
-            .find(|(name, _)| *name == "request_hash")
-            .unwrap()
-            .1,
-        to_hex(&statement().boot_id)
-    );
-    let script = [
-        &accept,
-        "progress 1 3",
-        "dummy",
-        "tokens 5 6 7",
-        "logprobs 1 5 -0.5 9 -1.25 6 -0.125 9 -2 7 0 9 -30",
-        "tokens 4294967295",
-        "end 1 3 1",
-    ];
-    for line in script {
-        case = case.text("frame", line);
-    }
-    let nonce = SeededRng::new("response nonce").array::<32>();
-    let mut failed = request_case(
-        "response_failed",
-        "an error, no output",
-        "response",
-        &plain_body(3),
-    );
-    for line in ["error 2", "dummy", "end 4 0 0"] {
-        failed = failed.text("frame", line);
-    }
-    let mut text = request_case(
-        "response_text",
-        "text and its count of tokens",
-        "response",
-        &plain_body(3),
-    );
-    let hash = &text
-        .fields
-        .iter()
-        .find(|(name, _)| *name == "request_hash")
-        .unwrap()
-        .1;
-    let accept = format!("accept {hash} {} 18", to_hex(&statement().boot_id));
-    for line in [accept.as_str(), "text 2 4772c3bcc39f", "end 2 3 0"] {
-        text = text.text("frame", line);
-    }
-    [case, failed, text]
-        .into_iter()
-        .map(|case| {
-            let case = case.hex("response_nonce", nonce);
-            let response = response_from(&case.fields_of());
-            case.hex("response", response)
-        })
-        .collect()
-}
-
-fn releases() -> Vec<Case> {
-    let digest = statement().digest();
-    let case = Case::new(
-        "key_release",
-        "a package key with its terms",
-        "key_release",
-        "accept",
-    )
-    .hex("seed", SeededRng::new("sealing key").array::<32>())
-    .hex("statement_digest", digest)
-    .hex("encapsulation", SeededRng::new("key release").array::<64>())
-    .hex("package_id", [1; 16])
-    .hex("package_key", SeededRng::new("package key").array::<32>())
-    .number("min_model_svn", 3)
-    .number("lease_seconds", 86_400)
-    .number("lease_tokens", 1_000_000);
-    let release = release_from(&case.fields_of());
-    let mut rng = Replay(SeededRng::new("key release").array::<64>().to_vec());
-    let keys = key_pair();
-    let sealed = key_release::seal(keys.sealing_key(), &digest, &release, &mut rng).unwrap();
-    vec![case.hex("sealed", sealed)]
-}
-
-impl Case {
-    fn fields_of(&self) -> Vec<(String, String)> {
-        self.fields
-            .iter()
-            .map(|(name, value)| ((*name).to_owned(), value.clone()))
-            .collect()
-    }
 }

@@ -7,6 +7,8 @@ mod layouts;
 #[cfg(test)]
 mod request_bodies;
 #[cfg(test)]
+mod sealed_cases;
+#[cfg(test)]
 mod sealed_requests;
 #[cfg(test)]
 mod sealed_responses;
