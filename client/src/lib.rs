@@ -1,1 +1,24 @@
-//! Placeholder while the crate is being written.
+//! The other end: connect, verify, seal, stream.
+//!
+//! [`Connection`] speaks frames to an enclave (or to whoever claims to be one); [`Connection::verify`] turns its evidence
+//! into a [`VerifiedEnclave`], and only that can be asked. Prompts are tokenised and answers detokenised here, never in
+//! the enclave: [`chat::Chat`] joins the two.
+//!
+//! docs/howto-application.md shows it in use; `examples/ask.rs` is a whole program.
+#![forbid(unsafe_code)]
+
+pub mod address;
+pub mod answer;
+pub mod chat;
+pub mod connection;
+mod error;
+mod wire;
+
+pub use address::Address;
+pub use answer::{Answer, Delta, Summary};
+pub use chat::{Chat, ChatRequest};
+pub use chrysalis_attestation::policy::{
+    AppraisalPolicy, Rejection, ReleaseTerms, VerifiedEnclave, VerifiedKeyRelease,
+};
+pub use connection::Connection;
+pub use error::ClientError;

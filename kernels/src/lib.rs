@@ -1,13 +1,15 @@
 //! The operations of a decoder, on every device we compute on.
 //!
 //! [`device`] says what a decoder may ask; [`reference`] says in naive f32 Rust what each operation
-//! means and is the oracle of all tests; [`cpu`] is the fast device of servers; [`quant`] reads weight groups.
+//! means and is the oracle of all tests; [`cpu`] is the fast device of servers; [`quant`] reads
+//! weight groups; [`probe`] measures the machine's own limits.
 
 pub mod batch;
 pub mod cpu;
 pub mod device;
 pub mod dtype;
 mod memory;
+pub mod probe;
 pub mod quant;
 pub mod reference;
 

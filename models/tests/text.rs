@@ -1,6 +1,12 @@
 //! Text against its originals: token ids against llama.cpp's, chat templates against Python's jinja2, and tokenizers that
 //! are small enough to be written here.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "helpers of tests fail and speak as tests do"
+)]
+
 use std::path::PathBuf;
 
 use chrysalis_models::source::gguf::{Gguf, Metadata, Value};

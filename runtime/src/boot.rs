@@ -15,7 +15,9 @@ use chrysalis_attestation::attester::{Attester, AttesterError};
 use chrysalis_kernels::cpu::{Cpu, CpuOptions};
 use chrysalis_kernels::device::{CacheDtype, DeviceError};
 use chrysalis_models::decoder::Model;
-use chrysalis_protocol::package::{Generation, MetaError, Package, PackageError, PackageKey, PublicHeader};
+use chrysalis_protocol::package::{
+    Generation, MetaError, Package, PackageError, PackageKey, PublicHeader,
+};
 use chrysalis_protocol::rand_core::Rng;
 use chrysalis_protocol::receipt::{ReceiptError, ReceiptKey};
 use chrysalis_protocol::secret::Secret;
@@ -49,7 +51,9 @@ pub enum BootError {
     #[error("the client bundle beside the package was refused: {0}")]
     ClientBundle(MetaError),
     /// The package is older than the launch config allows.
-    #[error("the package has security version {found}, the launch config asks for {minimum} at least")]
+    #[error(
+        "the package has security version {found}, the launch config asks for {minimum} at least"
+    )]
     ModelSvn {
         /// Of the package.
         found: u32,
@@ -103,7 +107,12 @@ pub struct EnclaveOptions {
 impl EnclaveOptions {
     /// Default config and limits.
     pub fn new(package: PathBuf, listen: Address) -> Self {
-        Self { package, listen, config: LaunchConfig::default(), limits: Limits::default() }
+        Self {
+            package,
+            listen,
+            config: LaunchConfig::default(),
+            limits: Limits::default(),
+        }
     }
 }
 
@@ -143,7 +152,11 @@ impl Enclave {
             .name("boot".into())
             .spawn(move || boot.run(report))
             .map_err(|error| BootError::Thread(error.to_string()))?;
-        Ok(Self { thread, inbox, counters })
+        Ok(Self {
+            thread,
+            inbox,
+            counters,
+        })
     }
 
     /// What the enclave has counted so far.
@@ -156,7 +169,9 @@ impl Enclave {
     /// # Errors
     /// Why it ended, unless somebody asked for it.
     pub fn wait(self) -> Result<(), BootError> {
-        self.thread.join().unwrap_or_else(|_| Err(BootError::Thread("it panicked".into())))
+        self.thread
+            .join()
+            .unwrap_or_else(|_| Err(BootError::Thread("it panicked".into())))
     }
 
     /// Asks for the end and waits for it.
@@ -193,7 +208,10 @@ impl Boot {
         if found < minimum {
             return Err(BootError::ModelSvn { found, minimum });
         }
-        let attester = Box::new(Simulated::new(options.config.digest(), SIMULATED_MEASUREMENT)?);
+        let attester = Box::new(Simulated::new(
+            options.config.digest(),
+            SIMULATED_MEASUREMENT,
+        )?);
         let mut rng = SystemRng::default();
         let receipt_key = ReceiptKey::from_seed(&Secret::random(&mut rng))?;
         let mut boot_id = [0; 16];
@@ -210,10 +228,24 @@ impl Boot {
             runtime_digest: own_digest(),
             launch_config_digest: options.config.digest(),
         };
-        let listen_error = |source| BootError::Listen { address: options.listen.clone(), source };
+        let listen_error = |source| BootError::Listen {
+            address: options.listen.clone(),
+            source,
+        };
         let listener = Listener::bind(&options.listen).map_err(listen_error)?;
-        let hub = Hub::start(listener, options.limits, Arc::clone(&counters)).map_err(listen_error)?;
-        Ok(Self { options, files, main, public, identity, receipt_key, attester, hub, counters })
+        let hub =
+            Hub::start(listener, options.limits, Arc::clone(&counters)).map_err(listen_error)?;
+        Ok(Self {
+            options,
+            files,
+            main,
+            public,
+            identity,
+            receipt_key,
+            attester,
+            hub,
+            counters,
+        })
     }
 
     fn run(mut self, mut report: impl FnMut(Progress) + Send) -> Result<(), BootError> {
@@ -229,8 +261,13 @@ impl Boot {
         let package = Package::open(&self.main, key.as_ref())?;
         drop(key);
         let bundle = self.files.client_bundle()?;
-        package.meta().check_client_bundle(&bundle).map_err(BootError::ClientBundle)?;
-        let Some(model) = self.load(&package, &mut report)? else { return Ok(()) };
+        package
+            .meta()
+            .check_client_bundle(&bundle)
+            .map_err(BootError::ClientBundle)?;
+        let Some(model) = self.load(&package, &mut report)? else {
+            return Ok(());
+        };
         let generation = package.meta().architecture.generation.clone();
         drop(package);
         self.serve(model, generation, bundle, &mut report)
@@ -240,8 +277,13 @@ impl Boot {
     fn await_key(&mut self) -> Result<Option<PackageKey>, BootError> {
         let limits = self.options.limits;
         let counters = Arc::clone(&self.counters);
-        let mut wait =
-            KeyWait::new(&self.identity, &self.public, &mut *self.attester, limits, counters);
+        let mut wait = KeyWait::new(
+            &self.identity,
+            &self.public,
+            &mut *self.attester,
+            limits,
+            counters,
+        );
         match self.hub.drive(&mut wait) {
             HubExit::Done => Ok(wait.into_key()),
             HubExit::Shutdown => Ok(None),
@@ -256,7 +298,10 @@ impl Boot {
         report: &mut (impl FnMut(Progress) + Send),
     ) -> Result<Option<Box<dyn Model>>, BootError> {
         let config = &self.options.config;
-        let device = Cpu::new(CpuOptions { threads: config.threads(), ..CpuOptions::default() })?;
+        let device = Cpu::new(CpuOptions {
+            threads: config.threads(),
+            ..CpuOptions::default()
+        })?;
         let options = LoadOptions {
             max_tokens: config.max_tokens_per_step().max(config.max_sequences()),
             max_logit_rows: config.max_sequences(),
@@ -267,7 +312,11 @@ impl Boot {
         let (blobs, counters) = (self.files.blobs(), Arc::clone(&self.counters));
         let (loaded, waker) = (Arc::new(AtomicBool::new(false)), self.hub.sender());
         let done = Arc::clone(&loaded);
-        let mut wait = LoadWait { limits: self.options.limits, counters: Arc::clone(&counters), loaded };
+        let mut wait = LoadWait {
+            limits: self.options.limits,
+            counters: Arc::clone(&counters),
+            loaded,
+        };
         let hub = &mut self.hub;
         thread::scope(|scope| {
             let loader = scope.spawn(move || {
@@ -282,7 +331,9 @@ impl Boot {
                 decoder
             });
             let exit = hub.drive(&mut wait);
-            let decoder = loader.join().map_err(|_| BootError::Thread("the loader panicked".into()))??;
+            let decoder = loader
+                .join()
+                .map_err(|_| BootError::Thread("the loader panicked".into()))??;
             Ok((exit == HubExit::Done).then(|| Box::new(decoder) as Box<dyn Model>))
         })
     }
@@ -294,11 +345,23 @@ impl Boot {
         bundle: Vec<u8>,
         report: &mut impl FnMut(Progress),
     ) -> Result<(), BootError> {
-        let Self { options, identity, receipt_key, mut attester, mut hub, counters, .. } = self;
+        let Self {
+            options,
+            identity,
+            receipt_key,
+            mut attester,
+            mut hub,
+            counters,
+            ..
+        } = self;
         let vocab_size = model.vocab_size();
         let engine = Engine::new(model, engine_limits(&options.config))?;
         let max_context = u32::try_from(engine.max_context()).unwrap_or(u32::MAX);
-        let facts = ModelFacts { vocab_size, max_context, generation };
+        let facts = ModelFacts {
+            vocab_size,
+            max_context,
+            generation,
+        };
         let worker = Worker::start(engine, hub.sender())
             .map_err(|error| BootError::Thread(error.to_string()))?;
         let mut rng = SystemRng::default();

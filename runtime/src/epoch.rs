@@ -35,7 +35,13 @@ pub struct Identity {
 
 impl Identity {
     /// A statement of this boot about one key.
-    pub fn statement(&self, kind: Kind, epoch: u32, key_config_digest: [u8; 48], uptime_ms: u64) -> Statement {
+    pub fn statement(
+        &self,
+        kind: Kind,
+        epoch: u32,
+        key_config_digest: [u8; 48],
+        uptime_ms: u64,
+    ) -> Statement {
         Statement {
             kind,
             tee: self.tee,
@@ -69,7 +75,11 @@ impl Identity {
         freshness: Option<&[u8]>,
     ) -> Vec<u8> {
         let endorsement = |kind: u16| {
-            evidence.endorsements.iter().find(|(found, _)| *found == kind).map(|(_, value)| &value[..])
+            evidence
+                .endorsements
+                .iter()
+                .find(|(found, _)| *found == kind)
+                .map(|(_, value)| &value[..])
         };
         Bundle {
             statement: &statement.to_bytes(),
@@ -127,7 +137,10 @@ impl Epoch {
     ) -> Result<Self, AttesterError> {
         let number = previous.map_or(1, |epoch| epoch.number.saturating_add(1));
         let keys = KemKeyPair::generate(rng);
-        let key_config = KeyConfig { epoch: number, sealing_key: keys.sealing_key().clone() };
+        let key_config = KeyConfig {
+            epoch: number,
+            sealing_key: keys.sealing_key().clone(),
+        };
         let mut statement = identity.statement(Kind::Serve, number, key_config.digest(), now_ms);
         statement.prev_digest = previous.map_or([0; 48], |epoch| epoch.statement_digest);
         let evidence = attester.attest(&statement.report_data().to_bytes())?;
@@ -156,7 +169,11 @@ pub struct Epochs {
 impl Epochs {
     /// Starts with the first epoch.
     pub fn new(first: Epoch, grace_ms: u64) -> Self {
-        Self { current: first, previous: None, grace_ms }
+        Self {
+            current: first,
+            previous: None,
+            grace_ms,
+        }
     }
 
     /// The epoch that new clients are told of.
@@ -172,7 +189,9 @@ impl Epochs {
 
     /// When the current epoch has lived its time.
     pub fn due_ms(&self, policy: &ServingPolicy) -> u64 {
-        self.current.began_ms.saturating_add(u64::from(policy.epoch_max_seconds) * 1_000)
+        self.current
+            .began_ms
+            .saturating_add(u64::from(policy.epoch_max_seconds) * 1_000)
     }
 
     /// The next epoch begins; the one before the last is forgotten, its key wiped.
@@ -183,7 +202,11 @@ impl Epochs {
 
     /// Forgets the previous epoch when its grace is over.
     pub fn expire(&mut self, now_ms: u64) {
-        if self.previous.as_ref().is_some_and(|(_, at)| now_ms.saturating_sub(*at) >= self.grace_ms) {
+        if self
+            .previous
+            .as_ref()
+            .is_some_and(|(_, at)| now_ms.saturating_sub(*at) >= self.grace_ms)
+        {
             self.previous = None;
         }
     }
@@ -194,6 +217,9 @@ impl Epochs {
         if self.current.key_id == *key_id {
             return Some(&mut self.current);
         }
-        self.previous.as_mut().map(|(epoch, _)| epoch).filter(|epoch| epoch.key_id == *key_id)
+        self.previous
+            .as_mut()
+            .map(|(epoch, _)| epoch)
+            .filter(|epoch| epoch.key_id == *key_id)
     }
 }

@@ -94,7 +94,11 @@ struct Queue {
 
 impl Outbox {
     fn new(limit: usize) -> Self {
-        Self { queue: Mutex::default(), ready: Condvar::new(), limit }
+        Self {
+            queue: Mutex::default(),
+            ready: Condvar::new(),
+            limit,
+        }
     }
 
     /// Queues a frame; `false` when the host has let too much pile up.
@@ -110,7 +114,10 @@ impl Outbox {
     }
 
     fn close(&self) {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner).closed = true;
+        self.queue
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .closed = true;
         self.ready.notify_one();
     }
 
@@ -121,7 +128,10 @@ impl Outbox {
             if queue.closed {
                 return None;
             }
-            queue = self.ready.wait(queue).unwrap_or_else(PoisonError::into_inner);
+            queue = self
+                .ready
+                .wait(queue)
+                .unwrap_or_else(PoisonError::into_inner);
         }
         queue.bytes = 0;
         Some(std::mem::take(&mut queue.frames))
@@ -152,7 +162,14 @@ impl Hub {
         thread::Builder::new()
             .name("accept".into())
             .spawn(move || accept_loop(&listener, limits, &accepted, &stopped))?;
-        Ok(Self { inbox, sender, outboxes: HashMap::new(), counters, stop, started: Instant::now() })
+        Ok(Self {
+            inbox,
+            sender,
+            outboxes: HashMap::new(),
+            counters,
+            stop,
+            started: Instant::now(),
+        })
     }
 
     /// A way into the inbox, for the engine and the loader.
@@ -173,14 +190,19 @@ impl Hub {
                 return HubExit::Done;
             }
             let now = self.now_ms();
-            let wait = handler.next_wake_ms().map_or(IDLE_MS, |wake| wake.saturating_sub(now).min(IDLE_MS));
+            let wait = handler
+                .next_wake_ms()
+                .map_or(IDLE_MS, |wake| wake.saturating_sub(now).min(IDLE_MS));
             let first = match self.inbox.recv_timeout(Duration::from_millis(wait)) {
                 Ok(inbound) => Some(inbound),
                 Err(RecvTimeoutError::Timeout) => None,
                 Err(RecvTimeoutError::Disconnected) => return HubExit::Shutdown,
             };
             // What is already there is handled before the clock is read again.
-            for inbound in first.into_iter().chain(self.inbox.try_iter().take(INBOX).collect::<Vec<_>>()) {
+            for inbound in first
+                .into_iter()
+                .chain(self.inbox.try_iter().take(INBOX).collect::<Vec<_>>())
+            {
                 match self.dispatch(handler, inbound, &mut out) {
                     None => {}
                     Some(exit) => return exit,
@@ -191,7 +213,12 @@ impl Hub {
         }
     }
 
-    fn dispatch(&mut self, handler: &mut dyn Handler, inbound: Inbound, out: &mut Vec<Output>) -> Option<HubExit> {
+    fn dispatch(
+        &mut self,
+        handler: &mut dyn Handler,
+        inbound: Inbound,
+        out: &mut Vec<Output>,
+    ) -> Option<HubExit> {
         let now = self.now_ms();
         match inbound {
             Inbound::Connected(id, outbox) => {
@@ -199,7 +226,16 @@ impl Hub {
             }
             Inbound::Frame(id, kind, stream, body) => {
                 if self.outboxes.contains_key(&id) {
-                    handler.frame(id, &Frame { kind, stream, body: &body }, now, out);
+                    handler.frame(
+                        id,
+                        &Frame {
+                            kind,
+                            stream,
+                            body: &body,
+                        },
+                        now,
+                        out,
+                    );
                 }
             }
             Inbound::Closed(id) => {
@@ -221,9 +257,12 @@ impl Hub {
         while !out.is_empty() {
             for output in std::mem::take(out) {
                 let (id, delivered) = match output {
-                    Output::Send(id, bytes) => {
-                        (id, self.outboxes.get(&id).is_none_or(|outbox| outbox.push(bytes)))
-                    }
+                    Output::Send(id, bytes) => (
+                        id,
+                        self.outboxes
+                            .get(&id)
+                            .is_none_or(|outbox| outbox.push(bytes)),
+                    ),
                     Output::Reset(id) => (id, false),
                 };
                 if !delivered && let Some(outbox) = self.outboxes.remove(&id) {
@@ -299,7 +338,10 @@ fn start_connection(
     thread::Builder::new().name("read".into()).spawn(move || {
         let _open = held;
         let mut reading = connection;
-        if inbox.send(Inbound::Connected(id, Arc::clone(&outbox))).is_ok() {
+        if inbox
+            .send(Inbound::Connected(id, Arc::clone(&outbox)))
+            .is_ok()
+        {
             read_frames(&mut reading, id, limits, &inbox);
         }
         outbox.close();
@@ -310,18 +352,32 @@ fn start_connection(
 }
 
 /// Reads whole frames until the peer leaves, breaks the framing, or is too slow with a frame it began.
-fn read_frames(connection: &mut Connection, id: ConnectionId, limits: Limits, inbox: &SyncSender<Inbound>) {
+fn read_frames(
+    connection: &mut Connection,
+    id: ConnectionId,
+    limits: Limits,
+    inbox: &SyncSender<Inbound>,
+) {
     let mut buffer = Vec::with_capacity(READ_BYTES);
     let mut chunk = vec![0; READ_BYTES];
     let mut began: Option<Instant> = None;
-    if connection.set_read_timeout(Some(Duration::from_secs(1))).is_err() {
+    if connection
+        .set_read_timeout(Some(Duration::from_secs(1)))
+        .is_err()
+    {
         return;
     }
     loop {
         match connection.read(&mut chunk) {
             Ok(0) => return,
             Ok(count) => buffer.extend_from_slice(chunk.get(..count).unwrap_or_default()),
-            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut | io::ErrorKind::Interrupted) => {}
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::WouldBlock
+                        | io::ErrorKind::TimedOut
+                        | io::ErrorKind::Interrupted
+                ) => {}
             Err(_) => return,
         }
         let mut consumed = 0;
@@ -329,7 +385,15 @@ fn read_frames(connection: &mut Connection, id: ConnectionId, limits: Limits, in
             match frame::split(rest) {
                 Ok(Some((whole, rest))) => {
                     let left = rest.len();
-                    if inbox.send(Inbound::Frame(id, whole.kind, whole.stream, whole.body.to_vec())).is_err() {
+                    if inbox
+                        .send(Inbound::Frame(
+                            id,
+                            whole.kind,
+                            whole.stream,
+                            whole.body.to_vec(),
+                        ))
+                        .is_err()
+                    {
                         return;
                     }
                     consumed = buffer.len() - left;
@@ -355,7 +419,8 @@ fn read_frames(connection: &mut Connection, id: ConnectionId, limits: Limits, in
 fn is_too_slow(bytes: usize, elapsed: Duration, limits: &Limits) -> bool {
     let elapsed_ms = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
     let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
-    elapsed_ms > limits.frame_grace_ms && bytes.saturating_mul(1_000) < elapsed_ms.saturating_mul(limits.frame_min_rate)
+    elapsed_ms > limits.frame_grace_ms
+        && bytes.saturating_mul(1_000) < elapsed_ms.saturating_mul(limits.frame_min_rate)
 }
 
 /// Frames that may wait for the handler before readers are held back.

@@ -65,7 +65,12 @@ pub fn decoder<D: Device>(
     mut loaded: impl FnMut(u64),
 ) -> Result<Decoder<D>, LoadError> {
     let config = ModelConfig::try_from(&package.meta().architecture)?;
-    let tensors: Vec<_> = package.meta().tensors.iter().map(TensorSpec::from).collect();
+    let tensors: Vec<_> = package
+        .meta()
+        .tensors
+        .iter()
+        .map(TensorSpec::from)
+        .collect();
     let mut loader = WeightLoader::new(&*device, &config, &tensors)?;
     let (filled, segments) = sync_channel(BUFFERS);
     let (emptied, buffers) = sync_channel(BUFFERS);
@@ -76,7 +81,9 @@ pub fn decoder<D: Device>(
     thread::scope(|scope| {
         thread::Builder::new()
             .name("open".into())
-            .spawn_scoped(scope, move || open_segments(package, source, &buffers, &filled))?;
+            .spawn_scoped(scope, move || {
+                open_segments(package, source, &buffers, &filled)
+            })?;
         for (index, segment) in (0..).zip(segments) {
             let segment = segment?;
             for piece in package.pieces(index) {
@@ -109,7 +116,9 @@ fn open_segments(
     filled: &SyncSender<Result<Buffer, PackageError>>,
 ) {
     for index in 0..package.num_segments() {
-        let Ok(mut buffer) = buffers.recv() else { return };
+        let Ok(mut buffer) = buffers.recv() else {
+            return;
+        };
         buffer.resize(package.place(index).map_or(0, |place| place.len), 0);
         let opened = package.read_segment(index, &mut source, &mut buffer);
         let refused = opened.is_err();

@@ -32,7 +32,10 @@ impl Handler for LoadWait {
                 reply::send(id, FrameKind::Pong, frame.stream, frame.body, out);
                 reply::send(id, FrameKind::Status, 0, &status.to_bytes(), out);
             }
-            FrameKind::EvidenceReq | FrameKind::ClientBundleReq | FrameKind::Open | FrameKind::KeyrelResp => {
+            FrameKind::EvidenceReq
+            | FrameKind::ClientBundleReq
+            | FrameKind::Open
+            | FrameKind::KeyrelResp => {
                 reply::close(id, frame.stream, CloseCode::Busy, out);
             }
             FrameKind::HostData | FrameKind::End | FrameKind::Cancel | FrameKind::HostCredit => {}

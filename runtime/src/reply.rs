@@ -7,7 +7,13 @@ use crate::hub::{ConnectionId, Output};
 use crate::limits::Limits;
 
 /// Queues one frame.
-pub(crate) fn send(id: ConnectionId, kind: FrameKind, stream: u64, body: &[u8], out: &mut Vec<Output>) {
+pub(crate) fn send(
+    id: ConnectionId,
+    kind: FrameKind,
+    stream: u64,
+    body: &[u8],
+    out: &mut Vec<Output>,
+) {
     let mut bytes = Vec::new();
     frame::write(kind, stream, body, &mut bytes);
     out.push(Output::Send(id, bytes));
@@ -16,7 +22,17 @@ pub(crate) fn send(id: ConnectionId, kind: FrameKind, stream: u64, body: &[u8], 
 /// Queues the end of a stream; a busy enclave asks for a second.
 pub(crate) fn close(id: ConnectionId, stream: u64, code: CloseCode, out: &mut Vec<Output>) {
     let retry_after_s = u16::from(code == CloseCode::Busy);
-    send(id, FrameKind::Close, stream, &Close { code, retry_after_s }.to_bytes(), out);
+    send(
+        id,
+        FrameKind::Close,
+        stream,
+        &Close {
+            code,
+            retry_after_s,
+        }
+        .to_bytes(),
+        out,
+    );
 }
 
 /// Queues an evidence bundle in pieces.
@@ -38,7 +54,13 @@ pub(crate) fn hello(
         out.push(Output::Reset(id));
         return false;
     }
-    send(id, FrameKind::HelloAck, 0, &wire_limits(limits).to_bytes(), out);
+    send(
+        id,
+        FrameKind::HelloAck,
+        0,
+        &wire_limits(limits).to_bytes(),
+        out,
+    );
     send(id, FrameKind::Status, 0, &status.to_bytes(), out);
     true
 }

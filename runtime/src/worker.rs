@@ -34,7 +34,10 @@ impl Worker {
         let thread = thread::Builder::new()
             .name("engine".into())
             .spawn(move || run(engine, &inbox, &events))?;
-        Ok(Self { commands: Some(commands), thread: Some(thread) })
+        Ok(Self {
+            commands: Some(commands),
+            thread: Some(thread),
+        })
     }
 
     /// Sends a command; the engine's end shows as [`Inbound::EngineFailed`].
@@ -72,7 +75,11 @@ fn run(mut engine: Engine, inbox: &Receiver<Command>, out: &SyncSender<Inbound>)
             }
         }
         let stepped = engine.step(&mut events);
-        if !events.is_empty() && out.send(Inbound::Engine(std::mem::take(&mut events))).is_err() {
+        if !events.is_empty()
+            && out
+                .send(Inbound::Engine(std::mem::take(&mut events)))
+                .is_err()
+        {
             return;
         }
         match stepped {
@@ -101,7 +108,12 @@ fn obey(engine: &mut Engine, command: Command, events: &mut Vec<Event>) {
                     AddError::Busy { .. } => FinishReason::Busy,
                     _ => FinishReason::Error,
                 };
-                events.push(Event::Finished { id, reason, prompt_tokens: 0, output_tokens: 0 });
+                events.push(Event::Finished {
+                    id,
+                    reason,
+                    prompt_tokens: 0,
+                    output_tokens: 0,
+                });
             }
         }
         Command::Cancel(id) => engine.cancel(id),

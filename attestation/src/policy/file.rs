@@ -62,6 +62,7 @@ impl AppraisalPolicy {
         Ok(Self {
             content_digests: list(file.content_digests, "content_digests", MODEL)?,
             publishers: list(file.publishers, "publishers", PUBLISHER)?,
+            client_bundles: list(file.client_bundles, "client_bundles", CLIENT_BUNDLE)?,
             minimum_svn: required(
                 file.minimum_svn,
                 "minimum_svn",
@@ -126,6 +127,8 @@ impl AppraisalPolicy {
         out.list("content_digests", &self.content_digests);
         out.say("# Who may have signed them: SHA-256 of the Ed25519 public key.");
         out.list("publishers", &self.publishers);
+        out.say("# Tokenizer and chat template that are accepted: BLAKE3 of the client bundle.");
+        out.list("client_bundles", &self.client_bundles);
         out.say(
             "# The lowest security version of the model; raise it when a package is withdrawn.",
         );
@@ -301,6 +304,7 @@ const fn profile_name(profile: PadProfile) -> &'static str {
 struct File {
     content_digests: Option<Vec<String>>,
     publishers: Option<Vec<String>>,
+    client_bundles: Option<Vec<String>>,
     minimum_svn: Option<u32>,
     measurements: Option<Vec<String>>,
     allow_simulated: Option<bool>,
@@ -471,6 +475,8 @@ const MODEL: &str =
     "content_digests = [\"<96 hexadecimal digits>\"], as `chrysalis inspect` prints them";
 const PUBLISHER: &str =
     "publishers = [\"<64 hexadecimal digits>\"], SHA-256 of an Ed25519 public key";
+const CLIENT_BUNDLE: &str =
+    "client_bundles = [\"<64 hexadecimal digits>\"], as `chrysalis inspect` prints them";
 const MEASUREMENT: &str =
     "measurements = [\"<96 hexadecimal digits>\"], the launch measurement of an enclave image";
 const PLATFORM: &str = "platform = \"pinned\" with chip_ids, or platform = \"any-genuine\"";

@@ -31,6 +31,9 @@ pub struct AppraisalPolicy {
     pub content_digests: Vec<[u8; 48]>,
     /// Publishers: SHA-256 of the Ed25519 keys that may sign a package; not empty.
     pub publishers: Vec<[u8; 32]>,
+    /// Tokenizers and chat templates: BLAKE3 of the client bundles that are accepted; not empty.
+    /// The enclave never opens a bundle, and a client cannot open a sealed meta that names it.
+    pub client_bundles: Vec<[u8; 32]>,
     /// The lowest security version of the model.
     pub minimum_svn: u32,
     /// Enclave images: the launch measurements that are accepted; not empty.

@@ -46,6 +46,7 @@ fn each_expectation_that_is_left_out_is_named() {
     let expectations = [
         "content_digests",
         "publishers",
+        "client_bundles",
         "minimum_svn",
         "measurements",
         "allow_simulated",

@@ -15,6 +15,7 @@ mod isa;
 mod linear;
 mod matrix;
 mod pool;
+mod probe;
 mod rows;
 mod scalar;
 mod scales;
@@ -39,6 +40,7 @@ use isa::Level;
 use linear::{Input, LinearTile};
 pub use matrix::{Matrix, Pending};
 use pool::Pool;
+pub(crate) use probe::Probe;
 use tiles::Grid;
 
 /// How the device computes.
@@ -91,17 +93,12 @@ impl Cpu {
     /// # Errors
     /// [`DeviceError::Failed`] when the CPU lacks the instruction set or threads cannot be started.
     pub fn new(options: CpuOptions) -> Result<Self, DeviceError> {
-        let isa = options.isa.unwrap_or_else(Isa::detect);
-        let missing = || DeviceError::Failed(format!("this CPU has no {isa:?}"));
-        let level = Level::new(isa).ok_or_else(missing)?;
-        let all = || std::thread::available_parallelism().map_or(1, usize::from);
-        let threads = options.threads.unwrap_or_else(all).clamp(1, THREADS_MAX);
-        let pool = Pool::new(threads).map_err(|error| DeviceError::Failed(error.to_string()))?;
+        let (level, pool) = open(options)?;
         let planes = match options.activation_bits {
             ActivationBits::Eight => 1,
             ActivationBits::Sixteen => 2,
         };
-        let workers = (0..threads).map(|_| Mutex::default()).collect();
+        let workers = (0..pool.num_threads()).map(|_| Mutex::default()).collect();
         Ok(Self {
             level,
             pool,
@@ -421,6 +418,17 @@ impl Cpu {
             });
         });
     }
+}
+
+/// The instruction set and the threads that the options ask for.
+fn open(options: CpuOptions) -> Result<(Level, Pool), DeviceError> {
+    let isa = options.isa.unwrap_or_else(Isa::detect);
+    let missing = || DeviceError::Failed(format!("this CPU has no {isa:?}"));
+    let level = Level::new(isa).ok_or_else(missing)?;
+    let all = || std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = options.threads.unwrap_or_else(all).clamp(1, THREADS_MAX);
+    let pool = Pool::new(threads).map_err(|error| DeviceError::Failed(error.to_string()))?;
+    Ok((level, pool))
 }
 
 /// Rows and pairs of panels in a tile of a product: enough tiles for all threads, and activations

@@ -182,6 +182,10 @@ fn refusal(error: &Error) -> TextError {
 }
 
 /// JSON as Python's `json.dumps(value, ensure_ascii=False)` writes it, and with `indent` as it does then.
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "minijinja hands a filter its arguments by value"
+)]
 fn to_json(value: &Value, options: Kwargs) -> Result<String, Error> {
     let indent: Option<usize> = options.get("indent")?;
     options.assert_all_used()?;

@@ -36,7 +36,7 @@ impl Parts {
         check_part("pre_tokenizer", file.pre_tokenizer.as_ref(), PRE_TOKENIZERS)?;
         let joining = Joining::of(file.decoder.as_ref())?;
         let ids = file.ids()?;
-        let pieces = pieces(&file, &ids, joining);
+        let pieces = pieces(&file, &ids, &joining);
         let normalizer = component("normalizer", file.normalizer)?;
         let pre_tokenizer = component("pre_tokenizer", file.pre_tokenizer)?;
         let all = added(&file.added_tokens, |_| true, normalizer.as_ref())?;
@@ -346,7 +346,7 @@ impl Joining {
     }
 }
 
-fn pieces(file: &File, ids: &[(u32, &str)], joining: Joining) -> Pieces {
+fn pieces(file: &File, ids: &[(u32, &str)], joining: &Joining) -> Pieces {
     let mut added: Vec<(u32, bool)> = file
         .added_tokens
         .iter()

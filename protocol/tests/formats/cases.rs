@@ -21,7 +21,11 @@ impl Case {
         let text = |text: &str| text.to_owned();
         let fields = vec![("kind", text(kind)), ("expect", text(expect))];
         let about = text(about);
-        Self { name, about, fields }
+        Self {
+            name,
+            about,
+            fields,
+        }
     }
 
     pub(crate) fn hex(mut self, name: &'static str, bytes: impl AsRef<[u8]>) -> Self {

@@ -174,11 +174,23 @@ fn the_sealer_seals_nothing_that_the_client_would_refuse() {
         (vec![stop.clone()], Inner::Dummy, Some(E::AfterFinal)),
         (vec![accept(), tokens(&[1])], text, Some(E::MixedOutput)),
         (vec![accept(), tokens(&[1])], stop, Some(count)),
-        (vec![accept(), tokens(&[1])], end_after_2, Some(E::OutputHash)),
+        (
+            vec![accept(), tokens(&[1])],
+            end_after_2,
+            Some(E::OutputHash),
+        ),
         (vec![], cached, Some(over)),
         (vec![accept(), tokens(&[1])], logprobs(&[1], 0), None),
-        (vec![accept(), tokens(&[1])], logprobs(&[2], 0), Some(E::LogprobsTokens)),
-        (vec![accept(), tokens(&[1])], logprobs(&[1, 1], 0), Some(E::LogprobsTokens)),
+        (
+            vec![accept(), tokens(&[1])],
+            logprobs(&[2], 0),
+            Some(E::LogprobsTokens),
+        ),
+        (
+            vec![accept(), tokens(&[1])],
+            logprobs(&[1, 1], 0),
+            Some(E::LogprobsTokens),
+        ),
     ];
     for (row, (before, inner, expected)) in table.iter().enumerate() {
         let (mut sealer, _) = sealer();

@@ -44,7 +44,11 @@ fn every_vector_meets_its_expectation() {
     let mut checked = 0;
     for entry in fs::read_dir(folder()).unwrap() {
         let path = entry.unwrap().path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let name = path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
         // The packages' vectors have their own test.
         if !name.ends_with(".txt") || name.starts_with("package_") {
             continue;

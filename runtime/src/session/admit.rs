@@ -30,10 +30,21 @@ impl Gateway {
         out: &mut Vec<Output>,
     ) {
         let OpenedRequest { body, request_hash } = opened;
-        meter.payer_tag = payer_tag(body.options.voucher.as_ref().map_or(&[], SecretBytes::expose));
+        meter.payer_tag = payer_tag(
+            body.options
+                .voucher
+                .as_ref()
+                .map_or(&[], SecretBytes::expose),
+        );
         let sequence = SequenceId(meter.serial);
         let policy = &self.parts.identity.policy;
-        let new = match sequence_of(sequence, body, &self.parts.model, policy.max_prompt, policy.max_output) {
+        let new = match sequence_of(
+            sequence,
+            body,
+            &self.parts.model,
+            policy.max_prompt,
+            policy.max_output,
+        ) {
             Ok(new) => new,
             Err(code) => {
                 Counters::add(&self.parts.counters.rejected, 1);
@@ -41,15 +52,30 @@ impl Gateway {
             }
         };
         Counters::add(&self.parts.counters.accepted, 1);
-        let accept = Accept { request_hash, boot_id: self.parts.identity.boot_id, serial: meter.serial };
+        let accept = Accept {
+            request_hash,
+            boot_id: self.parts.identity.boot_id,
+            serial: meter.serial,
+        };
         let pacer = Pacer::new(self.rhythm, new.max_output, now_ms);
         let prompt_tokens = u32::try_from(new.prompt.len()).unwrap_or(u32::MAX);
         let wants = new.logprobs;
-        let answer =
-            Answer::accepted(sealer, pacer, meter, self.parts.limits.egress_frames, accept, sequence, prompt_tokens, wants);
+        let answer = Answer::accepted(
+            sealer,
+            pacer,
+            meter,
+            self.parts.limits.egress_frames,
+            accept,
+            sequence,
+            prompt_tokens,
+            wants,
+        );
         self.by_sequence.insert(sequence, id);
         (self.parts.engine)(Command::Add(Box::new(new)));
-        let body = messages::Accept { serial: accept.serial }.to_bytes();
+        let body = messages::Accept {
+            serial: accept.serial,
+        }
+        .to_bytes();
         reply::send(id.0, FrameKind::Accept, id.1, &body, out);
         self.begin(id, answer, now_ms, out);
     }
@@ -78,7 +104,9 @@ fn sequence_of(
     max_prompt: u32,
     max_output: u32,
 ) -> Result<NewSequence, ErrorCode> {
-    let Prompt::Tokens(prompt) = body.prompt else { return Err(ErrorCode::Policy) };
+    let Prompt::Tokens(prompt) = body.prompt else {
+        return Err(ErrorCode::Policy);
+    };
     if body.options.grammar.is_some() {
         return Err(ErrorCode::Unsupported);
     }
@@ -87,7 +115,10 @@ fn sequence_of(
     if prompt_len > max_prompt || room == 0 || body.max_output > max_output {
         return Err(ErrorCode::TooLong);
     }
-    if prompt.iter().any(|&token| token as usize >= model.vocab_size) {
+    if prompt
+        .iter()
+        .any(|&token| token as usize >= model.vocab_size)
+    {
         return Err(ErrorCode::Malformed);
     }
     let sampling = sampling_of(&body.options, model);
@@ -101,7 +132,9 @@ fn sequence_of(
         sampling,
         seed: body.seed,
         stop_token_ids,
-        logprobs: body.want_logprobs.then(|| body.options.logprobs.unwrap_or(0)),
+        logprobs: body
+            .want_logprobs
+            .then(|| body.options.logprobs.unwrap_or(0)),
     })
 }
 
@@ -110,7 +143,9 @@ fn sampling_of(options: &Options, model: &ModelFacts) -> Sampling {
     let defaults = &model.generation;
     Sampling {
         logit_bias: options.logit_bias.to_vec(),
-        repetition_penalty: options.repetition_penalty.unwrap_or(defaults.repetition_penalty),
+        repetition_penalty: options
+            .repetition_penalty
+            .unwrap_or(defaults.repetition_penalty),
         presence_penalty: options.presence_penalty.unwrap_or(0.0),
         frequency_penalty: options.frequency_penalty.unwrap_or(0.0),
         temperature: options.temperature.unwrap_or(defaults.temperature),

@@ -4,7 +4,8 @@ use std::collections::VecDeque;
 
 use chrysalis_protocol::receipt::{self, RECEIPT_LEN};
 use chrysalis_protocol::response::{
-    self, Accept, ErrorCode, FinishReason, Inner, PAYLOAD_MAX, ResponseError, ResponseSealer, TOKENS_MAX,
+    self, Accept, ErrorCode, FinishReason, Inner, PAYLOAD_MAX, ResponseError, ResponseSealer,
+    TOKENS_MAX,
 };
 use zeroize::Zeroizing;
 
@@ -101,15 +102,23 @@ impl Answer {
             return;
         }
         match event {
-            Event::Token { token, logprobs, .. } => {
+            Event::Token {
+                token, logprobs, ..
+            } => {
                 self.tokens.push(token);
                 self.logprobs.extend(logprobs);
             }
-            Event::Progress { computed, total, .. } => {
+            Event::Progress {
+                computed, total, ..
+            } => {
                 // Only the newest is worth a frame.
                 if self.tokens.is_empty() {
-                    self.queue.retain(|inner| !matches!(inner, Inner::Progress { .. }));
-                    self.queue.push_back(Inner::Progress { done: computed, total });
+                    self.queue
+                        .retain(|inner| !matches!(inner, Inner::Progress { .. }));
+                    self.queue.push_back(Inner::Progress {
+                        done: computed,
+                        total,
+                    });
                 }
             }
             Event::Finished { reason, .. } => self.finish(reason),
@@ -147,7 +156,10 @@ impl Answer {
 
     /// The host takes more frames.
     pub(super) fn grant(&mut self, frames: u32, limits: &Limits) {
-        self.credit = self.credit.saturating_add(frames).min(limits.egress_frames.saturating_mul(2));
+        self.credit = self
+            .credit
+            .saturating_add(frames)
+            .min(limits.egress_frames.saturating_mul(2));
         self.stalled_ms = None;
     }
 
@@ -165,7 +177,8 @@ impl Answer {
 
     /// Whether the host has left it without credit for too long.
     pub(super) fn is_stalled(&self, now_ms: u64, limit_ms: u64) -> bool {
-        self.stalled_ms.is_some_and(|since| now_ms.saturating_sub(since) > limit_ms)
+        self.stalled_ms
+            .is_some_and(|since| now_ms.saturating_sub(since) > limit_ms)
     }
 
     /// Seals the frames that are due. After the final one comes the receipt.
@@ -180,7 +193,9 @@ impl Answer {
             if !self.is_immediate() && !self.pacer.is_due(now_ms) {
                 return Ok(None);
             }
-            let Some(next) = self.next() else { return Ok(None) };
+            let Some(next) = self.next() else {
+                return Ok(None);
+            };
             if self.credit == 0 {
                 self.put_back(next);
                 self.stalled_ms.get_or_insert(now_ms);
@@ -201,10 +216,20 @@ impl Answer {
                 output_tokens: self.sealer.num_tokens(),
             };
             let receipt = receipts.sign(identity, &self.meter, usage);
-            let end = self.sealer.end(reason, self.prompt_tokens, 0, receipt::hash(&receipt));
+            let end = self
+                .sealer
+                .end(reason, self.prompt_tokens, 0, receipt::hash(&receipt));
             due.push(self.sealer.seal(&end)?);
-            let Usage { prompt_tokens, output_tokens, .. } = usage;
-            return Ok(Some(Ended { receipt, prompt_tokens, output_tokens }));
+            let Usage {
+                prompt_tokens,
+                output_tokens,
+                ..
+            } = usage;
+            return Ok(Some(Ended {
+                receipt,
+                prompt_tokens,
+                output_tokens,
+            }));
         }
     }
 
@@ -232,12 +257,15 @@ impl Answer {
         let count = self.tokens.len().min(most);
         let ids: Vec<u32> = self.tokens.drain(..count).collect();
         if self.wants_logprobs.is_some() {
-            let entries = ids.iter().zip(self.logprobs.drain(..count.min(self.logprobs.len())));
+            let entries = ids
+                .iter()
+                .zip(self.logprobs.drain(..count.min(self.logprobs.len())));
             let entries = entries.map(|(id, logprobs)| response::TokenLogprobs {
                 token: (*id, logprobs.logprob),
                 alternatives: logprobs.alternatives.clone(),
             });
-            self.queue.push_back(Inner::Logprobs(Zeroizing::new(entries.collect())));
+            self.queue
+                .push_back(Inner::Logprobs(Zeroizing::new(entries.collect())));
         }
         Inner::Tokens(Zeroizing::new(ids))
     }

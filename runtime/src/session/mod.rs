@@ -111,7 +111,11 @@ impl Gateway {
     }
 
     fn state(&self) -> State {
-        if self.draining { State::Draining } else { State::Serving }
+        if self.draining {
+            State::Draining
+        } else {
+            State::Serving
+        }
     }
 
     /// Ends a stream for the host; what the engine still does for it is cancelled.
@@ -136,9 +140,16 @@ impl Gateway {
 
     /// Sends what is due on a stream, and ends it after its final frame.
     fn pump(&mut self, id: StreamId, now_ms: u64, out: &mut Vec<Output>) {
-        let Some(Stream::Answering(answer)) = self.streams.get_mut(&id) else { return };
+        let Some(Stream::Answering(answer)) = self.streams.get_mut(&id) else {
+            return;
+        };
         let mut due = Vec::new();
-        let ended = answer.pump(now_ms, &self.parts.identity, &mut self.parts.receipts, &mut due);
+        let ended = answer.pump(
+            now_ms,
+            &self.parts.identity,
+            &mut self.parts.receipts,
+            &mut due,
+        );
         for frame in due {
             reply::send(id.0, FrameKind::EnclaveData, id.1, &frame, out);
         }
@@ -191,7 +202,8 @@ impl Gateway {
     fn client_bundle(&self, id: StreamId, frame: &Frame<'_>, out: &mut Vec<Output>) {
         use chrysalis_protocol::messages::{ClientBundleReq, pieces};
         let bundle = &self.parts.client_bundle;
-        match ClientBundleReq::from_bytes(frame.body).map(|request| usize::try_from(request.offset)) {
+        match ClientBundleReq::from_bytes(frame.body).map(|request| usize::try_from(request.offset))
+        {
             Ok(Ok(offset)) if offset < bundle.len() => {
                 for piece in pieces(bundle, offset) {
                     reply::send(id.0, FrameKind::ClientBundle, id.1, &piece.to_bytes(), out);
@@ -250,7 +262,12 @@ impl Handler for Gateway {
     }
 
     fn closed(&mut self, id: ConnectionId, _out: &mut Vec<Output>) {
-        let streams: Vec<_> = self.streams.keys().filter(|stream| stream.0 == id).copied().collect();
+        let streams: Vec<_> = self
+            .streams
+            .keys()
+            .filter(|stream| stream.0 == id)
+            .copied()
+            .collect();
         for stream in streams {
             Counters::add(&self.parts.counters.cancelled, 1);
             self.forget(stream);
@@ -261,8 +278,11 @@ impl Handler for Gateway {
     fn engine(&mut self, events: Vec<Event>, now_ms: u64, out: &mut Vec<Output>) {
         let mut touched = Vec::new();
         for event in events {
-            let (Event::Token { id, .. } | Event::Progress { id, .. } | Event::Finished { id, .. }) = &event;
-            let Some(stream) = self.by_sequence.get(id).copied() else { continue };
+            let (Event::Token { id, .. } | Event::Progress { id, .. } | Event::Finished { id, .. }) =
+                &event;
+            let Some(stream) = self.by_sequence.get(id).copied() else {
+                continue;
+            };
             if matches!(event, Event::Finished { .. }) {
                 self.by_sequence.remove(id);
             }
@@ -284,7 +304,9 @@ impl Handler for Gateway {
         let due: Vec<_> = self
             .streams
             .iter()
-            .filter(|(_, stream)| matches!(stream, Stream::Answering(answer) if answer.is_due(now_ms)))
+            .filter(
+                |(_, stream)| matches!(stream, Stream::Answering(answer) if answer.is_due(now_ms)),
+            )
             .map(|(id, _)| *id)
             .collect();
         for id in due {
@@ -292,7 +314,11 @@ impl Handler for Gateway {
         }
         self.expire_streams(now_ms, out);
         self.refresh(now_ms, out);
-        if self.parts.epochs.is_due(&self.parts.identity.policy, now_ms) {
+        if self
+            .parts
+            .epochs
+            .is_due(&self.parts.identity.policy, now_ms)
+        {
             self.rotate(now_ms);
         }
         self.parts.epochs.expire(now_ms);

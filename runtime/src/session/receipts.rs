@@ -33,11 +33,19 @@ pub(super) struct Usage {
 impl Receipts {
     /// An empty chain.
     pub fn new(key: ReceiptKey) -> Self {
-        Self { key, previous: [0; 32] }
+        Self {
+            key,
+            previous: [0; 32],
+        }
     }
 
     /// Signs the last receipt of a request and continues the chain with it.
-    pub(super) fn sign(&mut self, identity: &Identity, meter: &Meter, usage: Usage) -> [u8; RECEIPT_LEN] {
+    pub(super) fn sign(
+        &mut self,
+        identity: &Identity,
+        meter: &Meter,
+        usage: Usage,
+    ) -> [u8; RECEIPT_LEN] {
         let quantum = identity.policy.billing_quantum;
         let receipt = Receipt {
             last: true,

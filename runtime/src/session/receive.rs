@@ -27,7 +27,13 @@ pub(super) struct Receiving {
 
 impl Gateway {
     /// OPEN: the head of a sealed request. Everything that can be refused cheaply is refused before the KEM is used.
-    pub(super) fn open(&mut self, id: StreamId, frame: &Frame<'_>, now_ms: u64, out: &mut Vec<Output>) {
+    pub(super) fn open(
+        &mut self,
+        id: StreamId,
+        frame: &Frame<'_>,
+        now_ms: u64,
+        out: &mut Vec<Output>,
+    ) {
         let Ok(open) = Open::from_bytes(frame.body) else {
             Counters::add(&self.parts.counters.rejected, 1);
             return self.end(id, CloseCode::Rejected, out);
@@ -38,7 +44,8 @@ impl Gateway {
         match self.receive(&open, now_ms) {
             Ok(receiving) => {
                 self.request_bytes += receiving.charged;
-                self.streams.insert(id, Stream::Receiving(Box::new(receiving)));
+                self.streams
+                    .insert(id, Stream::Receiving(Box::new(receiving)));
             }
             Err(code) => {
                 Counters::add(self.refusals(code), 1);
@@ -63,7 +70,11 @@ impl Gateway {
             return Err(CloseCode::Busy);
         }
         let key_id = open.head.key_id();
-        let epoch = self.parts.epochs.by_key_id(&key_id, now_ms).ok_or(CloseCode::KeyUnknown)?;
+        let epoch = self
+            .parts
+            .epochs
+            .by_key_id(&key_id, now_ms)
+            .ok_or(CloseCode::KeyUnknown)?;
         let opener = RequestOpener::new(&open.head, &epoch.keys, &epoch.statement_digest)
             .map_err(|_| CloseCode::Rejected)?;
         let meter = Meter {
@@ -76,13 +87,23 @@ impl Gateway {
         self.next_serial += 1;
         let enc_hash = open.head.enc_hash();
         let missing = charged.saturating_sub(HEAD_LEN);
-        Ok(Receiving { opener, key_id, enc_hash, meter, missing, charged, last_ms: now_ms })
+        Ok(Receiving {
+            opener,
+            key_id,
+            enc_hash,
+            meter,
+            missing,
+            charged,
+            last_ms: now_ms,
+        })
     }
 
     /// DATA: the next bytes. The first frame that opens is the moment at which a replay is refused.
     pub(super) fn data(&mut self, id: StreamId, bytes: &[u8], now_ms: u64, out: &mut Vec<Output>) {
         // Frames of a stream that was just closed may still be under way.
-        let Some(Stream::Receiving(receiving)) = self.streams.get_mut(&id) else { return };
+        let Some(Stream::Receiving(receiving)) = self.streams.get_mut(&id) else {
+            return;
+        };
         receiving.last_ms = now_ms;
         if bytes.len() > receiving.missing {
             Counters::add(&self.parts.counters.rejected, 1);
@@ -103,8 +124,17 @@ impl Gateway {
     }
 
     /// Takes an encapsulated key into the replay set of its epoch.
-    fn admit_once(&mut self, key_id: &[u8; 8], enc_hash: &[u8; 32], now_ms: u64) -> Result<(), CloseCode> {
-        let epoch = self.parts.epochs.by_key_id(key_id, now_ms).ok_or(CloseCode::KeyUnknown)?;
+    fn admit_once(
+        &mut self,
+        key_id: &[u8; 8],
+        enc_hash: &[u8; 32],
+        now_ms: u64,
+    ) -> Result<(), CloseCode> {
+        let epoch = self
+            .parts
+            .epochs
+            .by_key_id(key_id, now_ms)
+            .ok_or(CloseCode::KeyUnknown)?;
         epoch.replay.insert(enc_hash).map_err(|error| match error {
             ReplayError::Seen => CloseCode::Rejected,
             // The next epoch begins with the next tick; this key takes nothing more.
@@ -114,23 +144,38 @@ impl Gateway {
 
     /// END: the request is whole, or it is refused.
     pub(super) fn complete(&mut self, id: StreamId, now_ms: u64, out: &mut Vec<Output>) {
-        let Some(Stream::Receiving(receiving)) = self.streams.get(&id) else { return };
+        let Some(Stream::Receiving(receiving)) = self.streams.get(&id) else {
+            return;
+        };
         if !receiving.opener.is_complete() {
             return self.refuse(id, ErrorCode::Malformed, now_ms, out);
         }
-        let Some(Stream::Receiving(mut receiving)) = self.streams.remove(&id) else { return };
+        let Some(Stream::Receiving(mut receiving)) = self.streams.remove(&id) else {
+            return;
+        };
         self.request_bytes -= receiving.charged;
-        let Some(secret) = receiving.opener.take_response_secret() else { return };
+        let Some(secret) = receiving.opener.take_response_secret() else {
+            return;
+        };
         let sealer = secret.into_sealer(&mut self.rng);
         match receiving.opener.finish() {
             Ok(opened) => self.start_answer(id, sealer, opened, receiving.meter, now_ms, out),
-            Err(_) => self.start_refusal(id, sealer, receiving.meter, ErrorCode::Malformed, now_ms, out),
+            Err(_) => self.start_refusal(
+                id,
+                sealer,
+                receiving.meter,
+                ErrorCode::Malformed,
+                now_ms,
+                out,
+            ),
         }
     }
 
     /// Refuses a request that is still coming: sealed once its sender has shown to hold the key, plainly before.
     fn refuse(&mut self, id: StreamId, code: ErrorCode, now_ms: u64, out: &mut Vec<Output>) {
-        let Some(Stream::Receiving(receiving)) = self.streams.get_mut(&id) else { return };
+        let Some(Stream::Receiving(receiving)) = self.streams.get_mut(&id) else {
+            return;
+        };
         Counters::add(&self.parts.counters.rejected, 1);
         let meter = receiving.meter.clone();
         match receiving.opener.take_response_secret() {
@@ -144,7 +189,13 @@ impl Gateway {
     }
 
     /// Sends the head of a response and puts its answer on the clock.
-    pub(super) fn begin(&mut self, id: StreamId, answer: Answer, now_ms: u64, out: &mut Vec<Output>) {
+    pub(super) fn begin(
+        &mut self,
+        id: StreamId,
+        answer: Answer,
+        now_ms: u64,
+        out: &mut Vec<Output>,
+    ) {
         use chrysalis_protocol::frame::FrameKind;
         crate::reply::send(id.0, FrameKind::EnclaveData, id.1, answer.head(), out);
         self.streams.insert(id, Stream::Answering(Box::new(answer)));

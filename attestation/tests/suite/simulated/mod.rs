@@ -186,6 +186,7 @@ pub(crate) fn policy(header: &Header) -> AppraisalPolicy {
     AppraisalPolicy {
         content_digests: vec![content_digest(header)],
         publishers: vec![header.publisher_key_id],
+        client_bundles: vec![[0; 32]],
         minimum_svn: header.model_svn,
         measurements: vec![MEASUREMENT],
         allow_simulated: true,

@@ -1,0 +1,279 @@
+//! The command line: names and flags are the contract that scripts rely on.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Confidential inference: pack a model, serve it from an enclave, verify, ask.
+#[derive(Debug, Parser)]
+#[command(
+    name = "chrysalis",
+    version,
+    propagate_version = true,
+    arg_required_else_help = true
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// The whole way on this machine: fetch a small model, pack, attest, release, seal, infer, and say what was proved
+    Demo(DemoArgs),
+    /// Turn a GGUF file or a Hugging Face folder into a sealed (or open) package
+    Pack(PackArgs),
+    /// Show what a package is: config, tensors, digests, sealed or open, licence
+    Inspect(InspectArgs),
+    /// Start chrysalis-enclave for a package, in the foreground
+    Serve(ServeArgs),
+    /// As the model's owner: verify an enclave, then seal the package key to it
+    Release(ReleaseArgs),
+    /// Fetch an enclave's evidence and say what it proves and what it does not
+    Verify(VerifyArgs),
+    /// Verify an enclave, seal a prompt to it, stream the answer
+    Ask(AskArgs),
+    /// Measure the bare engine: prefill and decode speed, and the share of the machine's limit
+    Bench(BenchArgs),
+    /// Measure the model's perplexity over a text
+    Eval(EvalArgs),
+}
+
+/// `chrysalis demo`.
+#[derive(Debug, Args)]
+pub struct DemoArgs {
+    /// What to ask
+    #[arg(default_value = "What does a chrysalis protect? Answer in two sentences.")]
+    pub prompt: String,
+    /// A GGUF file or a Hugging Face folder instead of SmolLM2-135M-Instruct
+    #[arg(long, value_name = "PATH")]
+    pub model: Option<PathBuf>,
+    /// Where the model and its package are kept [default: chrysalis in the user's cache]
+    #[arg(long, value_name = "DIR")]
+    pub cache: Option<PathBuf>,
+    /// Longest answer, in tokens
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    pub max_tokens: u32,
+    /// Compute threads [default: all cores]
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+    /// One JSON object instead of text
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// How `pack` stores weight matrices.
+#[derive(Clone, Copy, Debug, ValueEnum, PartialEq, Eq)]
+pub enum PackDtype {
+    /// As the source has them, exactly
+    Keep,
+    /// bfloat16
+    Bf16,
+    /// 8-bit groups (Q8_0)
+    Q8,
+    /// 4-bit groups (Q4_1); embeddings in 8 bits
+    Q4,
+}
+
+/// `chrysalis pack`.
+#[derive(Debug, Args)]
+pub struct PackArgs {
+    /// A GGUF file or a Hugging Face folder
+    pub source: PathBuf,
+    /// The package to write: NAME.chry, with its blobs, client bundle and policy beside it
+    #[arg(short, long, value_name = "NAME.chry")]
+    pub output: PathBuf,
+    /// Package key file; made (mode 0600) when it does not exist [default: NAME.key]
+    #[arg(long, value_name = "FILE", conflicts_with = "open")]
+    pub key: Option<PathBuf>,
+    /// Do not seal: the weights are public
+    #[arg(long)]
+    pub open: bool,
+    /// Publisher's Ed25519 key file (PKCS#8); made when it does not exist [default: NAME.publisher]
+    #[arg(long, value_name = "FILE")]
+    pub publisher_key: Option<PathBuf>,
+    /// Security version: policies can refuse lower ones
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub svn: u32,
+    /// How weight matrices are stored
+    #[arg(long, value_enum, default_value_t = PackDtype::Keep)]
+    pub dtype: PackDtype,
+    /// Replace a package that is there
+    #[arg(long)]
+    pub force: bool,
+    /// One JSON object instead of text
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `chrysalis inspect`.
+#[derive(Debug, Args)]
+pub struct InspectArgs {
+    /// The package
+    pub package: PathBuf,
+    /// Package key file, to look inside a sealed package [default: NAME.key if it is there]
+    #[arg(long, value_name = "FILE")]
+    pub key: Option<PathBuf>,
+    /// One JSON object instead of text
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `chrysalis serve`.
+#[derive(Debug, Args)]
+pub struct ServeArgs {
+    /// The package to serve
+    #[arg(long, value_name = "NAME.chry")]
+    pub package: PathBuf,
+    /// Where to listen: unix:PATH or vsock:PORT
+    #[arg(long, value_name = "ADDR")]
+    pub listen: String,
+    /// Where evidence comes from
+    #[arg(long, value_name = "NAME", default_value = "simulated")]
+    pub attester: String,
+    /// Launch config: measured, see docs/protocol.md
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// The enclave's binary [default: this program in its enclave role]
+    #[arg(long, value_name = "FILE")]
+    pub enclave: Option<PathBuf>,
+}
+
+/// `chrysalis release`.
+#[derive(Debug, Args)]
+pub struct ReleaseArgs {
+    /// The enclave: unix:PATH or vsock:CID:PORT
+    #[arg(long, value_name = "ADDR")]
+    pub connect: String,
+    /// Package key file
+    #[arg(long, value_name = "FILE")]
+    pub key: PathBuf,
+    /// Appraisal policy (TOML)
+    #[arg(long, value_name = "FILE")]
+    pub policy: PathBuf,
+    /// One JSON object instead of text
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `chrysalis verify`.
+#[derive(Debug, Args)]
+pub struct VerifyArgs {
+    /// The enclave: unix:PATH or vsock:CID:PORT
+    #[arg(long, value_name = "ADDR")]
+    pub connect: String,
+    /// Appraisal policy (TOML)
+    #[arg(long, value_name = "FILE")]
+    pub policy: PathBuf,
+    /// One JSON object instead of text
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `chrysalis ask`.
+#[derive(Debug, Args)]
+pub struct AskArgs {
+    /// The prompt, or - to read it from standard input
+    pub prompt: String,
+    /// The enclave: unix:PATH or vsock:CID:PORT
+    #[arg(long, value_name = "ADDR")]
+    pub connect: String,
+    /// Appraisal policy (TOML)
+    #[arg(long, value_name = "FILE")]
+    pub policy: PathBuf,
+    /// System message
+    #[arg(long, value_name = "S", conflicts_with = "raw")]
+    pub system: Option<String>,
+    /// Longest answer, in tokens
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    pub max_tokens: u32,
+    /// How the next token is chosen
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+    /// Stop before this text (may be given several times)
+    #[arg(long, value_name = "STR")]
+    pub stop: Vec<String>,
+    /// No chat template: the prompt as it is
+    #[arg(long)]
+    pub raw: bool,
+    /// One JSON object instead of a stream of text
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Sampling options; what is not given is the package's default.
+#[derive(Clone, Debug, Args)]
+pub struct SamplingArgs {
+    /// 0 is greedy
+    #[arg(long, value_name = "T")]
+    pub temperature: Option<f32>,
+    /// Nucleus: the least set of tokens with this probability
+    #[arg(long, value_name = "P")]
+    pub top_p: Option<f32>,
+    /// Only the K most likely tokens
+    #[arg(long, value_name = "K")]
+    pub top_k: Option<u32>,
+    /// Only tokens at least P times as likely as the likeliest
+    #[arg(long, value_name = "P")]
+    pub min_p: Option<f32>,
+    /// Above 1 discourages repetition
+    #[arg(long, value_name = "R")]
+    pub repetition_penalty: Option<f32>,
+    /// Same seed, same answer [default: random]
+    #[arg(long, value_name = "S")]
+    pub seed: Option<u64>,
+}
+
+/// `chrysalis bench`.
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    /// The package
+    #[arg(long, value_name = "NAME.chry")]
+    pub package: PathBuf,
+    /// Package key file [default: NAME.key if it is there]
+    #[arg(long, value_name = "FILE")]
+    pub key: Option<PathBuf>,
+    /// Compute threads [default: all cores]
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+    /// Prompt lengths
+    #[arg(long, value_name = "N,N", value_delimiter = ',', default_value = "512")]
+    pub prompt: Vec<usize>,
+    /// Tokens to generate
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub generate: usize,
+    /// Sequences at once
+    #[arg(long, value_name = "N,N", value_delimiter = ',', default_value = "1")]
+    pub batch: Vec<usize>,
+    /// Runs of each row; the median is shown
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    pub repeat: usize,
+    /// One JSON object instead of a table
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `chrysalis eval`.
+#[derive(Debug, Args)]
+pub struct EvalArgs {
+    /// The package
+    #[arg(long, value_name = "NAME.chry")]
+    pub package: PathBuf,
+    /// Package key file [default: NAME.key if it is there]
+    #[arg(long, value_name = "FILE")]
+    pub key: Option<PathBuf>,
+    /// The text to score
+    #[arg(long, value_name = "FILE")]
+    pub text: PathBuf,
+    /// Compute threads [default: all cores]
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+    /// Tokens of one window; a longer text is scored window by window
+    #[arg(long, value_name = "N", default_value_t = 2048)]
+    pub window: usize,
+    /// One JSON object instead of text
+    #[arg(long)]
+    pub json: bool,
+}

@@ -1,0 +1,92 @@
+//! A package opened for measuring: the bare decoder, without a session around it.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use chrysalis_kernels::cpu::{Cpu, CpuOptions};
+use chrysalis_kernels::device::CacheDtype;
+use chrysalis_models::decoder::Decoder;
+use chrysalis_protocol::package::{Package, PublicHeader};
+use chrysalis_runtime::files::PackageFiles;
+use chrysalis_runtime::load::{self, LoadOptions};
+
+use crate::error::CliError;
+use crate::key_file;
+
+/// A package that was opened with its key, if it needs one.
+pub struct Opened {
+    /// The package.
+    pub package: Package,
+    /// Where its files lie.
+    pub files: PackageFiles,
+}
+
+/// Opens a package. Without a key file the one beside a sealed package is tried.
+///
+/// # Errors
+/// [`CliError`] names the file or the check.
+pub fn open(path: &Path, key: Option<&Path>) -> Result<Opened, CliError> {
+    let files = PackageFiles::new(path);
+    let main = files.main()?;
+    let public = PublicHeader::parse(&main).map_err(CliError::package(path))?;
+    let key = match (public.header().sealed, key) {
+        (false, None) => None,
+        (_, Some(file)) => Some(key_file::read(file)?),
+        (true, None) => {
+            let beside = path.with_extension("key");
+            if !beside.exists() {
+                return Err(CliError::KeyNeeded {
+                    package: path.to_owned(),
+                });
+            }
+            Some(key_file::read(&beside)?)
+        }
+    };
+    let package = Package::open(&main, key.as_ref()).map_err(CliError::package(path))?;
+    Ok(Opened { package, files })
+}
+
+/// Places an opened package on the CPU.
+///
+/// # Errors
+/// [`CliError`] names the tensor, segment or reservation.
+pub fn decoder(
+    opened: &Opened,
+    threads: Option<usize>,
+    max_tokens: usize,
+    max_logit_rows: usize,
+    kv_tokens: usize,
+) -> Result<Decoder<Cpu>, CliError> {
+    let device = Cpu::new(CpuOptions {
+        threads,
+        ..CpuOptions::default()
+    })?;
+    let options = LoadOptions {
+        max_tokens,
+        max_logit_rows,
+        kv_tokens,
+        block_size: 16,
+        cache_dtype: CacheDtype::F16,
+    };
+    Ok(load::decoder(
+        Arc::new(device),
+        &opened.package,
+        opened.files.blobs(),
+        options,
+        |_| {},
+    )?)
+}
+
+/// Reads a text file, at most a gibibyte.
+///
+/// # Errors
+/// [`CliError::Io`] names the file.
+pub fn read_text(path: &Path) -> Result<String, CliError> {
+    let error = |source: io::Error| CliError::Io {
+        path: PathBuf::from(path),
+        source,
+    };
+    fs::read_to_string(path).map_err(error)
+}

@@ -1,0 +1,159 @@
+//! What the program says of itself: names and flags are the contract that scripts rely on.
+
+use super::support::{Outcome, chrysalis, command};
+
+#[test]
+fn every_command_explains_its_flags() {
+    let commands: [(&str, &[&str]); 9] = [
+        (
+            "demo",
+            &[
+                "[PROMPT]",
+                "--model",
+                "--cache",
+                "--max-tokens",
+                "--threads",
+                "--json",
+            ],
+        ),
+        (
+            "pack",
+            &[
+                "<SOURCE>",
+                "--output",
+                "--key",
+                "--open",
+                "--publisher-key",
+                "--svn",
+                "--dtype",
+                "keep",
+                "bf16",
+                "q8",
+                "q4",
+                "--force",
+                "--json",
+            ],
+        ),
+        ("inspect", &["<PACKAGE>", "--key", "--json"]),
+        (
+            "serve",
+            &[
+                "--package",
+                "--listen",
+                "--attester",
+                "--config",
+                "--enclave",
+            ],
+        ),
+        ("release", &["--connect", "--key", "--policy", "--json"]),
+        ("verify", &["--connect", "--policy", "--json"]),
+        (
+            "ask",
+            &[
+                "<PROMPT>",
+                "--connect",
+                "--policy",
+                "--system",
+                "--max-tokens",
+                "--temperature",
+                "--top-p",
+                "--top-k",
+                "--min-p",
+                "--repetition-penalty",
+                "--seed",
+                "--stop",
+                "--raw",
+                "--json",
+            ],
+        ),
+        (
+            "bench",
+            &[
+                "--package",
+                "--key",
+                "--threads",
+                "--prompt",
+                "--generate",
+                "--batch",
+                "--json",
+            ],
+        ),
+        ("eval", &["--package", "--key", "--text", "--json"]),
+    ];
+    let all = chrysalis(&["--help"]);
+    assert_eq!(all.code, Some(0));
+    for (name, flags) in commands {
+        assert!(
+            all.stdout.contains(&format!("\n  {name} ")),
+            "{name} is not in {}",
+            all.stdout
+        );
+        let help = chrysalis(&[name, "--help"]);
+        assert_eq!(help.code, Some(0), "{name}");
+        for flag in flags {
+            assert!(
+                help.stdout.contains(flag),
+                "{flag} is not in the help of {name}: {}",
+                help.stdout
+            );
+        }
+    }
+}
+
+#[test]
+fn a_wrong_command_line_has_exit_code_2() {
+    for args in [
+        &[][..],
+        &["sing"],
+        &["pack"],
+        &["pack", "x", "-o", "x.chry", "--loud"],
+        &["ask", "hello"],
+    ] {
+        let outcome = chrysalis(args);
+        assert_eq!(outcome.code, Some(2), "{args:?}");
+        assert!(
+            outcome.stderr.contains("Usage: chrysalis"),
+            "{}",
+            outcome.stderr
+        );
+    }
+}
+
+#[test]
+fn the_program_is_also_the_enclave() {
+    let help = chrysalis(&["enclave", "--help"]);
+    assert_eq!(help.code, Some(0));
+    for flag in [
+        "chrysalis-enclave",
+        "--package",
+        "--listen",
+        "--attester",
+        "--config",
+    ] {
+        assert!(
+            help.stdout.contains(flag),
+            "{flag} is not in {}",
+            help.stdout
+        );
+    }
+    // It is a role, not a command that people are offered.
+    assert!(!chrysalis(&["--help"]).stdout.contains("\n  enclave "));
+}
+
+#[test]
+fn the_enclave_takes_no_platform_for_granted() {
+    let outcome = chrysalis(&["enclave", "--package", "x.chry", "--listen", "unix:x.sock"]);
+    outcome.refused(2, "--attester");
+}
+
+#[test]
+fn a_reader_that_left_is_no_failure() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let outcome: Outcome = command(&["--version"])
+        .stdout(writer)
+        .output()
+        .unwrap()
+        .into();
+    assert_eq!((outcome.code, outcome.stderr.as_str()), (Some(0), ""));
+}

@@ -1,0 +1,269 @@
+//! A package from a weight file: made, looked at, measured.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use chrysalis_attestation::policy::AppraisalPolicy;
+use serde_json::Value;
+
+use super::support::{Folder, Outcome, chrysalis, command};
+
+#[test]
+fn a_sealed_package_comes_with_keys_and_a_policy_that_fits() {
+    let folder = Folder::new();
+    let source = folder.tiny_llama();
+    let package = folder.path("tiny.chry");
+    let report = chrysalis(&["pack", &source, "-o", &package, "--svn", "7", "--json"]).json();
+    assert_eq!(
+        folder.names(),
+        [
+            "llama",
+            "tiny.b0000",
+            "tiny.chry",
+            "tiny.client",
+            "tiny.key",
+            "tiny.policy.toml",
+            "tiny.publisher"
+        ]
+    );
+    for key in ["tiny.key", "tiny.publisher"] {
+        let mode = fs::metadata(folder.path(key)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "{key}");
+    }
+    assert_eq!(report["sealed"], true);
+    assert_eq!(report["key_made"], true);
+    assert_eq!(report["svn"], 7);
+    assert_eq!(report["files"].as_array().unwrap().len(), 3);
+
+    let policy = fs::read_to_string(folder.path("tiny.policy.toml")).unwrap();
+    assert!(
+        policy.starts_with("# WARNING: this policy accepts a simulated platform"),
+        "{policy}"
+    );
+    for fact in ["content_digest", "publisher", "client_bundle"] {
+        let value = report[fact].as_str().unwrap();
+        assert!(
+            policy.contains(&format!("\"{value}\"")),
+            "{fact} {value} is not in {policy}"
+        );
+    }
+    let policy = AppraisalPolicy::from_toml(&policy).unwrap();
+    assert_eq!((policy.minimum_svn, policy.allow_simulated), (7, true));
+}
+
+#[test]
+fn a_sealed_package_shows_its_header_and_with_the_key_the_rest() {
+    let folder = Folder::new();
+    let source = folder.tiny_llama();
+    let package = folder.packed(&source, "tiny.chry", &[]);
+    let key = folder.path("elsewhere.key");
+    fs::rename(folder.path("tiny.key"), &key).unwrap();
+
+    let closed = chrysalis(&["inspect", &package, "--json"]).json();
+    assert_eq!(
+        (&closed["header"]["sealed"], &closed["contents"]),
+        (&Value::Bool(true), &Value::Null)
+    );
+    let text = chrysalis(&["inspect", &package]);
+    assert_eq!(text.code, Some(0));
+    assert!(
+        text.stdout
+            .contains("all that can be seen without the package key"),
+        "{}",
+        text.stdout
+    );
+    assert!(!text.stdout.contains("token_embd"), "{}", text.stdout);
+
+    let open = chrysalis(&["inspect", &package, "--key", &key, "--json"]).json();
+    assert_eq!(open["header"], closed["header"]);
+    let contents = &open["contents"];
+    assert_eq!(contents["config"]["hidden_size"], 64);
+    assert_eq!(contents["config"]["rope_global"]["kind"], "llama3");
+    assert_eq!(contents["client_bundle"]["state"], "ok");
+    assert_eq!(contents["client_bundle"]["licence_text"], true);
+    let tensors = contents["tensors"].as_array().unwrap();
+    let embedding = tensors
+        .iter()
+        .find(|tensor| tensor["name"] == "token_embd.weight")
+        .unwrap();
+    assert_eq!(embedding["dims"], serde_json::json!([251, 64]));
+    assert_eq!(embedding["dtype"], "F32");
+    let text = chrysalis(&["inspect", &package, "--key", &key]);
+    assert!(text.stdout.contains("token_embd.weight"), "{}", text.stdout);
+}
+
+#[test]
+fn sealed_or_open_a_model_has_one_content_digest() {
+    let folder = Folder::new();
+    let source = folder.tiny_llama();
+    let sealed = folder.packed(&source, "sealed.chry", &[]);
+    let open = folder.packed(&source, "open.chry", &["--open"]);
+    let [sealed, open] = [sealed, open].map(|path| chrysalis(&["inspect", &path, "--json"]).json());
+    assert_eq!(
+        sealed["header"]["content_digest"],
+        open["header"]["content_digest"]
+    );
+    assert_ne!(
+        sealed["header"]["package_digest"],
+        open["header"]["package_digest"]
+    );
+    assert_eq!(sealed["contents"], open["contents"]);
+    assert!(!folder.names().contains(&"open.key".to_owned()));
+}
+
+#[test]
+fn a_package_is_replaced_only_by_force_and_keys_never() {
+    let folder = Folder::new();
+    let source = folder.tiny_llama();
+    let package = folder.packed(&source, "tiny.chry", &[]);
+    let all = || {
+        folder
+            .names()
+            .into_iter()
+            .filter(|name| name != "llama")
+            .map(|name| fs::read(folder.path(&name)))
+    };
+    let bytes = || all().map(Result::unwrap).collect::<Vec<_>>();
+    let before = bytes();
+    chrysalis(&["pack", &source, "-o", &package]).refused(1, "tiny.chry is already there");
+    assert_eq!(bytes(), before);
+
+    let (key, publisher) = (folder.path("tiny.key"), folder.path("tiny.publisher"));
+    let keys = || [fs::read(&key).unwrap(), fs::read(&publisher).unwrap()];
+    let keys_before = keys();
+    let report = chrysalis(&[
+        "pack", &source, "-o", &package, "--force", "--dtype", "q8", "--json",
+    ])
+    .json();
+    assert_eq!(
+        (&report["key_made"], &report["publisher_key_made"]),
+        (&Value::Bool(false), &Value::Bool(false))
+    );
+    assert_eq!(keys(), keys_before);
+    let policy = fs::read_to_string(folder.path("tiny.policy.toml")).unwrap();
+    assert!(policy.contains(report["content_digest"].as_str().unwrap()));
+}
+
+#[test]
+fn matrices_are_stored_as_asked() {
+    let folder = Folder::new();
+    let source = folder.tiny_llama();
+    for (dtype, matrix, embedding) in [
+        ("keep", "F32", "F32"),
+        ("bf16", "Bf16", "Bf16"),
+        ("q8", "Q8_0", "Q8_0"),
+        ("q4", "Q4_1", "Q8_0"),
+    ] {
+        let package = folder.packed(
+            &source,
+            &format!("{dtype}.chry"),
+            &["--open", "--dtype", dtype],
+        );
+        let report = chrysalis(&["inspect", &package, "--json"]).json();
+        let tensors = report["contents"]["tensors"].as_array().unwrap();
+        let stored = |name| {
+            tensors
+                .iter()
+                .find(|tensor| tensor["name"] == name)
+                .unwrap()["dtype"]
+                .clone()
+        };
+        assert_eq!(stored("blk.0.attn_q.weight"), matrix, "{dtype}");
+        assert_eq!(stored("token_embd.weight"), embedding, "{dtype}");
+        assert_eq!(stored("blk.0.attn_norm.weight"), "F32", "{dtype}");
+    }
+}
+
+#[test]
+fn perplexity_is_the_same_sealed_or_open_and_on_any_number_of_threads() {
+    let folder = Folder::new();
+    let source = folder.tiny_llama();
+    let text = folder.write(
+        "text.txt",
+        "A caterpillar seals itself away, and what leaves has wings.\n"
+            .repeat(9)
+            .as_bytes(),
+    );
+    let sealed = folder.packed(&source, "sealed.chry", &[]);
+    let open = folder.packed(&source, "open.chry", &["--open"]);
+    let eval = |package: &str, threads: &str| {
+        chrysalis(&[
+            "eval",
+            "--package",
+            package,
+            "--text",
+            &text,
+            "--threads",
+            threads,
+            "--json",
+        ])
+        .json()
+    };
+    let report = eval(&sealed, "1");
+    // 540 characters are 540 tokens, in windows of the model's 256 positions; the first of each is not scored.
+    assert_eq!(
+        (
+            &report["tokens"],
+            &report["tokens_scored"],
+            &report["windows"]
+        ),
+        (&540.into(), &537.into(), &3.into())
+    );
+    // A model of random weights knows nothing: about one of its 251 tokens.
+    let perplexity = report["perplexity"].as_f64().unwrap();
+    assert!((200.0..330.0).contains(&perplexity), "{perplexity}");
+    for other in [eval(&open, "1"), eval(&sealed, "2")] {
+        assert_eq!(other["perplexity"], report["perplexity"]);
+    }
+    let outcome = chrysalis(&["eval", "--package", &sealed, "--text", &text]);
+    assert!(
+        outcome.stdout.starts_with("perplexity "),
+        "{}{}",
+        outcome.stdout,
+        outcome.stderr
+    );
+}
+
+#[test]
+fn the_bench_measures_every_row() {
+    let folder = Folder::new();
+    let source = folder.tiny_llama();
+    let package = folder.packed(&source, "tiny.chry", &["--open", "--dtype", "q8"]);
+    let args = [
+        "--prompt",
+        "8,32",
+        "--generate",
+        "4",
+        "--batch",
+        "1,3",
+        "--repeat",
+        "1",
+        "--threads",
+        "2",
+    ];
+    let report =
+        chrysalis(&[&["bench", "--package", &package, "--json"], &args[..]].concat()).json();
+    let rows = report["rows"].as_array().unwrap();
+    assert_eq!(rows.len(), 4);
+    for row in rows {
+        assert_eq!((&row["generate"], &row["threads"]), (&4.into(), &2.into()));
+        for speed in ["prefill_tokens_per_s", "decode_tokens_per_s"] {
+            assert!(row[speed].as_f64().unwrap() > 0.0, "{row}");
+        }
+    }
+}
+
+#[test]
+fn a_reader_that_leaves_ends_the_program_quietly() {
+    let folder = Folder::new();
+    let source = folder.tiny_llama();
+    let package = folder.packed(&source, "tiny.chry", &["--open"]);
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let outcome: Outcome = command(&["inspect", &package])
+        .stdout(writer)
+        .output()
+        .unwrap()
+        .into();
+    assert_eq!((outcome.code, outcome.stderr.as_str()), (Some(0), ""));
+}

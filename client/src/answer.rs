@@ -1,0 +1,202 @@
+//! An answer on its way: opened frame by frame, and whole only with its final frame.
+
+use std::collections::VecDeque;
+
+use chrysalis_protocol::frame::FrameKind;
+use chrysalis_protocol::messages::{Close, CloseCode, Credit};
+use chrysalis_protocol::receipt::{self, Receipt};
+use chrysalis_protocol::request::RequestContext;
+use chrysalis_protocol::response::{
+    End, ErrorCode, Inner, OpenedFrame, ResponseOpener, TokenLogprobs,
+};
+use zeroize::Zeroizing;
+
+use crate::error::ClientError;
+use crate::wire::Wire;
+
+/// What came with one frame.
+#[derive(Clone, PartialEq)]
+#[expect(missing_debug_implementations, reason = "part of a secret answer")]
+pub enum Delta {
+    /// The enclave has taken the request.
+    Accepted,
+    /// The next tokens.
+    Tokens(Zeroizing<Vec<u32>>),
+    /// Log probabilities of the tokens before.
+    Logprobs(Zeroizing<Vec<TokenLogprobs>>),
+    /// How much of the prompt was read, of all.
+    Progress(u32, u32),
+}
+
+/// A whole answer's end.
+#[derive(Clone, Debug)]
+pub struct Summary {
+    /// Reason and exact counts.
+    pub end: End,
+    /// The receipt, verified; its bytes are for the payer.
+    pub receipt: Option<Receipt>,
+    /// The receipt as it came.
+    pub receipt_bytes: Vec<u8>,
+}
+
+/// An answer that is coming. It is whole only when [`Answer::finish`] says so.
+#[expect(
+    missing_debug_implementations,
+    reason = "it holds the response's secret"
+)]
+pub struct Answer<'a> {
+    wire: &'a mut Wire,
+    stream: u64,
+    opener: Option<ResponseOpener>,
+    receipt_key: [u8; 32],
+    request_tag: [u8; 32],
+    /// Frames after which the enclave waits for credit.
+    window: u32,
+    unacknowledged: u32,
+    opened: VecDeque<OpenedFrame>,
+    error: Option<ErrorCode>,
+    receipt: Option<Vec<u8>>,
+    closed: bool,
+    cancelled: bool,
+}
+
+impl<'a> Answer<'a> {
+    pub(crate) fn new(
+        wire: &'a mut Wire,
+        stream: u64,
+        window: u32,
+        context: RequestContext,
+        receipt_key: [u8; 32],
+    ) -> Self {
+        Self {
+            wire,
+            stream,
+            request_tag: context.request_tag(),
+            opener: Some(context.into_opener()),
+            receipt_key,
+            window,
+            unacknowledged: 0,
+            opened: VecDeque::new(),
+            error: None,
+            receipt: None,
+            closed: false,
+            cancelled: false,
+        }
+    }
+
+    /// The next piece of the answer; nothing after the last one.
+    ///
+    /// # Errors
+    /// [`ClientError::Response`] for anything that is not authentic or out of order, [`ClientError::Answer`] for a sealed
+    /// refusal, [`ClientError::Refused`] and [`ClientError::Closed`] for an answer that is not whole.
+    pub fn next_delta(&mut self) -> Result<Option<Delta>, ClientError> {
+        loop {
+            while let Some(frame) = self.opened.pop_front() {
+                match frame.inner {
+                    Inner::Accept(_) => return Ok(Some(Delta::Accepted)),
+                    Inner::Tokens(ids) => return Ok(Some(Delta::Tokens(ids))),
+                    Inner::Logprobs(entries) => return Ok(Some(Delta::Logprobs(entries))),
+                    Inner::Progress { done, total } => {
+                        return Ok(Some(Delta::Progress(done, total)));
+                    }
+                    Inner::Error(code) => self.error = Some(code),
+                    Inner::Dummy | Inner::Text { .. } | Inner::End(_) => {}
+                }
+            }
+            if self.closed {
+                return self
+                    .error
+                    .map_or(Ok(None), |code| Err(ClientError::Answer { code }));
+            }
+            self.receive()?;
+        }
+    }
+
+    /// Gives the rest of the answer up; what was said so far is still counted and receipted.
+    ///
+    /// # Errors
+    /// When the connection broke.
+    pub fn cancel(&mut self) -> Result<(), ClientError> {
+        if !std::mem::replace(&mut self.cancelled, true) && !self.closed {
+            self.wire.send(FrameKind::Cancel, self.stream, &[])?;
+        }
+        Ok(())
+    }
+
+    /// Reads to the end and proves that the answer is whole: the final frame came, the counts and the hash of all tokens
+    /// fit, and the receipt is signed by this boot.
+    ///
+    /// # Errors
+    /// As [`Answer::next_delta`]; [`ClientError::Receipt`] for a receipt that does not fit.
+    pub fn finish(mut self) -> Result<Summary, ClientError> {
+        while self.next_delta()?.is_some() {}
+        let opener = self.opener.take().ok_or(ClientError::Closed)?;
+        let end = opener.finish()?;
+        let receipt_bytes = self.receipt.take().unwrap_or_default();
+        let receipt = if receipt_bytes.is_empty() {
+            None
+        } else {
+            let receipt = Receipt::verify(&receipt_bytes, &self.receipt_key)?;
+            let fits = receipt::hash(&receipt_bytes) == end.receipt_hash
+                && receipt.request_tag == self.request_tag;
+            if !fits {
+                return Err(receipt::ReceiptError::Chain.into());
+            }
+            Some(receipt)
+        };
+        Ok(Summary {
+            end,
+            receipt,
+            receipt_bytes,
+        })
+    }
+
+    fn receive(&mut self) -> Result<(), ClientError> {
+        let received = self.wire.receive()?;
+        if received.stream != self.stream {
+            return Ok(());
+        }
+        match received.kind {
+            FrameKind::EnclaveData => {
+                let opener = self.opener.as_mut().ok_or(ClientError::Closed)?;
+                let mut opened = Vec::new();
+                opener.push(&received.body, &mut opened)?;
+                self.opened.extend(opened);
+                self.acknowledge()
+            }
+            FrameKind::Receipt => {
+                self.receipt = Some(received.body);
+                Ok(())
+            }
+            FrameKind::Close => match Close::from_bytes(&received.body)?.code {
+                CloseCode::Ok => {
+                    self.closed = true;
+                    Ok(())
+                }
+                code => Err(ClientError::Refused { code }),
+            },
+            FrameKind::Accept => Ok(()),
+            found => Err(ClientError::Unexpected { found }),
+        }
+    }
+
+    /// Grants credit for what was read, half a window at a time.
+    fn acknowledge(&mut self) -> Result<(), ClientError> {
+        self.unacknowledged += 1;
+        if self.unacknowledged >= (self.window / 2).max(1) {
+            let credit = Credit {
+                frames: self.unacknowledged,
+            };
+            self.unacknowledged = 0;
+            let sent = self
+                .wire
+                .send(FrameKind::HostCredit, self.stream, &credit.to_bytes());
+            // An enclave that has just ended needs no credit; what it sent is still there to read.
+            return match sent {
+                Err(ClientError::Closed) => Ok(()),
+                sent => sent,
+            };
+        }
+        Ok(())
+    }
+}
