@@ -1,10 +1,8 @@
 //! Activations for integer dot products: groups of 32 as signed bytes with one f32 scale.
 //!
 //! With 8 bits a value is `scale * code`; with 16 it is `scale * (256 * high + low)`, two planes of
-//! bytes, and the products are exact sums of two byte products. A row is one run of words:
-//! `[group][plane][8 words of 4 codes]`, then per group the scale, the scaled sum (for minima), and
-//! minus offset times the sum of the codes for each offset that weight types have (for Q6_K in
-//! halves of 16), where the integer sums start.
+//! bytes, and the products are exact sums of two byte products. A row is a record for each group:
+//! `[plane][8 words of 4 codes]`, then the [`Part`]s. With 8 bits a record is one cache line.
 
 use zeroize::Zeroize;
 
@@ -24,15 +22,35 @@ pub(super) struct Activations {
     planes: usize,
 }
 
-/// One row, cut into its parts.
-#[derive(Clone, Copy)]
-pub(super) struct ActivationRow<'a> {
-    /// `[group][plane][8]`.
-    pub(super) codes: &'a [i32],
-    /// Bits of the f32 scales, `[group]`.
-    pub(super) scales: &'a [i32],
-    /// What the weight type needs: bits of the scaled sums, or the starts, `[group]` or `[group][2]`.
-    pub(super) sums: &'a [i32],
+/// What follows the codes of a group, a word each.
+pub(super) struct Part;
+
+impl Part {
+    /// Bits of the f32 scale.
+    pub(super) const SCALE: usize = 0;
+    /// Bits of the sum of the values, for minima.
+    pub(super) const SUM: usize = 1;
+    /// Where the integer sum starts for weights whose codes have an offset: minus the offset times
+    /// the sum of the codes. Zero for those that have none.
+    pub(super) const START_0: usize = 7;
+    const START_8: usize = 2;
+    const START_16: usize = 3;
+    const START_128: usize = 4;
+    /// And the next one for the second half: Q6_K has two scales to a group.
+    const START_32: usize = 5;
+    /// Parts of a group.
+    pub(super) const COUNT: usize = 8;
+
+    /// The start for a weight type.
+    pub(super) fn start(dtype: Dtype) -> usize {
+        match quant::offset(dtype) {
+            8 => Self::START_8,
+            16 => Self::START_16,
+            128 => Self::START_128,
+            32 => Self::START_32,
+            _ => Self::START_0,
+        }
+    }
 }
 
 impl std::fmt::Debug for Activations {
@@ -65,7 +83,7 @@ impl Activations {
         self.splits.clear();
         self.splits.extend((0..rows).step_by(ROWS_PER_TILE));
         self.splits.push(rows);
-        let (groups, small) = (self.groups, rows <= ROWS_PER_TILE);
+        let small = rows <= ROWS_PER_TILE;
         let grid = Grid::new(&mut self.words, width, &self.splits, width.max(1));
         tiles::for_each(pool, small, &mut [grid], &|_, mut tile, _| {
             for t in tile.rows.clone() {
@@ -73,7 +91,6 @@ impl Activations {
                 level.run(Quantise {
                     x,
                     out: tile.row(t),
-                    groups,
                     planes,
                 });
             }
@@ -81,51 +98,28 @@ impl Activations {
     }
 
     fn width(&self) -> usize {
-        self.groups * (self.planes * 8 + PARTS)
+        self.groups * (self.planes * 8 + Part::COUNT)
     }
 
-    /// Row `t`, with the sums that `dtype` needs.
-    pub(super) fn row(&self, t: usize, dtype: Dtype) -> ActivationRow<'_> {
-        let row = &self.words[t * self.width()..][..self.width()];
-        let (codes, parts) = row.split_at(self.groups * self.planes * 8);
-        let part = |i: usize, len: usize| &parts[i * self.groups..][..len * self.groups];
-        let sums = match quant::offset(dtype) {
-            8 => part(2, 1),
-            16 => part(3, 1),
-            128 => part(4, 1),
-            32 => part(5, 2),
-            _ => part(1, 1),
-        };
-        ActivationRow {
-            codes,
-            scales: part(0, 1),
-            sums,
-        }
+    /// Row `t`: records of the groups.
+    pub(super) fn row(&self, t: usize) -> &[i32] {
+        &self.words[t * self.width()..][..self.width()]
     }
 }
 
 struct Quantise<'a> {
     x: &'a [f32],
     out: &'a mut [i32],
-    groups: usize,
     planes: usize,
 }
 
 impl Task for Quantise<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Self {
-            x,
-            out,
-            groups,
-            planes,
-        } = self;
-        let (codes, parts) = out.split_at_mut(groups * planes * 8);
-        for (g, (x, codes)) in x
-            .chunks_exact(32)
-            .zip(codes.chunks_exact_mut(planes * 8))
-            .enumerate()
-        {
+        let Self { x, out, planes } = self;
+        let records = out.chunks_exact_mut(planes * 8 + Part::COUNT);
+        for (x, record) in x.chunks_exact(32).zip(records) {
+            let (codes, parts) = record.split_at_mut(planes * 8);
             let (a, b) = (s.load(x), s.load(&x[16..]));
             let zero = s.splat(0.0);
             let magnitude = s.max(s.max(a, s.sub(zero, a)), s.max(b, s.sub(zero, b)));
@@ -148,18 +142,16 @@ impl Task for Quantise<'_> {
             }
             let (sum_a, sum_b) = (s.sum_i(a), s.sum_i(b));
             let sum = sum_a + sum_b;
-            let mut put = |part: usize, x: i32| parts[part * groups + g] = x;
-            put(0, scale.to_bits().cast_signed());
-            put(1, (scale * sum as f32).to_bits().cast_signed());
-            put(2, -8 * sum);
-            put(3, -16 * sum);
-            put(4, -128 * sum);
-            parts[5 * groups + 2 * g] = -32 * sum_a;
-            parts[5 * groups + 2 * g + 1] = -32 * sum_b;
+            parts[Part::SCALE] = scale.to_bits().cast_signed();
+            parts[Part::SUM] = (scale * sum as f32).to_bits().cast_signed();
+            parts[Part::START_8] = -8 * sum;
+            parts[Part::START_16] = -16 * sum;
+            parts[Part::START_128] = -128 * sum;
+            parts[Part::START_32] = -32 * sum_a;
+            parts[Part::START_32 + 1] = -32 * sum_b;
+            parts[Part::START_0] = 0;
         }
     }
 }
 
-/// Words beside the codes: scale, scaled sum, starts for the offsets 8, 16, 128, and 32 twice.
-const PARTS: usize = 7;
 const ROWS_PER_TILE: usize = 8;

@@ -6,10 +6,10 @@
 //! is the same in every kernel below, so a row's results do not depend on how many rows there are,
 //! how they are tiled or who computes them.
 
-use super::activations::{ActivationRow, Activations};
+use super::activations::{Activations, Part};
 use super::float;
 use super::matrix::{Data, Format, Matrix, PAIR, Quantised};
-use super::scales;
+use super::scales::{self, RECORD};
 use super::simd::{Simd, Task};
 use super::tiles::Tile;
 use crate::dtype::Dtype;
@@ -18,15 +18,13 @@ use crate::dtype::Dtype;
 pub(super) struct Scratch {
     codes: Vec<u8>,
     scales: Vec<f32>,
-    mins: Vec<f32>,
 }
 
 impl Default for Scratch {
     fn default() -> Self {
         Self {
             codes: vec![0; BLOCK_GROUPS * 2 * 512],
-            scales: vec![0.0; BLOCK_GROUPS * 2 * PAIR],
-            mins: vec![0.0; BLOCK_GROUPS * PAIR],
+            scales: vec![0.0; BLOCK_GROUPS * RECORD],
         }
     }
 }
@@ -148,10 +146,8 @@ struct Block<'a> {
     groups: usize,
     /// `[group][panel]` packed or unpacked codes.
     codes: &'a [u8],
-    /// `[group][sub-group][panel][16]`.
+    /// Records of the groups' scales.
     scales: &'a [f32],
-    /// `[group][panel][16]`.
-    mins: &'a [f32],
 }
 
 impl Strip<'_, '_, '_> {
@@ -170,23 +166,14 @@ impl Strip<'_, '_, '_> {
         for first in (0..format.groups).step_by(BLOCK_GROUPS) {
             let groups = BLOCK_GROUPS.min(format.groups - first);
             let range = first..first + groups;
-            scales::expand(
-                s,
-                format,
-                range,
-                halves,
-                small,
-                &mut scratch.scales,
-                &mut scratch.mins,
-            );
+            scales::expand(s, format, range, halves, small, &mut scratch.scales);
             let codes = &codes[first * group_bytes..][..groups * group_bytes];
-            let (scales, mins) = (&scratch.scales[..], &scratch.mins[..]);
+            let scales = &scratch.scales[..];
             let block = Block {
                 first,
                 groups,
                 codes,
                 scales,
-                mins,
             };
             // One row: the codes are unpacked in registers. More: once into the scratch memory.
             if (self.out.rows.len() == 1 && !S::PLAIN) || format.bits == 8 {
@@ -305,7 +292,8 @@ impl<
         let Self { strip, t, block } = self;
         let Format { dtype, min, .. } = strip.q.format;
         let quantised = strip.input.quantised;
-        let activations: [_; R] = std::array::from_fn(|m| quantised.row(t + m, dtype));
+        let records = block.first * (8 * PLANES + Part::COUNT);
+        let rows: [_; R] = std::array::from_fn(|m| &quantised.row(t + m)[records..]);
         let mut carry = [[0f32; PAIR]; R];
         if block.first > 0 {
             for (m, carry) in carry.iter_mut().enumerate() {
@@ -319,10 +307,10 @@ impl<
             });
             kernel::<S, PLANES, BITS, SUBS, WIDE, R, N>(
                 s,
-                min,
+                (dtype, min),
                 block,
                 panel,
-                &activations,
+                &rows,
                 &mut sums,
             );
             for (carry, sums) in carry.iter_mut().zip(sums) {
@@ -350,75 +338,71 @@ fn kernel<
     const N: usize,
 >(
     s: S,
-    min: bool,
+    (dtype, min): (Dtype, bool),
     block: Block<'_>,
     panel: usize,
-    activations: &[ActivationRow<'_>; R],
+    rows: &[&[i32]; R],
     sums: &mut [[S::F; N]; R],
 ) {
-    let group_bytes = BITS * 64;
-    for g in 0..block.groups {
-        let all = block.first + g;
-        let codes: [&[u8]; N] = std::array::from_fn(|n| {
-            &block.codes[(g * 2 + panel + n) * group_bytes..][..group_bytes]
-        });
-        let rows: [&[i32]; R] =
-            std::array::from_fn(|m| &activations[m].codes[all * 8 * PLANES..][..8 * PLANES]);
+    let (group_bytes, record) = (BITS * 64, 8 * PLANES + Part::COUNT);
+    // Masks, so that the compiler sees that the index lies within a record.
+    let start = Part::start(dtype) & 7;
+    let groups = block
+        .codes
+        .chunks_exact(2 * group_bytes)
+        .zip(block.scales.chunks_exact(RECORD));
+    for (g, (codes, scales)) in groups.take(block.groups).enumerate() {
+        let codes = &codes[panel * group_bytes..][..N * group_bytes];
+        let mut x = [&rows[0][..0]; R];
+        for m in 0..R {
+            x[m] = &rows[m][g * record..][..record];
+        }
         if BITS != 8 || R == 1 {
-            for codes in codes {
-                s.prefetch(codes, PREFETCH);
-                s.prefetch(codes, PREFETCH + 64);
-                s.prefetch(codes, PREFETCH + 128);
-                s.prefetch(codes, PREFETCH + 192);
-                for line in 4..BITS {
-                    s.prefetch(codes, PREFETCH + 64 * line);
-                }
+            for line in 0..N * BITS {
+                s.prefetch(codes, PREFETCH + 64 * line);
             }
         }
         for sub in 0..SUBS {
-            let mut low: [[S::I; N]; R] = std::array::from_fn(|m| {
-                let start = if min {
-                    0
-                } else {
-                    activations[m].sums[all * SUBS + sub]
-                };
-                [s.splat_i(start); N]
-            });
-            let mut high = [[s.splat_i(0); N]; R];
+            let zero = s.splat_i(0);
+            let (mut low, mut high) = ([[zero; N]; R], [[zero; N]; R]);
+            for m in 0..R {
+                low[m] = [s.splat_i(x[m][8 * PLANES + ((start + sub) & 7)]); N];
+            }
             for step in sub * 8 / SUBS..(sub + 1) * 8 / SUBS {
-                let w: [S::B; N] =
-                    std::array::from_fn(|n| scales::codes::<S, BITS>(s, codes[n], step));
+                let mut w = [scales::codes::<S, BITS>(s, codes, step); N];
+                if N == 2 {
+                    w[N - 1] = scales::codes::<S, BITS>(s, &codes[(N - 1) * group_bytes..], step);
+                }
                 for m in 0..R {
                     for n in 0..N {
                         if PLANES == 2 {
-                            high[m][n] = s.dot::<WIDE>(high[m][n], w[n], rows[m][step]);
+                            high[m][n] = s.dot::<WIDE>(high[m][n], w[n], x[m][step]);
                         }
-                        let last = rows[m][(PLANES - 1) * 8 + step];
+                        let last = x[m][(PLANES - 1) * 8 + step];
                         low[m][n] = s.dot::<WIDE>(low[m][n], w[n], last);
                     }
                 }
             }
-            let weights: [S::F; N] = std::array::from_fn(|n| {
-                s.load(&block.scales[(g * SUBS + sub) * PAIR + (panel + n) * 16..])
-            });
             for m in 0..R {
-                let scale = s.splat(f32::from_bits(activations[m].scales[all].cast_unsigned()));
-                for (n, weight) in weights.into_iter().enumerate() {
+                let scale = s.splat(f32::from_bits(
+                    x[m][8 * PLANES + Part::SCALE].cast_unsigned(),
+                ));
+                for n in 0..N {
                     let mut sum = low[m][n];
                     if PLANES == 2 {
                         sum = s.add_i(sum, s.shl_i::<8>(high[m][n]));
                     }
+                    let weight = s.load(&scales[sub * PAIR + (panel + n) * 16..]);
                     sums[m][n] = s.fma(s.mul(s.to_f(sum), scale), weight, sums[m][n]);
                 }
             }
         }
         if min {
-            let mins: [S::F; N] =
-                std::array::from_fn(|n| s.load(&block.mins[g * PAIR + (panel + n) * 16..]));
-            for (sums, activations) in sums.iter_mut().zip(activations) {
-                let sum = s.splat(f32::from_bits(activations.sums[all].cast_unsigned()));
-                for (sums, min) in sums.iter_mut().zip(mins) {
-                    *sums = s.fma(min, sum, *sums);
+            for m in 0..R {
+                let sum = s.splat(f32::from_bits(x[m][8 * PLANES + Part::SUM].cast_unsigned()));
+                for n in 0..N {
+                    let min = s.load(&scales[PAIR + (panel + n) * 16..]);
+                    sums[m][n] = s.fma(min, sum, sums[m][n]);
                 }
             }
         }

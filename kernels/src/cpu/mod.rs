@@ -224,7 +224,7 @@ impl Device for Cpu {
             .iter()
             .map(|o| o.weight.rows.div_ceil(matrix::PAIR))
             .sum();
-        let (tile_rows, tile_pairs) = tile_shape(rows, pairs, self.pool.num_threads());
+        let (tile_rows, tile_pairs) = tile_shape(rows, x.cols, pairs, self.pool.num_threads());
         shared.splits.clear();
         shared.splits.extend((0..rows).step_by(tile_rows));
         shared.splits.push(rows);
@@ -433,12 +433,13 @@ fn open(options: CpuOptions) -> Result<(Level, Pool), DeviceError> {
 
 /// Rows and pairs of panels in a tile of a product: enough tiles for all threads, and activations
 /// that stay in the second-level cache. The cut shows in no result.
-fn tile_shape(rows: usize, pairs: usize, threads: usize) -> (usize, usize) {
+fn tile_shape(rows: usize, cols: usize, pairs: usize, threads: usize) -> (usize, usize) {
     let wanted = 8 * threads;
     if rows <= 16 {
         return (rows.max(1), (pairs / wanted).max(1));
     }
-    let strips = wanted.div_ceil(pairs.max(1)).max(rows.div_ceil(256));
+    let resident = (STRIP_BYTES / (2 * cols).max(1)).max(64);
+    let strips = wanted.div_ceil(pairs.max(1)).max(rows.div_ceil(resident));
     (rows.div_ceil(strips).next_multiple_of(4).max(16), 1)
 }
 
@@ -458,4 +459,6 @@ const TOKENS_PER_TILE: usize = 4;
 const SMALL: usize = 16_384;
 /// Multiplications below which a product stays there.
 const SMALL_PRODUCT: usize = 65_536;
+/// Quantised activations (two bytes a value) that a strip of tiles goes over again and again.
+const STRIP_BYTES: usize = 1 << 20;
 const THREADS_MAX: usize = 1024;

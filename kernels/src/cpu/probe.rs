@@ -2,7 +2,7 @@
 
 use std::hint::black_box;
 
-use super::isa::{Isa, Level};
+use super::isa::Level;
 use super::pool::Pool;
 use super::simd::{Simd, Task};
 use super::{CpuOptions, open};
@@ -32,10 +32,6 @@ impl Probe {
 
     pub(crate) fn num_threads(&self) -> usize {
         self.pool.num_threads()
-    }
-
-    pub(crate) fn isa(&self) -> Isa {
-        self.level.isa()
     }
 
     /// Reads the whole buffer of `of` once; bytes read.

@@ -63,8 +63,11 @@ fn unpack_width<S: Simd, const BITS: usize>(s: S, packed: &[u8], out: &mut [u8])
     }
 }
 
-/// Writes the scales `[group][sub-group][panel][16]` and minima `[group][panel][16]` of some groups of
-/// a pair, with the roundings of `quant::unpack`.
+/// f32 values of a group's scales: both panels' scales, then their minima or, for Q6_K, the scales
+/// of the second half.
+pub(super) const RECORD: usize = 2 * PAIR;
+
+/// Writes a record for each of some groups of a pair, with the roundings of `quant::unpack`.
 #[inline(always)]
 pub(super) fn expand<S: Simd>(
     s: S,
@@ -72,40 +75,29 @@ pub(super) fn expand<S: Simd>(
     groups: Range<usize>,
     halves: &[u16],
     small: &[u8],
-    scales: &mut [f32],
-    mins: &mut [f32],
+    out: &mut [f32],
 ) {
-    let half = |stored: usize, panel: usize| {
-        &halves[(stored * 2 + panel) * format.halves_len()..][..format.halves_len()]
-    };
-    if format.per_stored == 1 {
-        for (i, g) in groups.enumerate() {
-            for panel in 0..2 {
-                let (half, at) = (half(g, panel), i * PAIR + panel * 16);
-                s.store(s.load_f16(half), &mut scales[at..]);
-                if format.min {
-                    s.store(s.load_f16(&half[16..]), &mut mins[at..]);
-                }
-            }
-        }
-        return;
-    }
-    for (i, g) in groups.enumerate() {
-        let (stored, sub) = (g / 8, g % 8);
+    for (g, out) in groups.zip(out.chunks_exact_mut(RECORD)) {
+        let stored = g / format.per_stored;
         for panel in 0..2 {
-            let half = half(stored, panel);
-            let small = &small[(stored * 2 + panel) * 256 + sub * 32..][..32];
+            let half = &halves[(stored * 2 + panel) * format.halves_len()..][..format.halves_len()];
             let d = s.load_f16(half);
-            if format.dtype == Dtype::Q6K {
-                for sub in 0..2 {
-                    let scale = s.mul(d, s.load_i8(&small[sub * 16..]));
-                    s.store(scale, &mut scales[(i * 2 + sub) * PAIR + panel * 16..]);
+            let (first, second) = (panel * 16, PAIR + panel * 16);
+            if format.per_stored == 1 {
+                s.store(d, &mut out[first..]);
+                if format.min {
+                    s.store(s.load_f16(&half[16..]), &mut out[second..]);
                 }
+                continue;
+            }
+            let small = &small[(stored * 2 + panel) * 256 + g % 8 * 32..][..32];
+            if format.dtype == Dtype::Q6K {
+                s.store(s.mul(d, s.load_i8(small)), &mut out[first..]);
+                s.store(s.mul(d, s.load_i8(&small[16..])), &mut out[second..]);
             } else {
-                let at = i * PAIR + panel * 16;
-                s.store(s.mul(d, s.load_u8(small)), &mut scales[at..]);
+                s.store(s.mul(d, s.load_u8(small)), &mut out[first..]);
                 let min = s.mul(s.load_f16(&half[16..]), s.load_u8(&small[16..]));
-                s.store(s.sub(s.splat(0.0), min), &mut mins[at..]);
+                s.store(s.sub(s.splat(0.0), min), &mut out[second..]);
             }
         }
     }

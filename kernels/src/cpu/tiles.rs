@@ -63,13 +63,13 @@ impl<'a, T: Plain> Grid<'a, T> {
         self.splits.len().saturating_sub(1) * self.width.div_ceil(self.tile_width)
     }
 
-    /// Tile `index`; rows first, so that neighbours share their columns.
+    /// Tile `index`; columns first, so that neighbours share their rows.
     ///
     /// # Safety
     /// No other tile of this index is alive.
     unsafe fn tile(&self, index: usize) -> Tile<'_, T> {
-        let strips = self.splits.len() - 1;
-        let (row, col) = (index % strips, index / strips * self.tile_width);
+        let tiles = self.width.div_ceil(self.tile_width);
+        let (row, col) = (index / tiles, index % tiles * self.tile_width);
         Tile {
             start: self.start,
             width: self.width,
