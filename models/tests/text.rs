@@ -257,6 +257,20 @@ fn a_sentence_piece_tokenizer_merges_the_best_score_first_and_falls_back_to_byte
 }
 
 #[test]
+fn the_mark_in_an_added_token_is_a_space() {
+    let mut text = gguf_tokenizer::client_text(&tiny_sentence_piece(false)).unwrap();
+    let mut file: serde_json::Value = serde_json::from_slice(&text.tokenizer_json).unwrap();
+    let added = file["added_tokens"].as_array_mut().unwrap();
+    let mut marks = added[0].clone();
+    marks["id"] = json!(300);
+    marks["content"] = json!("▁▁");
+    marks["special"] = json!(false);
+    added.push(marks);
+    text.tokenizer_json = file.to_string().into_bytes();
+    assert_eq!(text.tokenizer().unwrap().decode(&[300], true), "  ");
+}
+
+#[test]
 fn a_stream_of_ids_never_splits_a_character() {
     let tokenizer = tokenizer(&tiny_byte_level("gpt-2"));
     let text = "a é 你 😀 \u{fffd} z";

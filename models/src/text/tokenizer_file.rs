@@ -363,7 +363,11 @@ fn pieces(file: &File, ids: &[(u32, &str)], joining: &Joining) -> Pieces {
             .ok()
             .and_then(|at| added.get(at));
         match special {
-            Some(&(_, special)) => pieces.push(token.as_bytes(), special),
+            Some(&(_, special)) if special || joining.byte_level => {
+                pieces.push(token.as_bytes(), special);
+            }
+            // Gemma's file has runs of spaces as added tokens, written with the mark.
+            Some(_) => pieces.push(&joining.bytes(token), false),
             None => pieces.push(&joining.bytes(token), false),
         }
     }
