@@ -344,46 +344,46 @@ fn a_tokenizer_that_contradicts_itself_is_refused() {
     type Edit = fn(&mut serde_json::Value);
     let altered: [(&str, Edit); 17] = [
         ("a merge without a result", |it| {
-            it["model"]["merges"] = json!(["b a"])
+            it["model"]["merges"] = json!(["b a"]);
         }),
         ("a merge longer than any token", |it| {
-            it["model"]["merges"] = json!(["ab ab"])
+            it["model"]["merges"] = json!(["ab ab"]);
         }),
         ("a merge of an unknown token", |it| {
-            it["model"]["merges"] = json!(["a x"])
+            it["model"]["merges"] = json!(["a x"]);
         }),
         ("a merge of three", |it| {
-            it["model"]["merges"] = json!(["a b c"])
+            it["model"]["merges"] = json!(["a b c"]);
         }),
         ("a merge of one", |it| {
-            it["model"]["merges"] = json!([["a"]])
+            it["model"]["merges"] = json!([["a"]]);
         }),
         ("two tokens of one id", |it| {
-            it["model"]["vocab"] = json!({"a": 0, "b": 0})
+            it["model"]["vocab"] = json!({"a": 0, "b": 0});
         }),
         ("an added token of another's id", |it| {
-            it["added_tokens"][0]["id"] = json!(2)
+            it["added_tokens"][0]["id"] = json!(2);
         }),
         ("an id beyond the limit", |it| {
-            it["added_tokens"][0]["id"] = json!(u32::MAX)
+            it["added_tokens"][0]["id"] = json!(u32::MAX);
         }),
         ("a negative id", |it| it["model"]["vocab"]["a"] = json!(-1)),
         ("an unknown unknown", |it| {
-            it["model"]["unk_token"] = json!("?")
+            it["model"]["unk_token"] = json!("?");
         }),
         ("an affix", |it| {
-            it["model"]["continuing_subword_prefix"] = json!("##")
+            it["model"]["continuing_subword_prefix"] = json!("##");
         }),
         ("dropout", |it| it["model"]["dropout"] = json!(0.5)),
         ("another model", |it| {
-            it["model"]["type"] = json!("WordPiece")
+            it["model"]["type"] = json!("WordPiece");
         }),
         ("another decoder", |it| it["decoder"]["type"] = json!("CTC")),
         ("a decoder that cuts", |it| {
             it["decoder"] = json!({"type": "Strip", "content": " ", "start": 1, "stop": 9});
         }),
         ("another normalizer", |it| {
-            it["normalizer"] = json!({"type": "Precompiled"})
+            it["normalizer"] = json!({"type": "Precompiled"});
         }),
         ("an empty pattern", |it| {
             let split = json!({"type": "Split", "pattern": {"String": ""}, "behavior": "Isolated", "invert": false});
@@ -526,7 +526,7 @@ fn templates_render_as_in_python() {
         ) {
             (Ok(text), Some(expected)) => assert_eq!(text, expected, "{line}"),
             (Err(TextError::TemplateRefused(message)), None) => {
-                assert_eq!(message, case["refused"])
+                assert_eq!(message, case["refused"]);
             }
             (result, _) => panic!("{result:?}: {line}"),
         }
