@@ -175,8 +175,8 @@ impl Strip<'_, '_, '_> {
                 codes,
                 scales,
             };
-            // One row: the codes are unpacked in registers. More: once into the scratch memory.
-            if (self.out.rows.len() == 1 && !S::PLAIN) || format.bits == 8 {
+            // Few rows: the codes are unpacked in registers. More: once into the scratch memory.
+            if (self.out.rows.len() <= 4 && !S::PLAIN) || format.bits == 8 {
                 self.rows_of::<S, PLANES>(s, format, format.bits, block);
             } else {
                 scales::unpack_codes(s, format, codes, &mut scratch.codes);
@@ -230,7 +230,7 @@ impl Strip<'_, '_, '_> {
     ) {
         let rows = self.out.rows.clone();
         let mut t = rows.start;
-        if BITS == 8 && S::MANY_REGISTERS && PLANES == 1 {
+        if S::MANY_REGISTERS && PLANES == 1 {
             while t + 4 <= rows.end {
                 let strip = &mut *self;
                 s.call(Chunk::<PLANES, BITS, SUBS, WIDE, 4, 2> { strip, t, block });
