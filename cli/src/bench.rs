@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use chrysalis_kernels::cpu::CpuOptions;
 use chrysalis_kernels::dtype::Dtype;
 use chrysalis_kernels::probe::{self, Limits};
+use chrysalis_models::decoder::Model;
 use chrysalis_protocol::package::Meta;
 use chrysalis_runtime::engine::{
     Engine, EngineLimits, Event, NewSequence, Sampling, SequenceId, StepStatus,
@@ -56,7 +57,8 @@ struct Report {
 pub fn run(args: &BenchArgs) -> Result<(), CliError> {
     let longest = args.prompt.iter().max().copied().unwrap_or(1);
     let widest = args.batch.iter().max().copied().unwrap_or(1);
-    if longest == 0 || widest == 0 || args.generate < 2 || args.repeat == 0 {
+    let empty = args.prompt.contains(&0) || args.batch.contains(&0) || args.repeat == 0;
+    if empty || args.generate < 2 {
         return Err(CliError::Usage(
             "--prompt, --batch and --repeat are 1 or more, --generate is 2 or more",
         ));
@@ -75,19 +77,7 @@ pub fn run(args: &BenchArgs) -> Result<(), CliError> {
         context * widest,
     )?;
     let meta = opened.package.meta();
-    let work = work_per_token(meta);
-    let mut report = Report {
-        package: args.package.display().to_string(),
-        device: chrysalis_models::decoder::Model::describe(&decoder),
-        weight_bytes_per_token: work.bytes,
-        int8_operations_per_token: work.int8,
-        f32_operations_per_token: work.f32,
-        read_gb_per_s: 0.0,
-        int8_gop_per_s: 0.0,
-        f32_gop_per_s: 0.0,
-        rows: Vec::new(),
-    };
-    let vocab_size = meta.architecture.vocab_size;
+    let device = Model::describe(&decoder);
     let limits = EngineLimits {
         max_sequences: narrow(widest),
         max_waiting: narrow(widest),
@@ -101,44 +91,49 @@ pub fn run(args: &BenchArgs) -> Result<(), CliError> {
         ..CpuOptions::default()
     };
     let machine = probe::measure(cpu, PROBE_BYTES, PROBE_TIME)?;
-    report.read_gb_per_s = machine.read_all / 1e9;
-    report.int8_gop_per_s = machine.int8_all / 1e9;
-    report.f32_gop_per_s = machine.f32_all / 1e9;
-    let bar = output::spinner(args.json, "measuring");
-    for &prompt in &args.prompt {
-        for &batch in &args.batch {
-            let mut runs = Vec::new();
-            for repeat in 0..args.repeat {
-                bar.set_message(format!(
-                    "prompt {prompt}, batch {batch}, run {}",
-                    repeat + 1
-                ));
-                runs.push(measure(
-                    &mut engine,
-                    vocab_size,
-                    prompt,
-                    args.generate,
-                    batch,
-                )?);
-                bar.tick();
-            }
-            report.rows.push(row(
-                &runs,
-                prompt,
-                args.generate,
-                batch,
-                threads,
-                &work,
-                &machine,
-            ));
-        }
-    }
-    bar.finish_and_clear();
+    let work = work_per_token(meta);
+    let report = Report {
+        package: args.package.display().to_string(),
+        device,
+        weight_bytes_per_token: work.bytes,
+        int8_operations_per_token: work.int8,
+        f32_operations_per_token: work.f32,
+        read_gb_per_s: machine.read_all / 1e9,
+        int8_gop_per_s: machine.int8_all / 1e9,
+        f32_gop_per_s: machine.f32_all / 1e9,
+        rows: rows(args, &mut engine, meta, &work, &machine)?,
+    };
     if args.json {
         output::json(&report)
     } else {
         print(&report)
     }
+}
+
+/// Every prompt length with every batch.
+fn rows(
+    args: &BenchArgs,
+    engine: &mut Engine,
+    meta: &Meta,
+    work: &Work,
+    machine: &Limits,
+) -> Result<Vec<Row>, CliError> {
+    let vocab_size = meta.architecture.vocab_size;
+    let bar = output::spinner(args.json, "measuring");
+    let mut rows = Vec::new();
+    for &prompt in &args.prompt {
+        for &batch in &args.batch {
+            let mut runs = Vec::new();
+            for repeat in 1..=args.repeat {
+                bar.set_message(format!("prompt {prompt}, batch {batch}, run {repeat}"));
+                runs.push(measure(engine, vocab_size, prompt, args.generate, batch)?);
+                bar.tick();
+            }
+            rows.push(row(&runs, prompt, args.generate, batch, work, machine));
+        }
+    }
+    bar.finish_and_clear();
+    Ok(rows)
 }
 
 /// Prefill and decode speed of one run, tokens per second over all sequences.
@@ -204,7 +199,6 @@ fn row(
     prompt: usize,
     generate: usize,
     batch: usize,
-    threads: usize,
     work: &Work,
     machine: &Limits,
 ) -> Row {
@@ -217,7 +211,7 @@ fn row(
         prompt,
         generate,
         batch,
-        threads,
+        threads: machine.threads,
         prefill_tokens_per_s: prefill,
         decode_tokens_per_s: decode,
         prefill_share_of_limit: prefill / arithmetic,

@@ -97,9 +97,9 @@ pub fn run(args: &InspectArgs) -> Result<(), CliError> {
         refused = error;
     }
     if args.json {
-        output::json(&report)?
+        output::json(&report)?;
     } else {
-        print(&report)?
+        print(&report)?;
     }
     refused.map_or(Ok(()), Err)
 }

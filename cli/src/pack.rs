@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use chrysalis_models::pack::{self, FileError, PackError, PackOptions, PackSummary};
-use chrysalis_models::source;
+use chrysalis_models::source::{self, Source};
 use chrysalis_protocol::package::{Package, PackageKey, PackageOptions};
 use chrysalis_protocol::rand_core::Rng;
 use chrysalis_runtime::files::PackageFiles;
@@ -145,18 +145,7 @@ pub fn pack_model(
     (package.model_svn, package.key) = (choices.svn, key.as_ref());
     let mut options = PackOptions::new(package);
     (options.dtype, options.force) = (dtype(choices.dtype), choices.force);
-    let bar = if quiet {
-        ProgressBar::hidden()
-    } else {
-        ProgressBar::new(0)
-    };
-    bar.set_style(model_cache::style("packing"));
-    let packed = pack::pack(&source, output, &options, |progress| {
-        bar.set_length(progress.total);
-        bar.set_position(progress.done);
-    });
-    bar.finish_and_clear();
-    let packed = packed?;
+    let packed = with_bar(&source, output, &options, quiet)?;
 
     let package = reopen(output, key.as_ref())?;
     let header = package.public().header();
@@ -196,6 +185,26 @@ pub fn pack_model(
         bytes,
         seconds: start.elapsed().as_secs_f64(),
     })
+}
+
+fn with_bar(
+    source: &Source,
+    output: &Path,
+    options: &PackOptions<'_>,
+    quiet: bool,
+) -> Result<PackSummary, PackError> {
+    let bar = if quiet {
+        ProgressBar::hidden()
+    } else {
+        ProgressBar::new(0)
+    };
+    bar.set_style(model_cache::style("packing"));
+    let packed = pack::pack(source, output, options, |progress| {
+        bar.set_length(progress.total);
+        bar.set_position(progress.done);
+    });
+    bar.finish_and_clear();
+    packed
 }
 
 /// Refuses, before any work and before any key is made, what could not be written in the end.

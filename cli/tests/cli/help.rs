@@ -4,85 +4,9 @@ use super::support::{Outcome, chrysalis, command};
 
 #[test]
 fn every_command_explains_its_flags() {
-    let commands: [(&str, &[&str]); 9] = [
-        (
-            "demo",
-            &[
-                "[PROMPT]",
-                "--model",
-                "--cache",
-                "--max-tokens",
-                "--threads",
-                "--json",
-            ],
-        ),
-        (
-            "pack",
-            &[
-                "<SOURCE>",
-                "--output",
-                "--key",
-                "--open",
-                "--publisher-key",
-                "--svn",
-                "--dtype",
-                "keep",
-                "bf16",
-                "q8",
-                "q4",
-                "--force",
-                "--json",
-            ],
-        ),
-        ("inspect", &["<PACKAGE>", "--key", "--json"]),
-        (
-            "serve",
-            &[
-                "--package",
-                "--listen",
-                "--attester",
-                "--config",
-                "--enclave",
-            ],
-        ),
-        ("release", &["--connect", "--key", "--policy", "--json"]),
-        ("verify", &["--connect", "--policy", "--json"]),
-        (
-            "ask",
-            &[
-                "<PROMPT>",
-                "--connect",
-                "--policy",
-                "--system",
-                "--max-tokens",
-                "--temperature",
-                "--top-p",
-                "--top-k",
-                "--min-p",
-                "--repetition-penalty",
-                "--seed",
-                "--stop",
-                "--raw",
-                "--json",
-            ],
-        ),
-        (
-            "bench",
-            &[
-                "--package",
-                "--key",
-                "--threads",
-                "--prompt",
-                "--generate",
-                "--batch",
-                "--json",
-            ],
-        ),
-        ("eval", &["--package", "--key", "--text", "--json"]),
-    ];
     let all = chrysalis(&["--help"]);
     assert_eq!(all.code, Some(0));
-    for (name, flags) in commands {
+    for (name, flags) in COMMANDS {
         assert!(
             all.stdout.contains(&format!("\n  {name} ")),
             "{name} is not in {}",
@@ -90,7 +14,7 @@ fn every_command_explains_its_flags() {
         );
         let help = chrysalis(&[name, "--help"]);
         assert_eq!(help.code, Some(0), "{name}");
-        for flag in flags {
+        for flag in flags.split(' ') {
             assert!(
                 help.stdout.contains(flag),
                 "{flag} is not in the help of {name}: {}",
@@ -157,3 +81,29 @@ fn a_reader_that_left_is_no_failure() {
         .into();
     assert_eq!((outcome.code, outcome.stderr.as_str()), (Some(0), ""));
 }
+
+/// Each command, and what its help has to name.
+const COMMANDS: [(&str, &str); 9] = [
+    (
+        "demo",
+        "[PROMPT] --model --cache --max-tokens --threads --json",
+    ),
+    (
+        "pack",
+        "<SOURCE> --output --key --open --publisher-key --svn --dtype keep bf16 q8 q4 --force --json",
+    ),
+    ("inspect", "<PACKAGE> --key --json"),
+    ("serve", "--package --listen --attester --config --enclave"),
+    ("release", "--connect --key --policy --json"),
+    ("verify", "--connect --policy --json"),
+    (
+        "ask",
+        "<PROMPT> --connect --policy --system --max-tokens --temperature --top-p --top-k --min-p \
+         --repetition-penalty --seed --stop --raw --json",
+    ),
+    (
+        "bench",
+        "--package --key --threads --prompt --generate --batch --json",
+    ),
+    ("eval", "--package --key --text --json"),
+];

@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use chrysalis_attestation::policy::AppraisalPolicy;
 use serde_json::Value;
 
-use super::support::{Folder, Outcome, chrysalis, command};
+use super::support::{Folder, Outcome, chrysalis, command, numbered_tokens, recorded};
 
 #[test]
 fn a_sealed_package_comes_with_keys_and_a_policy_that_fits() {
@@ -209,9 +209,6 @@ fn perplexity_is_the_same_sealed_or_open_and_on_any_number_of_threads() {
         ),
         (&540.into(), &537.into(), &3.into())
     );
-    // A model of random weights knows nothing: about one of its 251 tokens.
-    let perplexity = report["perplexity"].as_f64().unwrap();
-    assert!((200.0..330.0).contains(&perplexity), "{perplexity}");
     for other in [eval(&open, "1"), eval(&sealed, "2")] {
         assert_eq!(other["perplexity"], report["perplexity"]);
     }
@@ -221,6 +218,43 @@ fn perplexity_is_the_same_sealed_or_open_and_on_any_number_of_threads() {
         "{}{}",
         outcome.stdout,
         outcome.stderr
+    );
+}
+
+#[test]
+fn perplexity_is_that_of_the_recorded_logits() {
+    let folder = Folder::new();
+    let source = folder.tiny_llama();
+    let data = recorded("logits.f32");
+    let tokens = String::from_utf8(recorded("tokens.txt")).unwrap();
+    let tokens: Vec<usize> = tokens
+        .split_whitespace()
+        .map(|id| id.parse().unwrap())
+        .collect();
+    let logits: Vec<f64> = data
+        .as_chunks()
+        .0
+        .iter()
+        .map(|bytes| f32::from_le_bytes(*bytes).into())
+        .collect();
+    let nll =
+        |(row, &next): (&[f64], &usize)| row.iter().map(|x| x.exp()).sum::<f64>().ln() - row[next];
+    let rows = logits.chunks(logits.len() / tokens.len());
+    let total: f64 = rows.zip(&tokens[1..]).map(nll).sum();
+    let expected = (total / (tokens.len() - 1) as f64).exp();
+
+    // Every id has a text of its own, so that the recorded ids can be written down.
+    numbered_tokens(&source);
+    let text: String = tokens.iter().map(|id| format!("<t{id}>")).collect();
+    let text = folder.write("text.txt", text.as_bytes());
+    let package = folder.packed(&source, "tiny.chry", &[]);
+    let report = chrysalis(&["eval", "--package", &package, "--text", &text, "--json"]).json();
+    assert_eq!(report["tokens_scored"], tokens.len() - 1);
+    let found = report["perplexity"].as_f64().unwrap();
+    // The KV cache is f16; everything else is f32.
+    assert!(
+        (found / expected - 1.0).abs() < 2e-3,
+        "{found}, not {expected}"
     );
 }
 

@@ -94,11 +94,10 @@ impl Folder {
 
     /// A Hugging Face folder with a tiny Llama of random weights and a tokenizer of ASCII letters.
     pub(crate) fn tiny_llama(&self) -> String {
-        let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/tests/data/tiny-llama3");
         let to = PathBuf::from(self.path("llama"));
         fs::create_dir(&to).unwrap();
         for name in ["config.json", "model.safetensors"] {
-            fs::copy(from.join(name), to.join(name)).unwrap();
+            fs::write(to.join(name), recorded(name)).unwrap();
         }
         fs::write(to.join("tokenizer.json"), tokenizer().to_string()).unwrap();
         fs::write(to.join("LICENSE"), "Anybody may do anything with it.\n").unwrap();
@@ -147,6 +146,25 @@ impl Folder {
     }
 }
 
+/// A file of the tiny Llama, beside whose weights its logits were recorded from PyTorch.
+pub(crate) fn recorded(name: &str) -> Vec<u8> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/tests/data/tiny-llama3");
+    fs::read(folder.join(name)).unwrap()
+}
+
+/// Gives a model of 251 tokens a tokenizer in which id 5 is written `<t5>`.
+pub(crate) fn numbered_tokens(source: &str) {
+    let tokens: Vec<String> = (0..251).map(|id| format!("<t{id}>")).collect();
+    let mut tokenizer = tokenizer();
+    tokenizer["added_tokens"] = added_tokens(&tokens, false);
+    tokenizer["model"]["vocab"] = vocab(tokens);
+    fs::write(
+        Path::new(source).join("tokenizer.json"),
+        tokenizer.to_string(),
+    )
+    .unwrap();
+}
+
 /// A safetensors file of F32 zeros.
 fn write_zeros(path: &Path, shapes: &[(String, Vec<u64>)]) {
     let mut end = 0;
@@ -170,28 +188,35 @@ fn write_zeros(path: &Path, shapes: &[(String, Vec<u64>)]) {
 /// One token for each printable ASCII character and the line feed, in the alphabet of byte-level BPE.
 fn tokenizer() -> Value {
     let printable = ('!'..='~').map(String::from);
-    let letters = ["\u{120}".to_owned(), "\u{10a}".to_owned()]
+    let letters = ["\u{120}", "\u{10a}"]
+        .map(str::to_owned)
         .into_iter()
         .chain(printable);
     let special = ["<unk>", "<s>", "</s>"].map(str::to_owned);
-    let vocab: serde_json::Map<String, Value> = special
-        .iter()
-        .cloned()
-        .chain(letters)
-        .zip(0..)
-        .map(|(token, id)| (token, json!(id)))
-        .collect();
-    let added = |(id, token): (usize, &String)| {
-        json!({"id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": false,
-               "normalized": false, "special": true})
-    };
     json!({
         "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "post_processor": null,
-        "added_tokens": special.iter().enumerate().map(added).collect::<Vec<_>>(),
+        "added_tokens": added_tokens(&special, true),
         "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
         "decoder": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
         "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
-                  "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "vocab": vocab,
-                  "merges": []},
+                  "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
+                  "vocab": vocab(special.into_iter().chain(letters)), "merges": []},
     })
+}
+
+/// Ids from 0 on.
+fn vocab(tokens: impl IntoIterator<Item = String>) -> Value {
+    let ids = tokens
+        .into_iter()
+        .zip(0..)
+        .map(|(token, id)| (token, json!(id)));
+    Value::Object(ids.collect())
+}
+
+fn added_tokens(tokens: &[String], special: bool) -> Value {
+    let added = |(id, token): (usize, &String)| {
+        json!({"id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": false,
+               "normalized": false, "special": special})
+    };
+    tokens.iter().enumerate().map(added).collect()
 }
