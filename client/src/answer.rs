@@ -200,3 +200,11 @@ impl<'a> Answer<'a> {
         Ok(())
     }
 }
+
+impl Drop for Answer<'_> {
+    /// An answer that nobody reads to its end is given up, so that the enclave does not go on with it.
+    fn drop(&mut self) {
+        // Where the connection broke, the enclave has noticed already.
+        drop(self.cancel());
+    }
+}

@@ -8,8 +8,8 @@ use chrysalis_attestation::policy::{
 use chrysalis_protocol::bundle::BUNDLE_MAX;
 use chrysalis_protocol::frame::FrameKind;
 use chrysalis_protocol::messages::{
-    Assembler, ClientBundleReq, Close, CloseCode, EvidenceReq, Hello, KeyrelResp, Limits, Open,
-    Piece, State, Status,
+    Assembler, CLIENT_BUNDLE_PIECES, ClientBundleReq, Close, CloseCode, EvidenceReq, Hello,
+    KeyrelResp, Limits, Open, Piece, State, Status,
 };
 use chrysalis_protocol::package::{CLIENT_BUNDLE_MAX, PackageKey};
 use chrysalis_protocol::rand_core::{Rng, UnwrapErr};
@@ -117,18 +117,33 @@ impl Connection {
     /// [`ClientError::BundleDigest`] when it is another one.
     pub fn client_bundle(&mut self, policy: &AppraisalPolicy) -> Result<Vec<u8>, ClientError> {
         self.expect_serving()?;
-        let stream = self.stream();
-        let request = ClientBundleReq { offset: 0 };
-        self.wire
-            .send(FrameKind::ClientBundleReq, stream, &request.to_bytes())?;
-        let limit = u32::try_from(CLIENT_BUNDLE_MAX).unwrap_or(u32::MAX);
-        let bundle = self.assemble(stream, FrameKind::ClientBundle, limit)?;
+        let bundle = self.fetch_client_bundle()?;
         let found = chrysalis_protocol::package::client_bundle_digest(&bundle);
         if !policy.client_bundles.contains(&found) {
             let found = found.iter().map(|byte| format!("{byte:02x}")).collect();
             return Err(ClientError::BundleDigest { found });
         }
         Ok(bundle)
+    }
+
+    /// Asks for the bundle a window at a time, so that the enclave never has more than that in its outbox.
+    fn fetch_client_bundle(&mut self) -> Result<Vec<u8>, ClientError> {
+        let mut assembler = Assembler::new(u32::try_from(CLIENT_BUNDLE_MAX).unwrap_or(u32::MAX));
+        let mut offset = 0;
+        loop {
+            let stream = self.stream();
+            let request = ClientBundleReq { offset };
+            self.wire
+                .send(FrameKind::ClientBundleReq, stream, &request.to_bytes())?;
+            for _ in 0..CLIENT_BUNDLE_PIECES {
+                let received = self.receive(stream, FrameKind::ClientBundle)?;
+                let piece = Piece::from_bytes(&received.body)?;
+                offset = u64::from(piece.offset).saturating_add(piece.bytes.len() as u64);
+                if let Some(whole) = assembler.push(&piece)? {
+                    return Ok(whole);
+                }
+            }
+        }
     }
 
     /// As the owner of a package: verifies an enclave that waits for its key, and seals the key to it.

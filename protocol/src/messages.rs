@@ -13,6 +13,9 @@ pub use crate::pieces::{Assembler, PIECE_MAX, Piece, pieces};
 pub use crate::status::{State, Status, round_counter};
 pub use crate::supply::{BLOB_RANGE_MAX, BlobReq, BlobResp, KeyrelReq, KeyrelResp};
 
+/// The most pieces that answer one CLIENT_BUNDLE_REQ: a mebibyte.
+pub const CLIENT_BUNDLE_PIECES: usize = 16;
+
 /// The protocol's version, in HELLO and HELLO_ACK.
 pub const VERSION: u16 = 1;
 
@@ -212,7 +215,8 @@ impl EvidenceReq {
     }
 }
 
-/// CLIENT_BUNDLE_REQ: offset u64. CLIENT_BUNDLE pieces follow from there to the end.
+/// CLIENT_BUNDLE_REQ: offset u64. At most [`CLIENT_BUNDLE_PIECES`] CLIENT_BUNDLE pieces follow from
+/// there; what they leave is asked for again, so that a large bundle never floods a connection.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct ClientBundleReq {
     /// Where to start, in bytes.

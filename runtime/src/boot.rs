@@ -3,6 +3,7 @@
 //! launch config -> package header and signature -> platform -> (sealed) package key -> package -> weights -> engine
 //! -> first epoch attested -> serving.
 
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,7 +17,7 @@ use chrysalis_kernels::cpu::{Cpu, CpuOptions};
 use chrysalis_kernels::device::{CacheDtype, DeviceError};
 use chrysalis_models::decoder::Model;
 use chrysalis_protocol::package::{
-    Generation, MetaError, Package, PackageError, PackageKey, PublicHeader,
+    BlobSource, Generation, MetaError, Package, PackageError, PackageKey, PublicHeader,
 };
 use chrysalis_protocol::rand_core::Rng;
 use chrysalis_protocol::receipt::{ReceiptError, ReceiptKey};
@@ -66,7 +67,7 @@ pub enum BootError {
         /// Where.
         address: Address,
         /// The system's reason.
-        source: std::io::Error,
+        source: io::Error,
     },
     /// The platform made no evidence.
     #[error("the platform gave no evidence: {0}")]
@@ -260,7 +261,11 @@ impl Boot {
         };
         let package = Package::open(&self.main, key.as_ref())?;
         drop(key);
-        let bundle = self.files.client_bundle()?;
+        let bundle = if package.meta().client_bundle_len == 0 {
+            Vec::new()
+        } else {
+            self.files.client_bundle()?
+        };
         package
             .meta()
             .check_client_bundle(&bundle)
@@ -309,7 +314,12 @@ impl Boot {
             block_size: config.block_size(),
             cache_dtype: CacheDtype::F16,
         };
-        let (blobs, counters) = (self.files.blobs(), Arc::clone(&self.counters));
+        let counters = Arc::clone(&self.counters);
+        let stop = Arc::new(AtomicBool::new(false));
+        let blobs = Stoppable {
+            source: self.files.blobs(),
+            stop: Arc::clone(&stop),
+        };
         let (loaded, waker) = (Arc::new(AtomicBool::new(false)), self.hub.sender());
         let done = Arc::clone(&loaded);
         let mut wait = LoadWait {
@@ -326,15 +336,19 @@ impl Boot {
                     report(Progress::Loading(count, segments));
                 });
                 done.store(true, Ordering::Release);
-                // The hub outlives the scope.
-                drop(waker.send(Inbound::Wake));
+                // A full inbox wakes the hub as well; waiting for room in it could be for ever.
+                drop(waker.try_send(Inbound::Wake));
                 decoder
             });
             let exit = hub.drive(&mut wait);
+            stop.store(exit != HubExit::Done, Ordering::Relaxed);
             let decoder = loader
                 .join()
-                .map_err(|_| BootError::Thread("the loader panicked".into()))??;
-            Ok((exit == HubExit::Done).then(|| Box::new(decoder) as Box<dyn Model>))
+                .map_err(|_| BootError::Thread("the loader panicked".into()))?;
+            match exit {
+                HubExit::Done => Ok(Some(Box::new(decoder?) as Box<dyn Model>)),
+                _ => Ok(None),
+            }
         })
     }
 
@@ -379,10 +393,28 @@ impl Boot {
             engine: Box::new(move |command| worker.send(command)),
         });
         report(Progress::Serving);
-        match hub.drive(&mut gateway) {
+        let exit = hub.drive(&mut gateway);
+        // The engine may wait for room in the inbox: the hub goes first, then the gateway can join the engine.
+        drop(hub);
+        match exit {
             HubExit::Done | HubExit::Shutdown => Ok(()),
             HubExit::EngineFailed(why) => Err(BootError::EngineFailed(why)),
         }
+    }
+}
+
+/// Blobs that are read no further once somebody asked for the end.
+struct Stoppable<S> {
+    source: S,
+    stop: Arc<AtomicBool>,
+}
+
+impl<S: BlobSource> BlobSource for Stoppable<S> {
+    fn read_at(&mut self, blob: u32, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        if self.stop.load(Ordering::Relaxed) {
+            return Err(io::Error::other("the enclave was asked to end"));
+        }
+        self.source.read_at(blob, offset, buf)
     }
 }
 

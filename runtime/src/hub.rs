@@ -9,7 +9,7 @@ use std::io::{self, Read, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use chrysalis_protocol::frame::{self, Frame, FrameKind};
@@ -142,11 +142,53 @@ impl Outbox {
 #[derive(Debug)]
 pub struct Hub {
     inbox: Receiver<Inbound>,
-    sender: SyncSender<Inbound>,
     outboxes: HashMap<ConnectionId, Arc<Outbox>>,
     counters: Arc<Counters>,
-    stop: Arc<AtomicBool>,
+    shared: Arc<Shared>,
+    accept: Option<JoinHandle<()>>,
     started: Instant,
+}
+
+/// What the threads of all connections know.
+#[derive(Debug)]
+struct Shared {
+    limits: Limits,
+    sender: SyncSender<Inbound>,
+    stop: AtomicBool,
+    /// Connections whose outbox is not written out.
+    writers: Mutex<usize>,
+    written: Condvar,
+}
+
+impl Shared {
+    /// Counts a writer until what comes back is dropped.
+    fn writer(self: &Arc<Self>) -> Writing {
+        *self.writers.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        Writing(Arc::clone(self))
+    }
+
+    /// Waits until every closed outbox is written out, a while.
+    fn flush(&self) {
+        let writers = self.writers.lock().unwrap_or_else(PoisonError::into_inner);
+        // Whoever does not read by then has left.
+        drop(
+            self.written
+                .wait_timeout_while(writers, FLUSH, |writers| *writers > 0),
+        );
+    }
+}
+
+struct Writing(Arc<Shared>);
+
+impl Drop for Writing {
+    fn drop(&mut self) {
+        *self
+            .0
+            .writers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) -= 1;
+        self.0.written.notify_all();
+    }
 }
 
 impl Hub {
@@ -156,25 +198,30 @@ impl Hub {
     /// The system's, when no thread can be started.
     pub fn start(listener: Listener, limits: Limits, counters: Arc<Counters>) -> io::Result<Self> {
         let (sender, inbox) = sync_channel(INBOX);
-        let accepted = sender.clone();
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopped = Arc::clone(&stop);
-        thread::Builder::new()
+        let shared = Arc::new(Shared {
+            limits,
+            sender,
+            stop: AtomicBool::new(false),
+            writers: Mutex::new(0),
+            written: Condvar::new(),
+        });
+        let accepted = Arc::clone(&shared);
+        let accept = thread::Builder::new()
             .name("accept".into())
-            .spawn(move || accept_loop(&listener, limits, &accepted, &stopped))?;
+            .spawn(move || accept_loop(&listener, &accepted))?;
         Ok(Self {
             inbox,
-            sender,
             outboxes: HashMap::new(),
             counters,
-            stop,
+            shared,
+            accept: Some(accept),
             started: Instant::now(),
         })
     }
 
     /// A way into the inbox, for the engine and the loader.
     pub fn sender(&self) -> SyncSender<Inbound> {
-        self.sender.clone()
+        self.shared.sender.clone()
     }
 
     /// Milliseconds since the hub started.
@@ -276,24 +323,30 @@ impl Hub {
 }
 
 impl Drop for Hub {
+    /// Ends every connection, after what was queued for it went out: a final frame that was sealed also arrives.
     fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
+        self.shared.stop.store(true, Ordering::Relaxed);
+        if let Some(accept) = self.accept.take() {
+            // It has nothing to tell.
+            drop(accept.join());
+        }
+        for inbound in self.inbox.try_iter() {
+            if let Inbound::Connected(_, outbox) = inbound {
+                outbox.close();
+            }
+        }
         for outbox in self.outboxes.values() {
             outbox.close();
         }
+        self.shared.flush();
     }
 }
 
-fn accept_loop(
-    listener: &Listener,
-    limits: Limits,
-    sender: &SyncSender<Inbound>,
-    stop: &AtomicBool,
-) {
+fn accept_loop(listener: &Listener, shared: &Arc<Shared>) {
     let open = Arc::new(());
     let mut next: ConnectionId = 0;
-    while !stop.load(Ordering::Relaxed) {
-        let connection = match listener.accept(Duration::from_millis(200)) {
+    while !shared.stop.load(Ordering::Relaxed) {
+        let connection = match listener.accept(ACCEPT_WAIT) {
             Ok(Some(connection)) => connection,
             Ok(None) => continue,
             // Out of file descriptors, or a peer that left in between: the next one may do better.
@@ -302,12 +355,12 @@ fn accept_loop(
                 continue;
             }
         };
-        if Arc::strong_count(&open) > limits.connections {
+        if Arc::strong_count(&open) > shared.limits.connections {
             connection.shutdown();
             continue;
         }
         next += 1;
-        if start_connection(next, connection, limits, sender, Arc::clone(&open)).is_err() {
+        if start_connection(next, connection, shared, Arc::clone(&open)).is_err() {
             continue;
         }
     }
@@ -317,15 +370,16 @@ fn accept_loop(
 fn start_connection(
     id: ConnectionId,
     connection: Connection,
-    limits: Limits,
-    sender: &SyncSender<Inbound>,
+    shared: &Arc<Shared>,
     held: Arc<()>,
 ) -> io::Result<()> {
+    let limits = shared.limits;
     let outbox = Arc::new(Outbox::new(limits.outbox_bytes));
     let mut writing = connection.try_clone()?;
     writing.set_write_timeout(Some(Duration::from_millis(limits.egress_stall_ms)))?;
-    let pending = Arc::clone(&outbox);
+    let (pending, counted) = (Arc::clone(&outbox), shared.writer());
     thread::Builder::new().name("write".into()).spawn(move || {
+        let _counted = counted;
         while let Some(frames) = pending.take() {
             if frames.iter().any(|frame| writing.write_all(frame).is_err()) {
                 break;
@@ -334,30 +388,23 @@ fn start_connection(
         pending.close();
         writing.shutdown();
     })?;
-    let inbox = sender.clone();
+    let shared = Arc::clone(shared);
     thread::Builder::new().name("read".into()).spawn(move || {
         let _open = held;
         let mut reading = connection;
-        if inbox
-            .send(Inbound::Connected(id, Arc::clone(&outbox)))
-            .is_ok()
-        {
-            read_frames(&mut reading, id, limits, &inbox);
+        let connected = Inbound::Connected(id, Arc::clone(&outbox));
+        if shared.sender.send(connected).is_ok() {
+            read_frames(&mut reading, id, &shared);
         }
         outbox.close();
         // The hub is gone when this fails, and everything with it.
-        drop(inbox.send(Inbound::Closed(id)));
+        drop(shared.sender.send(Inbound::Closed(id)));
     })?;
     Ok(())
 }
 
 /// Reads whole frames until the peer leaves, breaks the framing, or is too slow with a frame it began.
-fn read_frames(
-    connection: &mut Connection,
-    id: ConnectionId,
-    limits: Limits,
-    inbox: &SyncSender<Inbound>,
-) {
+fn read_frames(connection: &mut Connection, id: ConnectionId, shared: &Shared) {
     let mut buffer = Vec::with_capacity(READ_BYTES);
     let mut chunk = vec![0; READ_BYTES];
     let mut began: Option<Instant> = None;
@@ -367,7 +414,7 @@ fn read_frames(
     {
         return;
     }
-    loop {
+    while !shared.stop.load(Ordering::Relaxed) {
         match connection.read(&mut chunk) {
             Ok(0) => return,
             Ok(count) => buffer.extend_from_slice(chunk.get(..count).unwrap_or_default()),
@@ -385,7 +432,8 @@ fn read_frames(
             match frame::split(rest) {
                 Ok(Some((whole, rest))) => {
                     let left = rest.len();
-                    if inbox
+                    if shared
+                        .sender
                         .send(Inbound::Frame(
                             id,
                             whole.kind,
@@ -408,7 +456,7 @@ fn read_frames(
         }
         if !buffer.is_empty() {
             let elapsed = began.get_or_insert_with(Instant::now).elapsed();
-            if is_too_slow(buffer.len(), elapsed, &limits) {
+            if is_too_slow(buffer.len(), elapsed, &shared.limits) {
                 return;
             }
         }
@@ -428,6 +476,12 @@ const INBOX: usize = 4_096;
 
 /// Longest sleep of an idle hub.
 const IDLE_MS: u64 = 1_000;
+
+/// Longest wait for a peer before the accepting thread looks whether it should end.
+const ACCEPT_WAIT: Duration = Duration::from_millis(100);
+
+/// Longest wait for hosts to read what was sealed for them, when the enclave ends.
+const FLUSH: Duration = Duration::from_secs(2);
 
 const READ_BYTES: usize = 64 << 10;
 

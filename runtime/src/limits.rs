@@ -44,7 +44,8 @@ impl Default for Limits {
             egress_frames: 64,
             egress_stall_ms: 30_000,
             idle_stream_ms: 30_000,
-            outbox_bytes: 4 << 20,
+            // A full batch of freshness evidence, and as much again.
+            outbox_bytes: 16 << 20,
             epoch_grace_ms: 600_000,
             freshness_batch: 1_024,
         }

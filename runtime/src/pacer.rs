@@ -27,12 +27,12 @@ pub struct Pacer {
 }
 
 impl Pacer {
-    /// Starts with the ACCEPT frame at `now_ms` for a request of at most `max_output` tokens.
-    pub fn new(rhythm: Rhythm, max_output: u32, now_ms: u64) -> Self {
+    /// Starts with the ACCEPT frame at `now_ms` for a request whose output takes at most `max_frames` frames.
+    pub fn new(rhythm: Rhythm, max_frames: u64, now_ms: u64) -> Self {
         let quantum = rhythm.length_quantum.max(1);
         let envelope = match rhythm.profile {
-            // ACCEPT, a frame for each token, END.
-            PadProfile::Flat => (u64::from(max_output) + 2).div_ceil(quantum) * quantum,
+            // ACCEPT, the output, END.
+            PadProfile::Flat => max_frames.saturating_add(2).next_multiple_of(quantum),
             _ => 0,
         };
         Self {

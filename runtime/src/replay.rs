@@ -34,8 +34,7 @@ impl ReplaySet {
     /// # Errors
     /// [`ReplayError::Seen`] for a replay, [`ReplayError::Full`] at the cap.
     pub fn insert(&mut self, enc_hash: &[u8; 32]) -> Result<(), ReplayError> {
-        let mut tag = [0; 16];
-        tag.copy_from_slice(&enc_hash[..16]);
+        let tag = tag(enc_hash);
         if self.seen.contains(&tag) {
             return Err(ReplayError::Seen);
         }
@@ -44,6 +43,11 @@ impl ReplaySet {
         }
         self.seen.insert(tag);
         Ok(())
+    }
+
+    /// Whether an encapsulated key was taken.
+    pub fn contains(&self, enc_hash: &[u8; 32]) -> bool {
+        self.seen.contains(&tag(enc_hash))
     }
 
     /// Requests taken.
@@ -60,6 +64,12 @@ impl ReplaySet {
     pub fn is_full(&self) -> bool {
         self.seen.len() >= self.capacity
     }
+}
+
+fn tag(enc_hash: &[u8; 32]) -> [u8; 16] {
+    let mut tag = [0; 16];
+    tag.copy_from_slice(&enc_hash[..16]);
+    tag
 }
 
 #[cfg(test)]
@@ -80,6 +90,7 @@ mod tests {
     fn a_full_set_takes_nothing_and_still_knows_replays() {
         let mut set = ReplaySet::new(2);
         set.insert(&[1; 32]).unwrap();
+        assert!(set.contains(&[1; 32]) && !set.contains(&[2; 32]));
         set.insert(&[2; 32]).unwrap();
         assert!(set.is_full());
         assert_eq!(set.insert(&[3; 32]), Err(ReplayError::Full(2)));

@@ -4,6 +4,7 @@ use std::fmt;
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::AsFd;
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -65,7 +66,13 @@ impl Listener {
     pub fn bind(address: &Address) -> io::Result<Self> {
         match address {
             Address::Unix(path) => {
-                if path.exists() {
+                if let Ok(found) = std::fs::symlink_metadata(path) {
+                    if !found.file_type().is_socket() {
+                        return Err(io::Error::new(
+                            io::ErrorKind::AlreadyExists,
+                            "there is a file that is no socket",
+                        ));
+                    }
                     if UnixStream::connect(path).is_ok() {
                         return Err(io::Error::new(
                             io::ErrorKind::AddrInUse,
@@ -222,5 +229,15 @@ mod tests {
             io::ErrorKind::AddrInUse
         );
         drop(live);
+    }
+
+    #[test]
+    fn a_file_in_the_place_of_the_socket_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("precious");
+        std::fs::write(&path, "a letter").unwrap();
+        let error = Listener::bind(&Address::Unix(path.clone())).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(std::fs::read(path).unwrap(), b"a letter");
     }
 }

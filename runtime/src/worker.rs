@@ -2,6 +2,7 @@
 //! a process of its own without a change to either side (docs/threat-model.md, "Processes inside the guest").
 
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, TryRecvError, channel};
 use std::thread::{self, JoinHandle};
 
@@ -15,6 +16,8 @@ pub enum Command {
     Add(Box<NewSequence>),
     /// Nobody waits for this answer any more.
     Cancel(SequenceId),
+    /// The host takes no frames of this answer for now, or takes them again.
+    Pause(SequenceId, bool),
 }
 
 /// The engine on its thread. It ends when this handle is dropped.
@@ -33,7 +36,13 @@ impl Worker {
         let (commands, inbox) = channel();
         let thread = thread::Builder::new()
             .name("engine".into())
-            .spawn(move || run(engine, &inbox, &events))?;
+            .spawn(move || {
+                // The binary aborts on a panic; a host that embeds the enclave learns of it here.
+                let ran = catch_unwind(AssertUnwindSafe(|| run(engine, &inbox, &events)));
+                if ran.is_err() {
+                    drop(events.send(Inbound::EngineFailed("it panicked".into())));
+                }
+            })?;
         Ok(Self {
             commands: Some(commands),
             thread: Some(thread),
@@ -117,6 +126,7 @@ fn obey(engine: &mut Engine, command: Command, events: &mut Vec<Event>) {
             }
         }
         Command::Cancel(id) => engine.cancel(id),
+        Command::Pause(id, paused) => engine.set_paused(id, paused),
     }
 }
 

@@ -146,8 +146,8 @@ impl Sequence {
     }
 }
 
-/// The most stop tokens of one sequence.
-pub const STOP_TOKENS_MAX: usize = 64;
+/// The most stop tokens of one sequence: all that a request may name, and the model's own.
+pub const STOP_TOKENS_MAX: usize = 256 + 8;
 /// The most alternatives for one output token.
 pub const LOGPROBS_MAX: u8 = 20;
 

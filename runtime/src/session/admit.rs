@@ -38,6 +38,8 @@ impl Gateway {
         );
         let sequence = SequenceId(meter.serial);
         let policy = &self.parts.identity.policy;
+        // A refusal keeps the rhythm that the answer would have had, as far as the policy lets it.
+        let envelope = frames_of(body.max_output.min(policy.max_output), body.want_logprobs);
         let new = match sequence_of(
             sequence,
             body,
@@ -48,7 +50,7 @@ impl Gateway {
             Ok(new) => new,
             Err(code) => {
                 Counters::add(&self.parts.counters.rejected, 1);
-                return self.start_refusal(id, sealer, meter, code, now_ms, out);
+                return self.start_refusal(id, sealer, meter, (code, envelope), now_ms, out);
             }
         };
         Counters::add(&self.parts.counters.accepted, 1);
@@ -57,7 +59,7 @@ impl Gateway {
             boot_id: self.parts.identity.boot_id,
             serial: meter.serial,
         };
-        let pacer = Pacer::new(self.rhythm, new.max_output, now_ms);
+        let pacer = Pacer::new(self.rhythm, envelope, now_ms);
         let prompt_tokens = u32::try_from(new.prompt.len()).unwrap_or(u32::MAX);
         let wants = new.logprobs;
         let answer = Answer::accepted(
@@ -86,14 +88,19 @@ impl Gateway {
         id: StreamId,
         sealer: ResponseSealer,
         meter: Meter,
-        code: ErrorCode,
+        (code, envelope): (ErrorCode, u64),
         now_ms: u64,
         out: &mut Vec<Output>,
     ) {
-        let pacer = Pacer::new(self.rhythm, 1, now_ms);
+        let pacer = Pacer::new(self.rhythm, envelope, now_ms);
         let answer = Answer::refused(sealer, pacer, meter, self.parts.limits.egress_frames, code);
         self.begin(id, answer, now_ms, out);
     }
+}
+
+/// Frames of the longest answer: one for each token, another one where it comes with log probabilities.
+fn frames_of(max_output: u32, want_logprobs: bool) -> u64 {
+    u64::from(max_output) * if want_logprobs { 2 } else { 1 }
 }
 
 /// The sequence that a request asks for, within what the policy and the model allow.
@@ -115,8 +122,10 @@ fn sequence_of(
     if prompt_len > max_prompt || room == 0 || body.max_output > max_output {
         return Err(ErrorCode::TooLong);
     }
+    let biased = body.options.logit_bias.iter().map(|(token, _)| token);
     if prompt
         .iter()
+        .chain(biased)
         .any(|&token| token as usize >= model.vocab_size)
     {
         return Err(ErrorCode::Malformed);

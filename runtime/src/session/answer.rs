@@ -4,8 +4,8 @@ use std::collections::VecDeque;
 
 use chrysalis_protocol::receipt::{self, RECEIPT_LEN};
 use chrysalis_protocol::response::{
-    self, Accept, ErrorCode, FinishReason, Inner, PAYLOAD_MAX, ResponseError, ResponseSealer,
-    TOKENS_MAX,
+    self, Accept, ErrorCode, FinishReason, Inner, ResponseError, ResponseSealer, TOKENS_MAX,
+    logprobs_max,
 };
 use zeroize::Zeroizing;
 
@@ -22,7 +22,10 @@ pub(super) struct Answer {
     meter: Meter,
     /// Frames that the host still takes.
     credit: u32,
+    /// Since when a frame waits for credit.
     stalled_ms: Option<u64>,
+    /// Whether the engine was told to hold the sequence back.
+    paused: bool,
     /// Frames that go before any token.
     queue: VecDeque<Inner>,
     /// Tokens without a frame yet.
@@ -81,6 +84,7 @@ impl Answer {
             meter,
             credit,
             stalled_ms: None,
+            paused: false,
             queue: VecDeque::from([first]),
             tokens: Zeroizing::default(),
             logprobs: VecDeque::new(),
@@ -156,6 +160,9 @@ impl Answer {
 
     /// The host takes more frames.
     pub(super) fn grant(&mut self, frames: u32, limits: &Limits) {
+        if frames == 0 {
+            return;
+        }
         self.credit = self
             .credit
             .saturating_add(frames)
@@ -168,11 +175,22 @@ impl Answer {
     }
 
     pub(super) fn is_due(&self, now_ms: u64) -> bool {
-        self.credit > 0 && self.pacer.is_due(now_ms)
+        self.stalled_ms.is_none() && self.pacer.is_due(now_ms)
     }
 
-    pub(super) fn next_ms(&self) -> Option<u64> {
-        (self.credit > 0 && !self.is_immediate()).then(|| self.pacer.next_ms())
+    /// When time alone changes something: the next tick, or the end of the host's patience.
+    pub(super) fn next_ms(&self, stall_limit_ms: u64) -> Option<u64> {
+        match self.stalled_ms {
+            Some(since) => Some(since.saturating_add(stall_limit_ms).saturating_add(1)),
+            None => (!self.is_immediate()).then(|| self.pacer.next_ms()),
+        }
+    }
+
+    /// The sequence whose engine must learn that the host takes frames no more, or takes them again.
+    pub(super) fn change_pause(&mut self) -> Option<(SequenceId, bool)> {
+        let paused = self.stalled_ms.is_some();
+        let changed = std::mem::replace(&mut self.paused, paused) != paused;
+        self.sequence.filter(|_| changed).map(|id| (id, paused))
     }
 
     /// Whether the host has left it without credit for too long.
@@ -193,14 +211,15 @@ impl Answer {
             if !self.is_immediate() && !self.pacer.is_due(now_ms) {
                 return Ok(None);
             }
+            if self.credit == 0 {
+                if self.has_next() {
+                    self.stalled_ms.get_or_insert(now_ms);
+                }
+                return Ok(None);
+            }
             let Some(next) = self.next() else {
                 return Ok(None);
             };
-            if self.credit == 0 {
-                self.put_back(next);
-                self.stalled_ms.get_or_insert(now_ms);
-                return Ok(None);
-            }
             self.credit -= 1;
             self.pacer.advance();
             let Next::End(reason) = next else {
@@ -233,6 +252,12 @@ impl Answer {
         }
     }
 
+    /// Whether [`Self::next`] has a frame.
+    fn has_next(&self) -> bool {
+        let waits = !self.queue.is_empty() || !self.tokens.is_empty();
+        waits || !self.is_immediate() || self.outcome.is_some()
+    }
+
     /// What the next frame says; nothing where frames need not go out without something in them.
     fn next(&mut self) -> Option<Next> {
         if let Some(inner) = self.queue.pop_front() {
@@ -252,7 +277,7 @@ impl Answer {
     fn next_tokens(&mut self) -> Inner {
         let most = match self.wants_logprobs {
             None => TOKENS_MAX,
-            Some(alternatives) => (PAYLOAD_MAX / (8 * (1 + usize::from(alternatives)))).max(1),
+            Some(alternatives) => logprobs_max(alternatives).max(1),
         };
         let count = self.tokens.len().min(most);
         let ids: Vec<u32> = self.tokens.drain(..count).collect();
@@ -268,14 +293,6 @@ impl Answer {
                 .push_back(Inner::Logprobs(Zeroizing::new(entries.collect())));
         }
         Inner::Tokens(Zeroizing::new(ids))
-    }
-
-    /// A frame that found no credit waits at the front.
-    fn put_back(&mut self, next: Next) {
-        match next {
-            Next::Frame(Inner::Dummy) | Next::End(_) => {}
-            Next::Frame(inner) => self.queue.push_front(inner),
-        }
     }
 }
 

@@ -134,10 +134,16 @@ impl Gateway {
         );
         match next {
             Ok(next) => parts.epochs.rotate(next, now_ms),
-            Err(_) => Counters::add(&parts.counters.internal, 1),
+            Err(_) => {
+                Counters::add(&parts.counters.internal, 1);
+                self.rotate_from_ms = now_ms.saturating_add(ROTATE_AGAIN_MS);
+            }
         }
     }
 }
 
 /// Challenges are gathered for this long, so that a crowd of clients costs one report.
 const GATHER_MS: u64 = 20;
+
+/// A platform that gave no evidence is asked again after this long.
+const ROTATE_AGAIN_MS: u64 = 1_000;

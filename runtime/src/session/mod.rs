@@ -91,6 +91,8 @@ pub struct Gateway {
     challenges: Vec<Challenge>,
     request_bytes: usize,
     next_serial: u64,
+    /// After a rotation that the platform gave no evidence for, the time of the next try.
+    rotate_from_ms: u64,
     draining: bool,
 }
 
@@ -106,6 +108,7 @@ impl Gateway {
             challenges: Vec::new(),
             request_bytes: 0,
             next_serial: 0,
+            rotate_from_ms: 0,
             draining: false,
         }
     }
@@ -154,7 +157,11 @@ impl Gateway {
             reply::send(id.0, FrameKind::EnclaveData, id.1, &frame, out);
         }
         match ended {
-            Ok(None) => {}
+            Ok(None) => {
+                if let Some((sequence, paused)) = answer.change_pause() {
+                    (self.parts.engine)(Command::Pause(sequence, paused));
+                }
+            }
             Ok(Some(end)) => {
                 let counters = &self.parts.counters;
                 Counters::add(&counters.prompt_tokens, u64::from(end.prompt_tokens));
@@ -200,12 +207,12 @@ impl Gateway {
     }
 
     fn client_bundle(&self, id: StreamId, frame: &Frame<'_>, out: &mut Vec<Output>) {
-        use chrysalis_protocol::messages::{ClientBundleReq, pieces};
+        use chrysalis_protocol::messages::{CLIENT_BUNDLE_PIECES, ClientBundleReq, pieces};
         let bundle = &self.parts.client_bundle;
         match ClientBundleReq::from_bytes(frame.body).map(|request| usize::try_from(request.offset))
         {
             Ok(Ok(offset)) if offset < bundle.len() => {
-                for piece in pieces(bundle, offset) {
+                for piece in pieces(bundle, offset).take(CLIENT_BUNDLE_PIECES) {
                     reply::send(id.0, FrameKind::ClientBundle, id.1, &piece.to_bytes(), out);
                 }
             }
@@ -237,6 +244,14 @@ impl Gateway {
 impl Handler for Gateway {
     fn frame(&mut self, id: ConnectionId, frame: &Frame<'_>, now_ms: u64, out: &mut Vec<Output>) {
         let stream = (id, frame.stream);
+        let body_len = match frame.kind {
+            FrameKind::End | FrameKind::Cancel | FrameKind::Drain => Some(0),
+            FrameKind::Ping => Some(8),
+            _ => None,
+        };
+        if body_len.is_some_and(|len| frame.body.len() != len) {
+            return out.push(Output::Reset(id));
+        }
         match frame.kind {
             FrameKind::Hello => {
                 let status = self.parts.counters.status(self.state(), self.streams.len());
@@ -314,11 +329,8 @@ impl Handler for Gateway {
         }
         self.expire_streams(now_ms, out);
         self.refresh(now_ms, out);
-        if self
-            .parts
-            .epochs
-            .is_due(&self.parts.identity.policy, now_ms)
-        {
+        let policy = &self.parts.identity.policy;
+        if now_ms >= self.rotate_from_ms && self.parts.epochs.is_due(policy, now_ms) {
             self.rotate(now_ms);
         }
         self.parts.epochs.expire(now_ms);
@@ -327,10 +339,11 @@ impl Handler for Gateway {
     fn next_wake_ms(&self) -> Option<u64> {
         let ticks = self.streams.values().filter_map(|stream| match stream {
             Stream::Receiving(_) => None,
-            Stream::Answering(answer) => answer.next_ms(),
+            Stream::Answering(answer) => answer.next_ms(self.parts.limits.egress_stall_ms),
         });
         let challenges = self.challenges.first().map(|challenge| challenge.due_ms);
         let epoch = self.parts.epochs.due_ms(&self.parts.identity.policy);
+        let epoch = epoch.max(self.rotate_from_ms);
         ticks.chain(challenges).chain([epoch]).min()
     }
 

@@ -2,6 +2,7 @@
 
 use chrysalis_protocol::frame::Frame;
 use chrysalis_protocol::messages::{CloseCode, Open};
+use chrysalis_protocol::receipt::payer_tag;
 use chrysalis_protocol::request::{HEAD_LEN, RequestOpener};
 use chrysalis_protocol::response::ErrorCode;
 
@@ -20,6 +21,8 @@ pub(super) struct Receiving {
     meter: Meter,
     /// Bytes that are still due by the length that OPEN stated.
     missing: usize,
+    /// DATA frames that may still come without a grant of credit.
+    frames_left: u32,
     /// Bytes of the budget that this stream holds.
     pub(super) charged: usize,
     pub(super) last_ms: u64,
@@ -75,6 +78,10 @@ impl Gateway {
             .epochs
             .by_key_id(&key_id, now_ms)
             .ok_or(CloseCode::KeyUnknown)?;
+        let enc_hash = open.head.enc_hash();
+        if epoch.replay.contains(&enc_hash) {
+            return Err(CloseCode::Rejected);
+        }
         let opener = RequestOpener::new(&open.head, &epoch.keys, &epoch.statement_digest)
             .map_err(|_| CloseCode::Rejected)?;
         let meter = Meter {
@@ -82,10 +89,9 @@ impl Gateway {
             statement_digest: epoch.statement_digest,
             serial: self.next_serial,
             request_tag: open.head.request_tag(),
-            payer_tag: [0; 32],
+            payer_tag: payer_tag(&[]),
         };
         self.next_serial += 1;
-        let enc_hash = open.head.enc_hash();
         let missing = charged.saturating_sub(HEAD_LEN);
         Ok(Receiving {
             opener,
@@ -93,6 +99,7 @@ impl Gateway {
             enc_hash,
             meter,
             missing,
+            frames_left: limits.ingress_frames,
             charged,
             last_ms: now_ms,
         })
@@ -105,11 +112,12 @@ impl Gateway {
             return;
         };
         receiving.last_ms = now_ms;
-        if bytes.len() > receiving.missing {
+        if bytes.len() > receiving.missing || receiving.frames_left == 0 {
             Counters::add(&self.parts.counters.rejected, 1);
             return self.end(id, CloseCode::Rejected, out);
         }
         receiving.missing -= bytes.len();
+        receiving.frames_left -= 1;
         let before = receiving.opener.frames_opened();
         let pushed = receiving.opener.push(bytes);
         let is_first = before == 0 && receiving.opener.frames_opened() > 0;
@@ -164,7 +172,7 @@ impl Gateway {
                 id,
                 sealer,
                 receiving.meter,
-                ErrorCode::Malformed,
+                (ErrorCode::Malformed, 1),
                 now_ms,
                 out,
             ),
@@ -182,7 +190,7 @@ impl Gateway {
             Some(secret) => {
                 self.forget(id);
                 let sealer = secret.into_sealer(&mut self.rng);
-                self.start_refusal(id, sealer, meter, code, now_ms, out);
+                self.start_refusal(id, sealer, meter, (code, 1), now_ms, out);
             }
             None => self.end(id, CloseCode::Rejected, out),
         }
