@@ -7,7 +7,8 @@
 //!     [--activation-bits 8|16] [--threads N] [--chunk N]
 //! ```
 //! MODEL is a GGUF file or a Hugging Face folder, TOKENS a text file of token ids, LOGITS raw
-//! little-endian f32, `[tokens, vocab]`.
+//! little-endian f32, `[tokens, vocab]`, or the likeliest tokens of it that `scripts/compact-logits.py` kept (`.top`); all
+//! others then count as one, which makes the divergence a lower bound, and a tight one.
 
 use std::error::Error;
 use std::fs::File;
@@ -48,7 +49,9 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
     writeln!(out, "mean KL     {kl:.3e} (at most {})", options.max_kl)?;
     writeln!(out, "max KL      {:.3e}", found.kl_max)?;
     let [ours, reference] = found.surprise.map(|sum| (sum / (rows - 1.0)).exp());
-    writeln!(out, "perplexity  {ours:.4}, reference {reference:.4}")?;
+    if reference.is_finite() {
+        writeln!(out, "perplexity  {ours:.4}, reference {reference:.4}")?;
+    }
     // A NaN is outside every limit.
     let within = top1 >= options.min_top1 && kl <= options.max_kl;
     Ok(if within {
@@ -69,23 +72,29 @@ struct Comparison {
 }
 
 impl Comparison {
-    fn add(&mut self, ours: &[f32], reference: &[f32], next: Option<u32>) {
-        let (ours_log, reference_log) = (log_sum_exp(ours), log_sum_exp(reference));
-        let kl: f64 = ours
-            .iter()
-            .zip(reference)
-            .map(|(&a, &b)| {
-                let (log_q, log_p) = (f64::from(a) - ours_log, f64::from(b) - reference_log);
-                log_p.exp() * (log_p - log_q)
-            })
-            .sum();
+    /// `reference` has `(token, log probability)`, the likeliest first where it is not all of them.
+    fn add(&mut self, ours: &[f32], reference: &[(u32, f64)], next: Option<u32>) {
+        let ours_log = log_sum_exp(ours);
+        let log_q = |token: u32| f64::from(ours[token as usize]) - ours_log;
+        let (mut kl, mut rest_p, mut rest_q) = (0.0, 1.0, 1.0);
+        for &(token, log_p) in reference {
+            kl += log_p.exp() * (log_p - log_q(token));
+            rest_p -= log_p.exp();
+            rest_q -= log_q(token).exp();
+        }
+        if reference.len() < ours.len() && rest_p > 0.0 && rest_q > 0.0 {
+            kl += rest_p * (rest_p / rest_q).ln();
+        }
+        // The first among equals, as greedy sampling takes it.
+        let likeliest = reference.iter().rev().max_by(|a, b| a.1.total_cmp(&b.1));
         self.rows += 1;
-        self.agreed += usize::from(top(ours) == top(reference));
+        self.agreed += usize::from(likeliest.is_some_and(|(token, _)| top(ours) == Some(*token as usize)));
         self.kl_sum += kl;
         self.kl_max = self.kl_max.max(kl);
-        if let Some(next) = next.map(|token| token as usize) {
-            self.surprise[0] += ours_log - f64::from(ours[next]);
-            self.surprise[1] += reference_log - f64::from(reference[next]);
+        if let Some(next) = next {
+            self.surprise[0] -= log_q(next);
+            let known = reference.iter().find(|(token, _)| *token == next);
+            self.surprise[1] -= known.map_or(f64::NAN, |(_, log_p)| *log_p);
         }
     }
 }
@@ -96,14 +105,9 @@ fn compare(
     options: &Options,
 ) -> Result<Comparison, Box<dyn Error>> {
     let vocab_size = model.vocab_size();
-    let file = File::open(&options.logits)?;
-    let expected = tokens.len() as u64 * vocab_size as u64 * 4;
-    if file.metadata()?.len() != expected {
-        return Err(format!("{} is not {expected} bytes long", options.logits).into());
-    }
-    let mut reader = BufReader::with_capacity(1 << 20, file);
+    let mut recorded = Recorded::open(&options.logits, tokens.len(), vocab_size)?;
     let blocks: Vec<u32> = (0..tokens.len().div_ceil(BLOCK_SIZE) as u32).collect();
-    let (mut ours, mut bytes) = (vec![0.0; vocab_size], vec![0; vocab_size * 4]);
+    let mut ours = vec![0.0; vocab_size];
     let (mut batch, mut found) = (Batch::default(), Comparison::default());
     for (index, chunk) in tokens.chunks(options.chunk).enumerate() {
         let start = index * options.chunk;
@@ -112,17 +116,58 @@ fn compare(
         model.forward(&batch)?;
         for row in 0..chunk.len() {
             model.logits(row, &mut ours)?;
-            reader.read_exact(&mut bytes)?;
-            let reference: Vec<f32> = bytes
-                .as_chunks::<4>()
-                .0
-                .iter()
-                .map(|&b| f32::from_le_bytes(b))
-                .collect();
+            let reference = recorded.row()?;
             found.add(&ours, &reference, tokens.get(start + row + 1).copied());
         }
     }
     Ok(found)
+}
+
+/// Reference rows, one after the other.
+struct Recorded {
+    reader: BufReader<File>,
+    /// Pairs of a row, or whole rows.
+    top: Option<usize>,
+    row: Vec<u8>,
+}
+
+impl Recorded {
+    fn open(path: &str, rows: usize, vocab_size: usize) -> Result<Self, Box<dyn Error>> {
+        let file = File::open(path)?;
+        let len = file.metadata()?.len();
+        let mut reader = BufReader::with_capacity(1 << 20, file);
+        let top = if path.ends_with(".top") {
+            let mut head = [0; 16];
+            reader.read_exact(&mut head)?;
+            let word = |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
+            if &head[..8] != b"CHRYTOP1" || word(8) as usize != rows {
+                return Err(format!("{path} is not the likeliest tokens of {rows} rows").into());
+            }
+            Some(word(12) as usize)
+        } else {
+            None
+        };
+        let row = top.map_or(vocab_size * 4, |top| top * 8);
+        let expected = (rows * row + if top.is_some() { 16 } else { 0 }) as u64;
+        if len != expected {
+            return Err(format!("{path} is not {expected} bytes long").into());
+        }
+        Ok(Self { reader, top, row: vec![0; row] })
+    }
+
+    /// The next row's tokens and their log probabilities.
+    fn row(&mut self) -> Result<Vec<(u32, f64)>, Box<dyn Error>> {
+        self.reader.read_exact(&mut self.row)?;
+        let (words, _) = self.row.as_chunks::<4>();
+        if self.top.is_some() {
+            let (pairs, _) = words.as_chunks::<2>();
+            let pair = |[id, log_p]: &[[u8; 4]; 2]| (u32::from_le_bytes(*id), f64::from(f32::from_le_bytes(*log_p)));
+            return Ok(pairs.iter().map(pair).collect());
+        }
+        let logits: Vec<f32> = words.iter().map(|word| f32::from_le_bytes(*word)).collect();
+        let log = log_sum_exp(&logits);
+        Ok((0..).zip(logits.iter().map(|&logit| f64::from(logit) - log)).collect())
+    }
 }
 
 fn open<D: Device>(
@@ -173,7 +218,7 @@ fn log_sum_exp(logits: &[f32]) -> f64 {
 }
 
 fn top(logits: &[f32]) -> Option<usize> {
-    (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b]))
+    (0..logits.len()).rev().max_by(|&a, &b| logits[a].total_cmp(&logits[b]))
 }
 
 struct Options {

@@ -57,10 +57,11 @@ pub struct CpuOptions {
 /// Bits of an activation in integer dot products, with one scale to a group of 32.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ActivationBits {
-    /// As llama.cpp: relative error of a product about 0.5 %.
-    #[default]
+    /// As llama.cpp: relative error of a product about 0.5 %. On a 135M model every 25th greedy token differs from the
+    /// float model's.
     Eight,
     /// Two planes of bytes: as exact as f32 for most purposes, about half the speed in prefill.
+    #[default]
     Sixteen,
 }
 
