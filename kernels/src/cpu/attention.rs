@@ -256,29 +256,64 @@ impl<T: Element> AttentionTile<'_, '_, T> {
         for index in range.start / size..range.end.div_ceil(size) {
             let head = self.blocks[index] as usize * shape.num_kv_heads + kv_head;
             let k = &self.k[head * self.layout.k_head()..][..self.layout.k_head()];
-            for slot in (0..size).step_by(LANES) {
+            let mut slot = 0;
+            while slot < size {
                 let position = index * size + slot;
-                let end = (position + LANES).min((index + 1) * size).min(range.end);
-                if end <= range.start.max(position) {
-                    continue;
+                let within = range.start.max(position)..range.end.min((index + 1) * size);
+                // Two vectors at a time keep the multipliers busy; each score is the same alone.
+                let (k, to) = (&k[slot..], (&mut *scores, base, stride));
+                if S::MANY_REGISTERS && slot + 2 * LANES <= self.layout.slots {
+                    self.score_slots::<S, N, 2>(s, queries, k, position, within, to);
+                    slot += 2 * LANES;
+                } else {
+                    self.score_slots::<S, N, 1>(s, queries, k, position, within, to);
+                    slot += LANES;
                 }
-                let mut sums = [s.splat(0.0); N];
-                for (d, k) in k.chunks_exact(self.layout.slots).enumerate() {
-                    let k = T::load(s, &k[slot..]);
-                    for n in 0..N {
-                        sums[n] = s.fma(s.splat(queries[n].q[d]), k, sums[n]);
-                    }
+            }
+        }
+    }
+
+    /// Scores of `C` vectors of slots from `position` on; those `within` are written.
+    #[inline(always)]
+    fn score_slots<S: Simd, const N: usize, const C: usize>(
+        &self,
+        s: S,
+        queries: &[Query<'_>; N],
+        k: &[T],
+        position: usize,
+        within: Range<usize>,
+        (scores, base, stride): (&mut [f32], usize, usize),
+    ) {
+        if within.start >= within.end.min(position + C * LANES) {
+            return;
+        }
+        let mut sums = [[s.splat(0.0); C]; N];
+        for (d, k) in k.chunks(self.layout.slots).enumerate() {
+            let mut k16 = [T::load(s, k); C];
+            for c in 1..C {
+                k16[c] = T::load(s, &k[c * LANES..]);
+            }
+            for n in 0..N {
+                let q = s.splat(queries[n].q[d]);
+                for c in 0..C {
+                    sums[n][c] = s.fma(q, k16[c], sums[n][c]);
                 }
-                let from = position.max(range.start);
-                for n in 0..N {
-                    let mut sum = s.mul(sums[n], s.splat(self.scale));
-                    if let Some(cap) = self.softcap {
-                        sum = rows::softcap(s, cap, sum);
-                    }
+            }
+        }
+        for (n, sums) in sums.into_iter().enumerate() {
+            for (c, sum) in sums.into_iter().enumerate() {
+                let mut sum = s.mul(sum, s.splat(self.scale));
+                if let Some(cap) = self.softcap {
+                    sum = rows::softcap(s, cap, sum);
+                }
+                let position = position + c * LANES;
+                let from = position.max(within.start);
+                let to = (position + LANES).min(within.end);
+                if from < to {
                     let mut values = [0.0; LANES];
                     s.store(sum, &mut values);
-                    let out = &mut scores[n * stride + from - base..n * stride + end - base];
-                    out.copy_from_slice(&values[from - position..end - position]);
+                    let out = &mut scores[n * stride + from - base..n * stride + to - base];
+                    out.copy_from_slice(&values[from - position..to - position]);
                 }
             }
         }

@@ -23,10 +23,8 @@ impl Task for RmsNorm<'_> {
             eps,
             out,
         } = self;
-        let factor = s.splat(norm_factor(s, x, eps));
-        zip3(s, x, weight, out, |x, weight| {
-            s.mul(s.mul(x, factor), weight)
-        });
+        let factor = norm_factor(s, x, eps);
+        combine(s, x, weight, out, Scaled { factor });
     }
 }
 
@@ -47,24 +45,69 @@ impl Task for Gate<'_> {
             up,
             out,
         } = self;
-        let one = s.splat(1.0);
         match activation {
-            Activation::Silu => zip3(s, gate, up, out, |x, up| {
-                let e = s.exp(s.sub(s.splat(0.0), x));
-                s.mul(s.div(x, s.add(one, e)), up)
-            }),
-            Activation::GeluTanh => zip3(s, gate, up, out, |x, up| {
-                let cube = s.mul(s.mul(x, x), x);
-                let inner = s.mul(s.fma(cube, s.splat(0.044_715), x), s.splat(SQRT_2_OVER_PI));
-                let half = s.mul(s.splat(0.5), x);
-                s.mul(s.mul(half, s.add(one, s.tanh(inner))), up)
-            }),
-            Activation::GeluErf => zip3(s, gate, up, out, |x, up| {
-                let half = s.mul(s.splat(0.5), x);
-                let erf = erf(s, s.mul(x, s.splat(std::f32::consts::FRAC_1_SQRT_2)));
-                s.mul(s.mul(half, s.add(one, erf)), up)
-            }),
+            Activation::Silu => combine(s, gate, up, out, Silu),
+            Activation::GeluTanh => combine(s, gate, up, out, GeluTanh),
+            Activation::GeluErf => combine(s, gate, up, out, GeluErf),
         }
+    }
+}
+
+/// A function of two vectors. A trait and not a closure: a closure that the compiler declines to
+/// inline would be compiled without the instruction set.
+trait Lanewise: Copy {
+    fn apply<S: Simd>(self, s: S, a: S::F, b: S::F) -> S::F;
+}
+
+/// `a * factor * b`.
+#[derive(Clone, Copy)]
+struct Scaled {
+    factor: f32,
+}
+
+impl Lanewise for Scaled {
+    #[inline(always)]
+    fn apply<S: Simd>(self, s: S, a: S::F, b: S::F) -> S::F {
+        s.mul(s.mul(a, s.splat(self.factor)), b)
+    }
+}
+
+/// `silu(a) * b`.
+#[derive(Clone, Copy)]
+struct Silu;
+
+impl Lanewise for Silu {
+    #[inline(always)]
+    fn apply<S: Simd>(self, s: S, a: S::F, b: S::F) -> S::F {
+        let e = s.exp(s.sub(s.splat(0.0), a));
+        s.mul(s.div(a, s.add(s.splat(1.0), e)), b)
+    }
+}
+
+/// `gelu(a) * b` by tanh.
+#[derive(Clone, Copy)]
+struct GeluTanh;
+
+impl Lanewise for GeluTanh {
+    #[inline(always)]
+    fn apply<S: Simd>(self, s: S, a: S::F, b: S::F) -> S::F {
+        let cube = s.mul(s.mul(a, a), a);
+        let inner = s.mul(s.fma(cube, s.splat(0.044_715), a), s.splat(SQRT_2_OVER_PI));
+        let half = s.mul(s.splat(0.5), a);
+        s.mul(s.mul(half, s.add(s.splat(1.0), s.tanh(inner))), b)
+    }
+}
+
+/// `gelu(a) * b` by erf.
+#[derive(Clone, Copy)]
+struct GeluErf;
+
+impl Lanewise for GeluErf {
+    #[inline(always)]
+    fn apply<S: Simd>(self, s: S, a: S::F, b: S::F) -> S::F {
+        let half = s.mul(s.splat(0.5), a);
+        let erf = erf(s, s.mul(a, s.splat(std::f32::consts::FRAC_1_SQRT_2)));
+        s.mul(s.mul(half, s.add(s.splat(1.0), erf)), b)
     }
 }
 
@@ -93,7 +136,16 @@ pub(super) struct Softcap<'a> {
 impl Task for Softcap<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        map(s, self.x, |x| softcap(s, self.cap, x));
+        let mut chunks = self.x.chunks_exact_mut(LANES);
+        for x in &mut chunks {
+            let y = s.load(x);
+            s.store(softcap(s, self.cap, y), x);
+        }
+        let tail = chunks.into_remainder();
+        if !tail.is_empty() {
+            let y = load_tail(s, tail);
+            store_tail(s, softcap(s, self.cap, y), tail);
+        }
     }
 }
 
@@ -173,32 +225,17 @@ pub(super) fn store_tail<S: Simd>(s: S, x: S::F, out: &mut [f32]) {
     out.copy_from_slice(&values[..len]);
 }
 
-/// `x[i] = f(x[i])`.
-#[inline(always)]
-fn map<S: Simd>(s: S, x: &mut [f32], f: impl Fn(S::F) -> S::F) {
-    let mut chunks = x.chunks_exact_mut(LANES);
-    for x in &mut chunks {
-        let y = f(s.load(x));
-        s.store(y, x);
-    }
-    let tail = chunks.into_remainder();
-    if !tail.is_empty() {
-        let y = f(load_tail(s, tail));
-        store_tail(s, y, tail);
-    }
-}
-
 /// `out[i] = f(a[i], b[i])`.
 #[inline(always)]
-fn zip3<S: Simd>(s: S, a: &[f32], b: &[f32], out: &mut [f32], f: impl Fn(S::F, S::F) -> S::F) {
+fn combine<S: Simd>(s: S, a: &[f32], b: &[f32], out: &mut [f32], f: impl Lanewise) {
     let (a, b) = (&a[..out.len()], &b[..out.len()]);
     let whole = out.len() / LANES * LANES;
     for (i, out) in out[..whole].chunks_exact_mut(LANES).enumerate() {
-        let y = f(s.load(&a[i * LANES..]), s.load(&b[i * LANES..]));
+        let y = f.apply(s, s.load(&a[i * LANES..]), s.load(&b[i * LANES..]));
         s.store(y, out);
     }
     if whole < out.len() {
-        let y = f(load_tail(s, &a[whole..]), load_tail(s, &b[whole..]));
+        let y = f.apply(s, load_tail(s, &a[whole..]), load_tail(s, &b[whole..]));
         store_tail(s, y, &mut out[whole..]);
     }
 }

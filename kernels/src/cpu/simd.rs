@@ -110,8 +110,13 @@ pub(super) trait Simd: Copy + Send + Sync + 'static {
         let p = self.fma(self.mul(p, r), r, self.add(r, self.splat(1.0)));
         // 2^n in two factors, so that results below 2^-126 fade out instead of wrapping.
         let half = self.shr_i::<1>(n);
-        let factor = |n| self.bits_to_f(self.shl_i::<23>(self.add_i(n, self.splat_i(127))));
-        self.mul(self.mul(p, factor(half)), factor(self.sub_i(n, half)))
+        let bias = self.splat_i(127);
+        let (a, b) = (
+            self.add_i(half, bias),
+            self.add_i(self.sub_i(n, half), bias),
+        );
+        let a = self.bits_to_f(self.shl_i::<23>(a));
+        self.mul(self.mul(p, a), self.bits_to_f(self.shl_i::<23>(b)))
     }
 
     /// `tanh(x) = 1 - 2 / (e^2x + 1)`; absolute error below 2e-7.
