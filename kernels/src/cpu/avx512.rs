@@ -221,8 +221,8 @@ impl Simd for Avx512 {
         proven!(_mm512_dpbusd_epi32(acc, w, a))
     }
     #[inline(always)]
-    fn prefetch(self, x: &[u8], at: usize) {
-        let x = x.as_ptr().wrapping_add(at).cast::<i8>();
+    fn prefetch<T>(self, x: &[T], at: usize) {
+        let x = x.as_ptr().cast::<i8>().wrapping_add(at);
         // A prefetch of any address is harmless: it never faults.
         proven!(_mm_prefetch::<_MM_HINT_T0>(x));
     }

@@ -134,5 +134,5 @@ impl Simd for Scalar {
             acc[i] + products.sum::<i32>()
         })
     }
-    fn prefetch(self, _x: &[u8], _at: usize) {}
+    fn prefetch<T>(self, _x: &[T], _at: usize) {}
 }

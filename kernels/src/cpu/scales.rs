@@ -81,6 +81,8 @@ pub(super) fn expand<S: Simd>(
         let stored = g / format.per_stored;
         for panel in 0..2 {
             let half = &halves[(stored * 2 + panel) * format.halves_len()..][..format.halves_len()];
+            // Those of the next pair, which come between two runs of codes.
+            s.prefetch(half, 2 * format.pair_halves());
             let d = s.load_f16(half);
             let (first, second) = (panel * 16, PAIR + panel * 16);
             if format.per_stored == 1 {

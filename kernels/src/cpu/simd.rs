@@ -85,8 +85,8 @@ pub(super) trait Simd: Copy + Send + Sync + 'static {
     /// In lane `i`: `acc + w[4i..4i + 4] · a`, where `a` is four signed bytes. `WIDE` when codes
     /// above 127 occur. Exact.
     fn dot<const WIDE: bool>(self, acc: Self::I, w: Self::B, a: i32) -> Self::I;
-    /// Asks for a cache line that will be read soon.
-    fn prefetch(self, x: &[u8], at: usize);
+    /// Asks for the cache line `at` bytes behind the start, which will be read soon.
+    fn prefetch<T>(self, x: &[T], at: usize);
 
     /// `e^x`: relative error below 2e-7 for -87 < x < 88; 0 below, the value at 88 above.
     #[inline(always)]
