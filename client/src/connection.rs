@@ -83,7 +83,11 @@ impl Connection {
             MaxAge::Fresh => Kind::Freshness,
             MaxAge::Epoch => Kind::Serve,
         };
-        let (bundle, challenge) = self.evidence(kind)?;
+        let (bundle, mut challenge) = self.evidence(kind)?;
+        if policy.max_age == MaxAge::Epoch {
+            // The epoch's evidence answers no challenge, and none is demanded of it.
+            challenge.nonce = None;
+        }
         Ok(policy.appraise(&bundle, &challenge)?)
     }
 

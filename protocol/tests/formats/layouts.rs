@@ -233,7 +233,7 @@ fn a_signed_receipt_with_exact_or_impossible_counts_is_refused() {
 }
 
 #[test]
-fn a_chain_shows_gaps_order_other_boots_and_old_epochs() {
+fn a_chain_shows_gaps_order_and_other_boots_whatever_the_epochs() {
     let key = receipt_key();
     let first = receipt(0, [0; 32]).sign(&key);
     let second = receipt(1, hash(&first)).sign(&key);
@@ -249,12 +249,9 @@ fn a_chain_shows_gaps_order_other_boots_and_old_epochs() {
 
     let mut old = receipt(3, hash(&third));
     old.epoch = 5;
-    let epoch = ReceiptError::Epoch {
-        found: 5,
-        previous: 7,
-    };
-    assert_eq!(chain.verify_next(&old.sign(&key)), Err(epoch));
-    let mut other_boot = receipt(3, hash(&third));
+    let old = old.sign(&key);
+    assert!(chain.verify_next(&old).is_ok());
+    let mut other_boot = receipt(4, hash(&old));
     other_boot.boot_id = [1; 16];
     let refused = chain.verify_next(&other_boot.sign(&key));
     assert!(matches!(refused, Err(ReceiptError::Boot { .. })));

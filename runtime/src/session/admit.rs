@@ -38,8 +38,10 @@ impl Gateway {
         );
         let sequence = SequenceId(meter.serial);
         let policy = &self.parts.identity.policy;
-        // A refusal keeps the rhythm that the answer would have had, as far as the policy lets it.
-        let envelope = frames_of(body.max_output.min(policy.max_output), body.want_logprobs);
+        // A refusal keeps the rhythm of the answer. Nothing in it depends on the prompt: the room that a prompt leaves
+        // would tell its length.
+        let longest = policy.max_output.min(self.parts.model.max_context);
+        let envelope = frames_of(body.max_output.min(longest), body.want_logprobs);
         let new = match sequence_of(
             sequence,
             body,

@@ -351,3 +351,6 @@ impl Handler for Gateway {
         self.draining && self.streams.is_empty()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -155,7 +155,7 @@ impl Gateway {
         let Some(Stream::Receiving(receiving)) = self.streams.get(&id) else {
             return;
         };
-        if !receiving.opener.is_complete() {
+        if !receiving.opener.is_complete() || receiving.missing > 0 {
             return self.refuse(id, ErrorCode::Malformed, now_ms, out);
         }
         let Some(Stream::Receiving(mut receiving)) = self.streams.remove(&id) else {

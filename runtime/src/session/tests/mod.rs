@@ -1,0 +1,10 @@
+//! The session as its host sees it: frames in, frames out, with the engine played by the test.
+
+mod credit;
+mod epochs;
+mod evidence;
+mod harness;
+mod receipts;
+mod refusals;
+mod simulate;
+mod streams;
