@@ -38,6 +38,8 @@ pub struct Timed {
     pub rest: Duration,
     /// The text.
     pub text: String,
+    /// Whether a stop string ended it.
+    pub stopped: bool,
 }
 
 /// Runs `chrysalis ask`.
@@ -113,7 +115,7 @@ pub fn answer(
     let start = Instant::now();
     let mut answer = connection.ask(enclave, &body)?;
     let (mut first, mut last, mut text) = (None, start, String::new());
-    chat.stream(&mut answer, &request.stop, |piece| {
+    let stopped = chat.stream(&mut answer, &request.stop, |piece| {
         last = Instant::now();
         first.get_or_insert(last);
         text.push_str(piece);
@@ -126,6 +128,7 @@ pub fn answer(
         first: first - start,
         rest: last - first,
         text,
+        stopped,
     })
 }
 
@@ -138,7 +141,7 @@ fn report(answer: &Timed, enclave: &VerifiedEnclave) -> Report {
     let end = &answer.summary.end;
     Report {
         text: answer.text.clone(),
-        finish_reason: finish_reason(end.reason),
+        finish_reason: finish_reason(answer),
         prompt_tokens: end.prompt_tokens,
         output_tokens: end.output_tokens,
         time_to_first_token_s: answer.first.as_secs_f64(),
@@ -151,9 +154,11 @@ fn report(answer: &Timed, enclave: &VerifiedEnclave) -> Report {
 }
 
 /// Why an answer ended, as the OpenAI interface names it where it has a name.
-pub fn finish_reason(reason: FinishReason) -> &'static str {
-    match reason {
+pub fn finish_reason(answer: &Timed) -> &'static str {
+    match answer.summary.end.reason {
         FinishReason::Stop => "stop",
+        // The client itself gave up what came after a stop string.
+        FinishReason::Cancelled if answer.stopped => "stop",
         FinishReason::Length => "length",
         FinishReason::Cancelled => "cancelled",
         FinishReason::Error => "error",

@@ -94,7 +94,7 @@ pub fn run(args: &DemoArgs) -> Result<(), CliError> {
         "\n{} prompt tokens, {} output tokens ({}); first text after {:.2} s, then {:.0} tokens/s, paced in ticks of {} ms",
         end.prompt_tokens,
         end.output_tokens,
-        ask::finish_reason(end.reason),
+        ask::finish_reason(&answer),
         answer.first.as_secs_f64(),
         ask::tokens_per_s(&answer),
         verified.serving_policy().tick_ms,

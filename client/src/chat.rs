@@ -117,7 +117,7 @@ impl Chat {
         }
     }
 
-    /// Streams an answer as text, cancels it at a stop string, and returns the number of tokens that came.
+    /// Streams an answer as text, cancels it at a stop string, and tells whether one came.
     ///
     /// # Errors
     /// As [`Answer::next_delta`], and whatever `piece` returns.
@@ -126,16 +126,14 @@ impl Chat {
         answer: &mut Answer<'_>,
         stop: &[String],
         mut piece: impl FnMut(&str) -> Result<(), E>,
-    ) -> Result<u32, E> {
+    ) -> Result<bool, E> {
         let mut reader = self.reader(stop);
-        let mut count = 0;
         while let Some(delta) = answer.next_delta().map_err(E::from)? {
             let Delta::Tokens(ids) = delta else { continue };
             for &id in ids.iter() {
                 if reader.stopped() {
                     break;
                 }
-                count += 1;
                 let text = reader.push(id);
                 if !text.is_empty() {
                     piece(&text)?;
@@ -149,7 +147,7 @@ impl Chat {
         if !rest.is_empty() {
             piece(&rest)?;
         }
-        Ok(count)
+        Ok(reader.stopped())
     }
 }
 

@@ -114,7 +114,7 @@ const KEYS: [Key; 15] = [
     key("max_sequences", 64, 1, 4_096),
     key("max_waiting", 1_024, 1, 16_384),
     key("max_tokens_per_step", 512, 1, 65_536),
-    key("kv_tokens", 65_536, 16, 1 << 28),
+    key("kv_tokens", 32_768, 16, 1 << 28),
     key("block_size", 16, 1, 256),
 ];
 

@@ -154,7 +154,7 @@ impl Handler for KeyWait<'_> {
                 reply::send(id, FrameKind::Status, 0, &status, out);
             }
             FrameKind::Open | FrameKind::ClientBundleReq => {
-                reply::close(id, stream, CloseCode::Busy, out)
+                reply::close(id, stream, CloseCode::Busy, out);
             }
             // What belongs to a stream that was closed above.
             FrameKind::HostData | FrameKind::End | FrameKind::Cancel | FrameKind::HostCredit => {}

@@ -82,7 +82,7 @@ pub fn decoder<D: Device>(
         thread::Builder::new()
             .name("open".into())
             .spawn_scoped(scope, move || {
-                open_segments(package, source, &buffers, &filled)
+                open_segments(package, source, &buffers, &filled);
             })?;
         for (index, segment) in (0..).zip(segments) {
             let segment = segment?;

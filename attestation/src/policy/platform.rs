@@ -3,6 +3,7 @@
 use thiserror::Error;
 
 use super::AppraisalPolicy;
+use super::file::hex;
 use crate::report::guest_policy as guest;
 use crate::report::platform_info as machine;
 use crate::report::{Firmware, Product, Report, SigningKey, Tcb};
@@ -76,7 +77,7 @@ pub enum PlatformError {
     #[error("report_id_ma is not all ones: the guest has a migration agent")]
     MigrationAgent,
     /// The launch measurement is not among the policy's.
-    #[error("measurement {found:02x?} is not among the policy's {count}")]
+    #[error("measurement {} is not among the policy's {count}", hex(found))]
     Measurement {
         /// `MEASUREMENT`.
         found: [u8; 48],
@@ -84,7 +85,7 @@ pub enum PlatformError {
         count: usize,
     },
     /// The host launched the guest with another configuration than the statement names.
-    #[error("host_data is {found:02x?}, the statement's launch_config_digest {expected:02x?}")]
+    #[error("host_data is {}, the statement's launch_config_digest {}", hex(found), hex(expected))]
     HostData {
         /// `HOST_DATA`.
         found: [u8; 32],

@@ -7,6 +7,7 @@ use chrysalis_protocol::statement::{Kind, StatementError, Tee};
 use thiserror::Error;
 
 use super::PlatformError;
+use super::file::hex;
 use crate::verifier::VerifyError;
 
 /// Why an enclave is refused. [`Self::step`] is the step of docs/formats.md, section 1.6;
@@ -95,7 +96,7 @@ pub enum Rejection {
         field: &'static str,
     },
     /// Step 7: another model.
-    #[error("content digest {found:02x?} is not among the policy's {count}")]
+    #[error("content digest {} is not among the policy's {count}", hex(found))]
     Model {
         /// The attested content digest.
         found: [u8; 48],
@@ -117,7 +118,7 @@ pub enum Rejection {
         reason: String,
     },
     /// Step 7: signed by somebody else.
-    #[error("publisher {found:02x?} is not among the policy's {count}")]
+    #[error("publisher {} is not among the policy's {count}", hex(found))]
     Publisher {
         /// SHA-256 of the key that signed.
         found: [u8; 32],
@@ -131,7 +132,7 @@ pub enum Rejection {
         count: u16,
     },
     /// Step 9: a genuine chip, but not one of those that are trusted.
-    #[error("chip {found:02x?} is not among the {count} that the policy pins")]
+    #[error("chip {} is not among the {count} that the policy pins", hex(found))]
     Chip {
         /// `CHIP_ID`.
         found: [u8; 64],

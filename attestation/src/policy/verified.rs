@@ -11,6 +11,7 @@ use chrysalis_protocol::secret::Secret;
 use chrysalis_protocol::statement::{KeyConfig, ServingPolicy, Statement, Tee};
 use thiserror::Error;
 
+use super::file::hex;
 use crate::report::{Product, Tcb};
 use crate::verifier::VerifiedReport;
 
@@ -151,7 +152,7 @@ pub struct ReleaseTerms {
 #[non_exhaustive]
 pub enum ReleaseError {
     /// The key is another package's, or the package is not sealed.
-    #[error("the key does not open package {package_id:02x?}")]
+    #[error("the key does not open package {}", hex(package_id))]
     Key {
         /// The attested package.
         package_id: [u8; 16],
