@@ -1,6 +1,6 @@
 //! The operations of a decoder, on every device we compute on.
 //!
-//! [`device`] says what a decoder may ask; [`reference`] says in naive f32 Rust what each operation
+//! [`device`] says what a decoder may ask; [`mod@reference`] says in naive f32 Rust what each operation
 //! means and is the oracle of all tests; [`cpu`] is the fast device of servers; [`quant`] reads
 //! weight groups; [`probe`] measures the machine's own limits.
 
