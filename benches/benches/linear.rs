@@ -2,11 +2,7 @@
 //! of weights a second) and 512 rows (prefill, multiply-adds a second). The machine's own limits are
 //! printed first; a figure without its share of them is a rumour.
 
-#![expect(
-    clippy::panic,
-    clippy::print_stderr,
-    reason = "a bench reports to a terminal"
-)]
+#![expect(clippy::panic, clippy::print_stderr, reason = "a bench reports to a terminal")]
 
 use std::hint::black_box;
 use std::time::Duration;
@@ -41,10 +37,7 @@ fn bench(c: &mut Criterion) -> Result<(), DeviceError> {
     let cpu = Cpu::new(options)?;
     for dtype in TYPES {
         // K types store 256 columns together; 576 does not divide.
-        for (rows, cols) in SHAPES
-            .into_iter()
-            .filter(|(_, n)| n % dtype.group_len() == 0)
-        {
+        for (rows, cols) in SHAPES.into_iter().filter(|(_, n)| n % dtype.group_len() == 0) {
             let bytes = dtype.row_bytes(cols).unwrap_or(0) * rows;
             let copies = WORKING_SET.div_ceil(bytes);
             let weights = (0..copies).map(|_| matrix(&cpu, dtype, rows, cols));
@@ -58,15 +51,7 @@ fn bench(c: &mut Criterion) -> Result<(), DeviceError> {
             group.bench_function(BenchmarkId::from_parameter(&shape), |b| {
                 b.iter(|| {
                     let weight = next.next().unwrap_or(&weights[0]);
-                    cpu.linear(
-                        1,
-                        &x,
-                        &mut [Linear {
-                            weight,
-                            bias: None,
-                            out: &mut out,
-                        }],
-                    );
+                    cpu.linear(1, &x, &mut [Linear { weight, bias: None, out: &mut out }]);
                 });
             });
             group.finish();
@@ -83,11 +68,7 @@ fn bench(c: &mut Criterion) -> Result<(), DeviceError> {
                         cpu.linear(
                             PREFILL,
                             &x,
-                            &mut [Linear {
-                                weight,
-                                bias: None,
-                                out: &mut out,
-                            }],
+                            &mut [Linear { weight, bias: None, out: &mut out }],
                         );
                     });
                 });
@@ -103,9 +84,8 @@ fn bench(c: &mut Criterion) -> Result<(), DeviceError> {
 fn matrix(cpu: &Cpu, dtype: Dtype, rows: usize, cols: usize) -> Result<Matrix, DeviceError> {
     let mut upload = cpu.begin_matrix(dtype, rows, cols)?;
     let scale = 0x2100u16.to_le_bytes();
-    let mut row: Vec<u8> = (0..dtype.row_bytes(cols).unwrap_or(0))
-        .map(|i| (i * 167 % 251) as u8)
-        .collect();
+    let mut row: Vec<u8> =
+        (0..dtype.row_bytes(cols).unwrap_or(0)).map(|i| (i * 167 % 251) as u8).collect();
     for group in row.chunks_exact_mut(dtype.group_bytes()) {
         group[..2].copy_from_slice(&scale);
         if dtype != Dtype::Q8_0 {
@@ -137,11 +117,7 @@ fn input(cpu: &Cpu, rows: usize, cols: usize) -> Result<Buffer, DeviceError> {
 fn assert_sane(cpu: &Cpu, out: &Buffer, cols: usize) -> Result<(), DeviceError> {
     let mut row = vec![0.0; cols];
     cpu.download(out, 0, &mut row)?;
-    assert!(
-        row[0] != 0.0 && row.iter().all(|x| x.to_bits() == row[0].to_bits()),
-        "{:?}",
-        row[0]
-    );
+    assert!(row[0] != 0.0 && row.iter().all(|x| x.to_bits() == row[0].to_bits()), "{:?}", row[0]);
     black_box(row);
     Ok(())
 }

@@ -42,26 +42,16 @@ struct Made {
 }
 
 fn make(data: &[u8], key: Option<&PackageKey>) -> Result<Made, PackageError> {
-    let Finished {
-        file, sink: blob, ..
-    } = write(data, key)?;
-    Ok(Made {
-        package: Package::open(&file, key)?,
-        blob,
-    })
+    let Finished { file, sink: blob, .. } = write(data, key)?;
+    Ok(Made { package: Package::open(&file, key)?, blob })
 }
 
 fn write(data: &[u8], key: Option<&PackageKey>) -> Result<Finished<Blob>, PackageError> {
     let tensor = ("token_embd.weight".to_owned(), 30, vec![1 << 15, 1 << 10]);
     let meta = Meta::new(architecture(), "bench", "", &[], [tensor])?;
     let publisher = Ed25519KeyPair::from_seed_unchecked(&[1; 32]);
-    let publisher = publisher.map_err(|_| PackageError::Crypto {
-        step: "making a key",
-    })?;
-    let options = PackageOptions {
-        key,
-        ..PackageOptions::new([1; 16], &publisher)
-    };
+    let publisher = publisher.map_err(|_| PackageError::Crypto { step: "making a key" })?;
+    let options = PackageOptions { key, ..PackageOptions::new([1; 16], &publisher) };
     let blob = Blob(Vec::with_capacity(DATA_LEN));
     let mut writer = PackageWriter::new(&options, meta, blob)?;
     for piece in data.chunks(1 << 20) {
@@ -77,10 +67,7 @@ fn segments(c: &mut Criterion, data: &[u8], key: &PackageKey) -> Result<(), Pack
         let Made { package, blob } = make(data, key)?;
         let mut segment = blob.0[SEGMENT..2 * SEGMENT].to_vec();
         package.open_segment(1, &mut segment)?;
-        assert!(
-            segment == data[SEGMENT..2 * SEGMENT],
-            "the segment is the plain data"
-        );
+        assert!(segment == data[SEGMENT..2 * SEGMENT], "the segment is the plain data");
         group.bench_function(name, |b| {
             b.iter_batched_ref(
                 || blob.0[SEGMENT..2 * SEGMENT].to_vec(),
@@ -95,9 +82,7 @@ fn segments(c: &mut Criterion, data: &[u8], key: &PackageKey) -> Result<(), Pack
 
 fn whole(c: &mut Criterion, data: &[u8], key: &PackageKey) -> Result<(), PackageError> {
     let mut group = c.benchmark_group("package/64MiB");
-    group
-        .throughput(Throughput::Bytes(DATA_LEN as u64))
-        .sample_size(20);
+    group.throughput(Throughput::Bytes(DATA_LEN as u64)).sample_size(20);
     for (name, key) in [("sealed", Some(key)), ("open", None)] {
         let Made { package, mut blob } = make(data, key)?;
         group.bench_function(format!("read_{name}"), |b| {
@@ -123,9 +108,8 @@ fn whole(c: &mut Criterion, data: &[u8], key: &PackageKey) -> Result<(), Package
 }
 
 fn benches(c: &mut Criterion) {
-    let data: Vec<u8> = (0..DATA_LEN as u64)
-        .map(|i| (i.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 56) as u8)
-        .collect();
+    let data: Vec<u8> =
+        (0..DATA_LEN as u64).map(|i| (i.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 56) as u8).collect();
     let key = PackageKey::new(Secret::from([2; 32]));
     let done = segments(c, &data, &key).and_then(|()| whole(c, &data, &key));
     assert!(done.is_ok(), "{done:?}");

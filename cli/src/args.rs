@@ -6,12 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Confidential inference: pack a model, serve it from an enclave, verify, ask.
 #[derive(Debug, Parser)]
-#[command(
-    name = "chrysalis",
-    version,
-    propagate_version = true,
-    arg_required_else_help = true
-)]
+#[command(name = "chrysalis", version, propagate_version = true, arg_required_else_help = true)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]

@@ -54,10 +54,7 @@ pub fn run(args: &AskArgs) -> Result<(), CliError> {
     let prompt = match args.prompt.as_str() {
         "-" => {
             let mut text = String::new();
-            let input = std::io::stdin()
-                .lock()
-                .take(PROMPT_MAX)
-                .read_to_string(&mut text);
+            let input = std::io::stdin().lock().take(PROMPT_MAX).read_to_string(&mut text);
             input.map_err(CliError::io("standard input".as_ref()))?;
             text
         }
@@ -75,11 +72,7 @@ pub fn run(args: &AskArgs) -> Result<(), CliError> {
         stop: args.stop.clone(),
     };
     let answer = answer(&mut connection, &enclave, &chat, &request, !args.json)?;
-    if args.json {
-        output::json(&report(&answer, &enclave))
-    } else {
-        output::line("")
-    }
+    if args.json { output::json(&report(&answer, &enclave)) } else { output::line("") }
 }
 
 /// The text side of a model, from the bundle that the enclave passes on and the policy names.
@@ -94,10 +87,7 @@ pub fn chat(connection: &mut Connection, policy: &AppraisalPolicy) -> Result<Cha
 /// The messages of one question.
 pub fn messages(system: Option<&str>, prompt: String) -> Vec<Message> {
     let system = system.map(|system| Message::new("system", system));
-    system
-        .into_iter()
-        .chain([Message::new("user", prompt)])
-        .collect()
+    system.into_iter().chain([Message::new("user", prompt)]).collect()
 }
 
 /// Seals a question, streams its answer, and reads it to its verified end.
@@ -123,13 +113,7 @@ pub fn answer(
     })?;
     let summary = answer.finish()?;
     let first = first.unwrap_or(last);
-    Ok(Timed {
-        summary,
-        first: first - start,
-        rest: last - first,
-        text,
-        stopped,
-    })
+    Ok(Timed { summary, first: first - start, rest: last - first, text, stopped })
 }
 
 /// Tokens a second after the first ones came.

@@ -86,10 +86,7 @@ pub fn run(args: &BenchArgs) -> Result<(), CliError> {
         max_output: narrow(args.generate),
     };
     let mut engine = Engine::new(Box::new(decoder), limits)?;
-    let cpu = CpuOptions {
-        threads: Some(threads),
-        ..CpuOptions::default()
-    };
+    let cpu = CpuOptions { threads: Some(threads), ..CpuOptions::default() };
     let machine = probe::measure(cpu, PROBE_BYTES, PROBE_TIME)?;
     let work = work_per_token(meta);
     let report = Report {
@@ -103,11 +100,7 @@ pub fn run(args: &BenchArgs) -> Result<(), CliError> {
         f32_gop_per_s: machine.f32_all / 1e9,
         rows: rows(args, &mut engine, meta, &work, &machine)?,
     };
-    if args.json {
-        output::json(&report)
-    } else {
-        print(&report)
-    }
+    if args.json { output::json(&report) } else { print(&report) }
 }
 
 /// Every prompt length with every batch.
@@ -240,11 +233,7 @@ fn work_per_token(meta: &Meta) -> Work {
         else {
             continue;
         };
-        let operations = 2 * tensor
-            .dims
-            .iter()
-            .map(|&dim| u64::from(dim))
-            .product::<u64>();
+        let operations = 2 * tensor.dims.iter().map(|&dim| u64::from(dim)).product::<u64>();
         work.bytes += tensor.len;
         match dtype {
             Dtype::F32 | Dtype::F16 | Dtype::Bf16 => work.f32 += operations,

@@ -39,9 +39,7 @@ struct Report {
 /// [`CliError`] names the step that failed.
 pub fn run(args: &DemoArgs) -> Result<(), CliError> {
     if args.prompt.is_empty() || args.max_tokens == 0 {
-        return Err(CliError::Usage(
-            "the prompt is not empty and --max-tokens is 1 or more",
-        ));
+        return Err(CliError::Usage("the prompt is not empty and --max-tokens is 1 or more"));
     }
     let cache = model_cache::folder(args.cache.as_deref())?;
     let package = packed(args, &cache)?;
@@ -51,10 +49,7 @@ pub fn run(args: &DemoArgs) -> Result<(), CliError> {
 
     let mut owner = enclave.connect(State::AwaitingKey)?;
     release::release(&mut owner, &policy, &key)?;
-    say(
-        args,
-        "the owner verified the enclave and released the package key",
-    );
+    say(args, "the owner verified the enclave and released the package key");
 
     let bar = output::spinner(args.json, "the enclave opens and measures its weights");
     let mut client = enclave.connect(State::Serving)?;
@@ -68,10 +63,7 @@ pub fn run(args: &DemoArgs) -> Result<(), CliError> {
         messages: ask::messages(None, args.prompt.clone()),
         max_tokens: args.max_tokens,
         seed: Some(0),
-        options: Options {
-            temperature: Some(0.0),
-            ..Options::default()
-        },
+        options: Options { temperature: Some(0.0), ..Options::default() },
         stop: Vec::new(),
     };
     let answer = ask::answer(&mut client, &verified, &chat, &request, !args.json)?;
@@ -106,10 +98,7 @@ fn packed(args: &DemoArgs, cache: &Path) -> Result<PathBuf, CliError> {
     let (source, package) = match &args.model {
         Some(path) => {
             let path = fs::canonicalize(path).map_err(CliError::io(path))?;
-            let package = cache
-                .join("models")
-                .join(name_for(&path))
-                .with_extension("chry");
+            let package = cache.join("models").join(name_for(&path)).with_extension("chry");
             (Some(path), package)
         }
         None => (None, cache.join("smollm2-135m-instruct.chry")),
@@ -122,15 +111,9 @@ fn packed(args: &DemoArgs, cache: &Path) -> Result<PathBuf, CliError> {
         Some(path) => path,
         None => model_cache::smollm2(cache, args.json)?,
     };
-    let choices = PackChoices {
-        force: true,
-        ..PackChoices::default()
-    };
+    let choices = PackChoices { force: true, ..PackChoices::default() };
     let report = pack::pack_model(&source, &package, &choices, args.json)?;
-    say(
-        args,
-        &format!("packed and sealed {} ({} bytes)", report.name, report.bytes),
-    );
+    say(args, &format!("packed and sealed {} ({} bytes)", report.name, report.bytes));
     Ok(package)
 }
 
@@ -142,15 +125,9 @@ fn fits_this_build(package: &Path) -> bool {
 
 /// A file name for a model elsewhere: its own name, and a digest of its whole path.
 fn name_for(path: &Path) -> String {
-    let digest = aws_lc_rs::digest::digest(
-        &aws_lc_rs::digest::SHA256,
-        path.as_os_str().as_encoded_bytes(),
-    );
-    let stem = path
-        .file_stem()
-        .unwrap_or_default()
-        .to_string_lossy()
-        .replace('.', "_");
+    let digest =
+        aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, path.as_os_str().as_encoded_bytes());
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy().replace('.', "_");
     let tag: String = hex::encode(digest.as_ref()).chars().take(8).collect();
     format!("{stem}-{tag}")
 }
@@ -174,11 +151,7 @@ fn report(
         statement_digest: claims.statement_digest,
         serving_policy_digest: claims.policy_digest,
         key_id: hex::encode(&verified.seal_to().key_id),
-        tee: if claims.simulated {
-            "simulated"
-        } else {
-            "genuine"
-        },
+        tee: if claims.simulated { "simulated" } else { "genuine" },
         prompt: args.prompt.clone(),
         text: answer.text.clone(),
         prompt_tokens: answer.summary.end.prompt_tokens,
@@ -202,40 +175,24 @@ impl Enclave {
         let socket = folder.join("enclave.sock");
         let mut command = serve::own_enclave()?;
         command.arg("--package").arg(package);
-        command
-            .arg("--listen")
-            .arg(format!("unix:{}", socket.display()));
+        command.arg("--listen").arg(format!("unix:{}", socket.display()));
         command.args(["--attester", "simulated", "--exit-with-parent"]);
         if let Some(threads) = args.threads {
             let config = folder.join("launch.conf");
             fs::write(&config, format!("threads = {threads}\n")).map_err(CliError::io(&config))?;
             command.arg("--config").arg(config);
         }
-        let stderr = if args.json {
-            Stdio::null()
-        } else {
-            Stdio::inherit()
-        };
-        let started = command
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(stderr)
-            .spawn();
+        let stderr = if args.json { Stdio::null() } else { Stdio::inherit() };
+        let started = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr).spawn();
         let program = PathBuf::from(command.get_program());
         let process = started.map_err(|source: io::Error| CliError::Start { program, source })?;
-        Ok(Self {
-            process,
-            folder,
-            socket,
-        })
+        Ok(Self { process, folder, socket })
     }
 
     /// Connects once the enclave is in a state.
     fn connect(&mut self, state: State) -> Result<Connection, CliError> {
         let process = &mut self.process;
-        release::wait_for_state(&self.socket, state, || {
-            matches!(process.try_wait(), Ok(None))
-        })
+        release::wait_for_state(&self.socket, state, || matches!(process.try_wait(), Ok(None)))
     }
 }
 

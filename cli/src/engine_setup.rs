@@ -37,9 +37,7 @@ pub fn open(path: &Path, key: Option<&Path>) -> Result<Opened, CliError> {
         (true, None) => {
             let beside = path.with_extension("key");
             if !beside.exists() {
-                return Err(CliError::KeyNeeded {
-                    package: path.to_owned(),
-                });
+                return Err(CliError::KeyNeeded { package: path.to_owned() });
             }
             Some(key_file::read(&beside)?)
         }
@@ -59,10 +57,7 @@ pub fn decoder(
     max_logit_rows: usize,
     kv_tokens: usize,
 ) -> Result<Decoder<Cpu>, CliError> {
-    let device = Cpu::new(CpuOptions {
-        threads,
-        ..CpuOptions::default()
-    })?;
+    let device = Cpu::new(CpuOptions { threads, ..CpuOptions::default() })?;
     let options = LoadOptions {
         max_tokens,
         max_logit_rows,
@@ -70,13 +65,7 @@ pub fn decoder(
         block_size: 16,
         cache_dtype: CacheDtype::F16,
     };
-    Ok(load::decoder(
-        Arc::new(device),
-        &opened.package,
-        opened.files.blobs(),
-        options,
-        |_| {},
-    )?)
+    Ok(load::decoder(Arc::new(device), &opened.package, opened.files.blobs(), options, |_| {})?)
 }
 
 /// Reads a text file, at most a gibibyte.
@@ -84,9 +73,6 @@ pub fn decoder(
 /// # Errors
 /// [`CliError::Io`] names the file.
 pub fn read_text(path: &Path) -> Result<String, CliError> {
-    let error = |source: io::Error| CliError::Io {
-        path: PathBuf::from(path),
-        source,
-    };
+    let error = |source: io::Error| CliError::Io { path: PathBuf::from(path), source };
     fs::read_to_string(path).map_err(error)
 }

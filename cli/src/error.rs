@@ -143,18 +143,12 @@ pub enum CliError {
 impl CliError {
     /// Wraps the system's reason with the file.
     pub fn io(path: &Path) -> impl FnOnce(io::Error) -> Self + '_ {
-        move |source| Self::Io {
-            path: path.to_owned(),
-            source,
-        }
+        move |source| Self::Io { path: path.to_owned(), source }
     }
 
     /// Wraps a refusal with the package.
     pub fn package(path: &Path) -> impl FnOnce(PackageError) -> Self + '_ {
-        move |source| Self::Package {
-            path: path.to_owned(),
-            source,
-        }
+        move |source| Self::Package { path: path.to_owned(), source }
     }
 
     /// The exit code: 2 for arguments that do not go together, as for those that cannot be read; 3 for evidence that was
@@ -204,10 +198,7 @@ mod tests {
     #[test]
     fn each_kind_of_failure_has_its_exit_code() {
         assert_eq!(CliError::Usage("no").exit_code(), 2);
-        assert_eq!(
-            CliError::from(ClientError::from(Rejection::Simulated)).exit_code(),
-            3
-        );
+        assert_eq!(CliError::from(ClientError::from(Rejection::Simulated)).exit_code(), 3);
         assert_eq!(CliError::from(ClientError::Closed).exit_code(), 4);
         assert_eq!(CliError::KeyGeneration.exit_code(), 1);
     }
@@ -217,15 +208,8 @@ mod tests {
         let error = CliError::io(Path::new("model"))(io::Error::other("it is gone"));
         assert_eq!(error.describe(), "model: it is gone");
         let source = DeviceError::Failed("it burns".into());
-        let error = CliError::Engine(EngineError::Forward {
-            failures: 1,
-            source: source.into(),
-        });
-        assert!(
-            error.describe().ends_with("it burns"),
-            "{}",
-            error.describe()
-        );
+        let error = CliError::Engine(EngineError::Forward { failures: 1, source: source.into() });
+        assert!(error.describe().ends_with("it burns"), "{}", error.describe());
     }
 
     #[test]

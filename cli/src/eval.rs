@@ -51,23 +51,12 @@ pub fn run(args: &EvalArgs) -> Result<(), CliError> {
     let (ids, bos) = tokens(&opened, &args.package, &text)?;
     let windows = windows(&ids, bos, window);
     if windows.is_empty() {
-        return Err(CliError::Usage(
-            "the text has no second token: there is nothing to score",
-        ));
+        return Err(CliError::Usage("the text has no second token: there is nothing to score"));
     }
-    let mut decoder = engine_setup::decoder(
-        &opened,
-        args.threads,
-        CHUNK,
-        CHUNK,
-        window.next_multiple_of(BLOCK),
-    )?;
+    let mut decoder =
+        engine_setup::decoder(&opened, args.threads, CHUNK, CHUNK, window.next_multiple_of(BLOCK))?;
     let total: usize = windows.iter().map(Vec::len).sum();
-    let bar = if args.json {
-        ProgressBar::hidden()
-    } else {
-        ProgressBar::new(total as u64)
-    };
+    let bar = if args.json { ProgressBar::hidden() } else { ProgressBar::new(total as u64) };
     bar.set_style(
         ProgressStyle::with_template("scoring {bar:32} {pos}/{len} tokens {eta}")
             .unwrap_or_else(|_| ProgressStyle::default_bar()),
@@ -94,30 +83,17 @@ pub fn run(args: &EvalArgs) -> Result<(), CliError> {
         bos: bos.is_some(),
         seconds: start.elapsed().as_secs_f64(),
     };
-    if args.json {
-        output::json(&report)
-    } else {
-        print(&report)
-    }
+    if args.json { output::json(&report) } else { print(&report) }
 }
 
 /// The ids of the text without BOS, and BOS if the model adds one.
 fn tokens(opened: &Opened, path: &Path, text: &str) -> Result<(Vec<u32>, Option<u32>), CliError> {
     let bytes = opened.files.client_bundle()?;
     let file = path.with_extension("client");
-    let refused = |source| CliError::ClientBundle {
-        path: file.clone(),
-        source,
-    };
-    opened
-        .package
-        .meta()
-        .check_client_bundle(&bytes)
-        .map_err(refused)?;
-    let bundle = ClientBundle::parse(&bytes).map_err(|source| CliError::BundleForm {
-        path: file.clone(),
-        source,
-    })?;
+    let refused = |source| CliError::ClientBundle { path: file.clone(), source };
+    opened.package.meta().check_client_bundle(&bytes).map_err(refused)?;
+    let bundle = ClientBundle::parse(&bytes)
+        .map_err(|source| CliError::BundleForm { path: file.clone(), source })?;
     let client_text = ClientText {
         tokenizer_json: bundle.tokenizer.to_vec(),
         chat_template: None,
@@ -134,12 +110,9 @@ fn tokens(opened: &Opened, path: &Path, text: &str) -> Result<(Vec<u32>, Option<
 /// The windows that have a token to score.
 fn windows(ids: &[u32], bos: Option<u32>, window: usize) -> Vec<Vec<u32>> {
     let room = window - usize::from(bos.is_some());
-    let windows = ids
-        .chunks(room)
-        .map(|chunk| bos.into_iter().chain(chunk.iter().copied()).collect());
-    windows
-        .filter(|window: &Vec<u32>| window.len() > 1)
-        .collect()
+    let windows =
+        ids.chunks(room).map(|chunk| bos.into_iter().chain(chunk.iter().copied()).collect());
+    windows.filter(|window: &Vec<u32>| window.len() > 1).collect()
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -177,13 +150,11 @@ impl<'a> Scorer<'a> {
         // The last token has nothing behind it to predict.
         let inputs = window.split_last().map_or(&[][..], |(_, inputs)| inputs);
         let mut position = 0;
-        for (chunk, targets) in inputs
-            .chunks(CHUNK)
-            .zip(window.get(1..).unwrap_or_default().chunks(CHUNK))
+        for (chunk, targets) in
+            inputs.chunks(CHUNK).zip(window.get(1..).unwrap_or_default().chunks(CHUNK))
         {
             self.batch.clear();
-            self.batch
-                .push(chunk, position, &self.blocks, WantLogits::All);
+            self.batch.push(chunk, position, &self.blocks, WantLogits::All);
             self.model.forward(&self.batch)?;
             for (row, &target) in targets.iter().enumerate() {
                 self.model.logits(row, &mut self.logits)?;
@@ -200,14 +171,10 @@ impl<'a> Scorer<'a> {
 impl Score {
     fn add(&mut self, logits: &[f32], target: u32) {
         let highest = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
-        let sum: f64 = logits
-            .iter()
-            .map(|&logit| (f64::from(logit) - highest).exp())
-            .sum();
+        let sum: f64 = logits.iter().map(|&logit| (f64::from(logit) - highest).exp()).sum();
         // A token that the vocabulary lacks has no probability; the model refused it before.
-        let found = logits
-            .get(target as usize)
-            .map_or(f64::NEG_INFINITY, |&logit| f64::from(logit));
+        let found =
+            logits.get(target as usize).map_or(f64::NEG_INFINITY, |&logit| f64::from(logit));
         self.nll += highest + sum.ln() - found;
         self.tokens += 1;
         self.best += usize::from(found >= highest);

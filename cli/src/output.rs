@@ -22,9 +22,7 @@ pub fn line(text: &str) -> Result<(), CliError> {
 /// [`CliError::Output`].
 pub fn piece(text: &str) -> Result<(), CliError> {
     let mut out = io::stdout().lock();
-    out.write_all(text.as_bytes())
-        .and_then(|()| out.flush())
-        .map_err(CliError::Output)
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(CliError::Output)
 }
 
 /// Prints a value as JSON.

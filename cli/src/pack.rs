@@ -103,11 +103,7 @@ pub fn run(args: &PackArgs) -> Result<(), CliError> {
         force: args.force,
     };
     let report = pack_model(&args.source, &args.output, &choices, args.json)?;
-    if args.json {
-        output::json(&report)
-    } else {
-        print(&report)
-    }
+    if args.json { output::json(&report) } else { print(&report) }
 }
 
 /// Packs a model and writes the policy that fits. What is not there yet of the two keys is made; a key that is there is
@@ -157,14 +153,7 @@ pub fn pack_model(
         package.meta().client_bundle_hash,
     );
     policy_file::write(&policy, &fitting)?;
-    let PackSummary {
-        content_digest,
-        package_digest,
-        files,
-        num_tensors,
-        bytes,
-        ..
-    } = packed;
+    let PackSummary { content_digest, package_digest, files, num_tensors, bytes, .. } = packed;
     Ok(PackReport {
         package: output.to_owned(),
         name: package.meta().name.clone(),
@@ -193,11 +182,7 @@ fn with_bar(
     options: &PackOptions<'_>,
     quiet: bool,
 ) -> Result<PackSummary, PackError> {
-    let bar = if quiet {
-        ProgressBar::hidden()
-    } else {
-        ProgressBar::new(0)
-    };
+    let bar = if quiet { ProgressBar::hidden() } else { ProgressBar::new(0) };
     bar.set_style(model_cache::style("packing"));
     let packed = pack::pack(source, output, options, |progress| {
         bar.set_length(progress.total);
@@ -209,16 +194,11 @@ fn with_bar(
 
 /// Refuses, before any work and before any key is made, what could not be written in the end.
 fn check_output(output: &Path, policy: &Path, force: bool) -> Result<(), CliError> {
-    if output
-        .extension()
-        .is_none_or(|extension| extension != "chry")
-    {
+    if output.extension().is_none_or(|extension| extension != "chry") {
         return Err(PackError::File(FileError::Name(output.to_owned())).into());
     }
     match [output, policy].into_iter().find(|path| path.exists()) {
-        Some(path) if !force => Err(CliError::Exists {
-            path: path.to_owned(),
-        }),
+        Some(path) if !force => Err(CliError::Exists { path: path.to_owned() }),
         _ => Ok(()),
     }
 }
@@ -240,11 +220,7 @@ fn dtype(dtype: PackDtype) -> pack::PackDtype {
 
 fn print(report: &PackReport) -> Result<(), CliError> {
     let made = |made: bool| if made { " (made now)" } else { "" };
-    let state = if report.sealed {
-        "sealed"
-    } else {
-        "open: everybody can read the weights"
-    };
+    let state = if report.sealed { "sealed" } else { "open: everybody can read the weights" };
     output::line(&format!(
         "{}: {} tensors, {} bytes in {} files, {state}, {:.1} s",
         report.name,
@@ -268,10 +244,7 @@ fn print(report: &PackReport) -> Result<(), CliError> {
         ))?;
     }
     let publisher_key = report.publisher_key.display();
-    output::line(&format!(
-        "publisher key   {publisher_key}{}",
-        made(report.publisher_key_made)
-    ))?;
+    output::line(&format!("publisher key   {publisher_key}{}", made(report.publisher_key_made)))?;
     output::line(&format!("policy          {}", report.policy.display()))?;
     if report.policy_allows_simulated {
         output::note(
@@ -280,18 +253,14 @@ fn print(report: &PackReport) -> Result<(), CliError> {
         );
     }
     let (package, policy) = (report.package.display(), report.policy.display());
-    output::note(&format!(
-        "\nNext:\n  chrysalis serve --package {package} --listen {EXAMPLE}"
-    ));
+    output::note(&format!("\nNext:\n  chrysalis serve --package {package} --listen {EXAMPLE}"));
     if let Some(key) = &report.key {
         let key = key.display();
         output::note(&format!(
             "  chrysalis release --connect {EXAMPLE} --key {key} --policy {policy}"
         ));
     }
-    output::note(&format!(
-        "  chrysalis ask --connect {EXAMPLE} --policy {policy} \"Hello\""
-    ));
+    output::note(&format!("  chrysalis ask --connect {EXAMPLE} --policy {policy} \"Hello\""));
     Ok(())
 }
 

@@ -51,10 +51,7 @@ pub fn fitting(
         tcb_floors: Vec::new(),
         required_mitigations: 0,
         loaned_key_providers: Vec::new(),
-        dangerous: Dangerous {
-            allow_debug_build: cfg!(debug_assertions),
-            ..Dangerous::default()
-        },
+        dangerous: Dangerous { allow_debug_build: cfg!(debug_assertions), ..Dangerous::default() },
     }
 }
 

@@ -66,11 +66,8 @@ pub fn release(
     policy: &AppraisalPolicy,
     key: &PackageKey,
 ) -> Result<VerifiedKeyRelease, CliError> {
-    let terms = ReleaseTerms {
-        min_model_svn: policy.minimum_svn,
-        lease_seconds: 0,
-        lease_tokens: 0,
-    };
+    let terms =
+        ReleaseTerms { min_model_svn: policy.minimum_svn, lease_seconds: 0, lease_tokens: 0 };
     Ok(connection.release(policy, key, &terms)?)
 }
 

@@ -13,10 +13,8 @@ use crate::error::CliError;
 /// [`CliError::Policy`] names the key that is wrong or missing.
 pub fn policy(path: &Path) -> Result<AppraisalPolicy, CliError> {
     let text = fs::read_to_string(path).map_err(CliError::io(path))?;
-    AppraisalPolicy::from_toml(&text).map_err(|source| CliError::Policy {
-        path: path.to_owned(),
-        source,
-    })
+    AppraisalPolicy::from_toml(&text)
+        .map_err(|source| CliError::Policy { path: path.to_owned(), source })
 }
 
 /// Connects to an enclave.

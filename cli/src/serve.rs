@@ -24,10 +24,7 @@ pub fn run(args: &ServeArgs) -> Result<(), CliError> {
         command.arg("--config").arg(config);
     }
     let source = command.exec();
-    Err(CliError::Start {
-        program: command.get_program().into(),
-        source,
-    })
+    Err(CliError::Start { program: command.get_program().into(), source })
 }
 
 /// This program in its enclave role.
@@ -36,10 +33,8 @@ pub fn run(args: &ServeArgs) -> Result<(), CliError> {
 /// [`CliError::Start`] when the system does not tell where it lies.
 pub fn own_enclave() -> Result<Command, CliError> {
     let program = || PathBuf::from(ENCLAVE);
-    let own = std::env::current_exe().map_err(|source| CliError::Start {
-        program: program(),
-        source,
-    })?;
+    let own =
+        std::env::current_exe().map_err(|source| CliError::Start { program: program(), source })?;
     let mut command = Command::new(own);
     command.arg(ENCLAVE_ROLE);
     Ok(command)

@@ -23,10 +23,7 @@ pub fn run(args: &VerifyArgs) -> Result<(), CliError> {
     let mut connection = remote::connect(&args.connect)?;
     let enclave = connection.verify(&policy)?;
     if args.json {
-        return output::json(&Report {
-            claims: enclave.claims(),
-            explanation: enclave.explain(),
-        });
+        return output::json(&Report { claims: enclave.claims(), explanation: enclave.explain() });
     }
     print(&enclave)
 }

@@ -30,10 +30,7 @@ impl FromStr for Address {
         let parsed = match text.split_once(':') {
             Some(("unix", path)) if !path.is_empty() => Some(Self::Unix(PathBuf::from(path))),
             Some(("vsock", rest)) => rest.split_once(':').and_then(|(cid, port)| {
-                Some(Self::Vsock {
-                    cid: cid.parse().ok()?,
-                    port: port.parse().ok()?,
-                })
+                Some(Self::Vsock { cid: cid.parse().ok()?, port: port.parse().ok()? })
             }),
             _ => None,
         };
@@ -59,15 +56,8 @@ mod tests {
         for text in ["unix:/run/x.sock", "vsock:3:5000"] {
             assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
         }
-        for text in [
-            "",
-            "unix:",
-            "vsock:5000",
-            "vsock:3:",
-            "vsock::1",
-            "tcp:1:2",
-            "vsock:3:5000:1",
-        ] {
+        for text in ["", "unix:", "vsock:5000", "vsock:3:", "vsock::1", "tcp:1:2", "vsock:3:5000:1"]
+        {
             assert!(text.parse::<Address>().is_err(), "{text:?}");
         }
     }

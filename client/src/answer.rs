@@ -40,10 +40,7 @@ pub struct Summary {
 }
 
 /// An answer that is coming. It is whole only when [`Answer::finish`] says so.
-#[expect(
-    missing_debug_implementations,
-    reason = "it holds the response's secret"
-)]
+#[expect(missing_debug_implementations, reason = "it holds the response's secret")]
 pub struct Answer<'a> {
     wire: &'a mut Wire,
     stream: u64,
@@ -104,9 +101,7 @@ impl<'a> Answer<'a> {
                 }
             }
             if self.closed {
-                return self
-                    .error
-                    .map_or(Ok(None), |code| Err(ClientError::Answer { code }));
+                return self.error.map_or(Ok(None), |code| Err(ClientError::Answer { code }));
             }
             self.receive()?;
         }
@@ -144,11 +139,7 @@ impl<'a> Answer<'a> {
             }
             Some(receipt)
         };
-        Ok(Summary {
-            end,
-            receipt,
-            receipt_bytes,
-        })
+        Ok(Summary { end, receipt, receipt_bytes })
     }
 
     fn receive(&mut self) -> Result<(), ClientError> {
@@ -184,13 +175,9 @@ impl<'a> Answer<'a> {
     fn acknowledge(&mut self) -> Result<(), ClientError> {
         self.unacknowledged += 1;
         if self.unacknowledged >= (self.window / 2).max(1) {
-            let credit = Credit {
-                frames: self.unacknowledged,
-            };
+            let credit = Credit { frames: self.unacknowledged };
             self.unacknowledged = 0;
-            let sent = self
-                .wire
-                .send(FrameKind::HostCredit, self.stream, &credit.to_bytes());
+            let sent = self.wire.send(FrameKind::HostCredit, self.stream, &credit.to_bytes());
             // An enclave that has just ended needs no credit; what it sent is still there to read.
             return match sent {
                 Err(ClientError::Closed) => Ok(()),

@@ -12,10 +12,7 @@ use crate::answer::{Answer, Delta};
 use crate::error::ClientError;
 
 /// The tokenizer and the chat template of a model, from its client bundle.
-#[expect(
-    missing_debug_implementations,
-    reason = "templates and tokenizers have nothing to show"
-)]
+#[expect(missing_debug_implementations, reason = "templates and tokenizers have nothing to show")]
 pub struct Chat {
     tokenizer: Tokenizer,
     text: ClientText,
@@ -55,10 +52,7 @@ impl Chat {
             chat_template: bundle.chat_template.map(str::to_owned),
             config,
         };
-        Ok(Self {
-            tokenizer: text.tokenizer()?,
-            text,
-        })
+        Ok(Self { tokenizer: text.tokenizer()?, text })
     }
 
     /// The tokenizer.
@@ -80,17 +74,13 @@ impl Chat {
     /// [`ClientError::Text`] when there is no template or it refuses the messages, [`ClientError::EmptyPrompt`].
     pub fn request(&self, request: &ChatRequest) -> Result<RequestBody, ClientError> {
         let ids = if request.raw {
-            let text = request
-                .messages
-                .last()
-                .map_or("", |message| message.content.as_str());
+            let text = request.messages.last().map_or("", |message| message.content.as_str());
             if text.is_empty() {
                 return Err(ClientError::EmptyPrompt);
             }
             self.tokenizer.encode(text, true)?
         } else {
-            self.tokenizer
-                .encode_rendered(&self.template()?.render(&request.messages, true)?)?
+            self.tokenizer.encode_rendered(&self.template()?.render(&request.messages, true)?)?
         };
         if ids.is_empty() {
             return Err(ClientError::EmptyPrompt);
@@ -152,10 +142,7 @@ impl Chat {
 }
 
 /// Tokens in, text out.
-#[expect(
-    missing_debug_implementations,
-    reason = "it holds a part of a secret answer"
-)]
+#[expect(missing_debug_implementations, reason = "it holds a part of a secret answer")]
 pub struct TextReader<'a> {
     detokenizer: Detokenizer<'a>,
     stop: StopMatcher,

@@ -99,20 +99,10 @@ impl Connection {
         let mut nonce = [0; 32];
         rng().fill_bytes(&mut nonce);
         let stream = self.stream();
-        self.wire.send(
-            FrameKind::EvidenceReq,
-            stream,
-            &EvidenceReq { kind, nonce }.to_bytes(),
-        )?;
+        self.wire.send(FrameKind::EvidenceReq, stream, &EvidenceReq { kind, nonce }.to_bytes())?;
         let limit = u32::try_from(BUNDLE_MAX).unwrap_or(u32::MAX);
         let bundle = self.assemble(stream, FrameKind::Evidence, limit)?;
-        Ok((
-            bundle,
-            Challenge {
-                nonce: Some(nonce),
-                now_unix: now_unix(),
-            },
-        ))
+        Ok((bundle, Challenge { nonce: Some(nonce), now_unix: now_unix() }))
     }
 
     /// Fetches the client bundle and compares its BLAKE3 with those that the policy lists.
@@ -137,8 +127,7 @@ impl Connection {
         loop {
             let stream = self.stream();
             let request = ClientBundleReq { offset };
-            self.wire
-                .send(FrameKind::ClientBundleReq, stream, &request.to_bytes())?;
+            self.wire.send(FrameKind::ClientBundleReq, stream, &request.to_bytes())?;
             for _ in 0..CLIENT_BUNDLE_PIECES {
                 let received = self.receive(stream, FrameKind::ClientBundle)?;
                 let piece = Piece::from_bytes(&received.body)?;
@@ -163,20 +152,13 @@ impl Connection {
     ) -> Result<VerifiedKeyRelease, ClientError> {
         if self.state != State::AwaitingKey {
             let hint = "it does not need a key";
-            return Err(ClientError::State {
-                state: self.state,
-                hint,
-            });
+            return Err(ClientError::State { state: self.state, hint });
         }
         let (bundle, challenge) = self.evidence(Kind::KeyRelease)?;
         let verified = policy.appraise_key_release(&bundle, &challenge)?;
         let sealed = Box::new(verified.seal(key, terms, &mut rng())?);
         let stream = self.stream();
-        self.wire.send(
-            FrameKind::KeyrelResp,
-            stream,
-            &KeyrelResp { sealed }.to_bytes(),
-        )?;
+        self.wire.send(FrameKind::KeyrelResp, stream, &KeyrelResp { sealed }.to_bytes())?;
         let close = Close::from_bytes(&self.receive(stream, FrameKind::Close)?.body)?;
         match close.code {
             CloseCode::Ok => Ok(verified),
@@ -195,31 +177,19 @@ impl Connection {
     ) -> Result<Answer<'_>, ClientError> {
         let sealed = request::seal(&enclave.seal_to(), body, &mut rng())?;
         let stream = self.stream();
-        let (head, frames) = sealed
-            .bytes
-            .split_at_checked(HEAD_LEN)
-            .unwrap_or((&sealed.bytes, &[]));
+        let (head, frames) =
+            sealed.bytes.split_at_checked(HEAD_LEN).unwrap_or((&sealed.bytes, &[]));
         let sealed_len = u32::try_from(sealed.bytes.len()).unwrap_or(u32::MAX);
         let head =
             Head::from_bytes(head).map_err(chrysalis_protocol::messages::MessageError::from)?;
-        self.wire.send(
-            FrameKind::Open,
-            stream,
-            &Open { sealed_len, head }.to_bytes(),
-        )?;
+        self.wire.send(FrameKind::Open, stream, &Open { sealed_len, head }.to_bytes())?;
         for chunk in frames.chunks(DATA_BYTES) {
             self.wire.send(FrameKind::HostData, stream, chunk)?;
         }
         self.wire.send(FrameKind::End, stream, &[])?;
         let receipt_key = enclave.receipt_key();
         let context = sealed.context;
-        Ok(Answer::new(
-            &mut self.wire,
-            stream,
-            self.limits.egress_frames,
-            context,
-            receipt_key,
-        ))
+        Ok(Answer::new(&mut self.wire, stream, self.limits.egress_frames, context, receipt_key))
     }
 
     /// Asks the enclave to finish what runs and end.
@@ -237,10 +207,7 @@ impl Connection {
             State::AwaitingKey => "its owner releases the key with `chrysalis release`",
             State::Draining => "it takes no requests any more",
         };
-        Err(ClientError::State {
-            state: self.state,
-            hint,
-        })
+        Err(ClientError::State { state: self.state, hint })
     }
 
     fn stream(&mut self) -> u64 {
@@ -287,9 +254,7 @@ fn expect(received: Received, kind: FrameKind) -> Result<Received, ClientError> 
     if received.kind == kind {
         Ok(received)
     } else {
-        Err(ClientError::Unexpected {
-            found: received.kind,
-        })
+        Err(ClientError::Unexpected { found: received.kind })
     }
 }
 
@@ -298,9 +263,7 @@ fn rng() -> UnwrapErr<SysRng> {
 }
 
 fn now_unix() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs())
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 /// Bytes of a sealed request in one DATA frame.

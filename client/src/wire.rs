@@ -34,10 +34,7 @@ enum Stream {
 
 impl Wire {
     pub(crate) fn connect(address: &Address) -> Result<Self, ClientError> {
-        let failed = |source| ClientError::Connect {
-            address: address.clone(),
-            source,
-        };
+        let failed = |source| ClientError::Connect { address: address.clone(), source };
         let stream = match address {
             Address::Unix(path) => {
                 let stream = UnixStream::connect(path).map_err(failed)?;
@@ -52,11 +49,7 @@ impl Wire {
                 Stream::Vsock(stream)
             }
         };
-        Ok(Self {
-            stream,
-            buffer: Vec::new(),
-            chunk: vec![0; CHUNK],
-        })
+        Ok(Self { stream, buffer: Vec::new(), chunk: vec![0; CHUNK] })
     }
 
     pub(crate) fn send(
@@ -79,11 +72,8 @@ impl Wire {
         let start = Instant::now();
         loop {
             if let Some((whole, rest)) = frame::split(&self.buffer)? {
-                let received = Received {
-                    kind: whole.kind,
-                    stream: whole.stream,
-                    body: whole.body.to_vec(),
-                };
+                let received =
+                    Received { kind: whole.kind, stream: whole.stream, body: whole.body.to_vec() };
                 let used = self.buffer.len() - rest.len();
                 self.buffer.drain(..used);
                 return Ok(received);
@@ -94,14 +84,12 @@ impl Wire {
             };
             match read {
                 Ok(0) => return Err(ClientError::Closed),
-                Ok(count) => self
-                    .buffer
-                    .extend_from_slice(self.chunk.get(..count).unwrap_or_default()),
+                Ok(count) => {
+                    self.buffer.extend_from_slice(self.chunk.get(..count).unwrap_or_default())
+                }
                 Err(error) if is_pause(&error) => {
                     if start.elapsed() > SILENCE {
-                        return Err(ClientError::Silent {
-                            seconds: SILENCE.as_secs(),
-                        });
+                        return Err(ClientError::Silent { seconds: SILENCE.as_secs() });
                     }
                 }
                 Err(error) => return Err(ended(error)),

@@ -45,10 +45,7 @@ impl Batch {
     ///
     /// # Panics
     /// When `tokens` is empty or the batch exceeds `u32` counts.
-    #[expect(
-        clippy::expect_used,
-        reason = "counts are bounded by the engine's limits"
-    )]
+    #[expect(clippy::expect_used, reason = "counts are bounded by the engine's limits")]
     pub fn push(
         &mut self,
         tokens: &[u32],

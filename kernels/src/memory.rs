@@ -1,9 +1,6 @@
 //! Memory of the CPU device: aligned to cache lines, zeroed at birth, wiped at death, on huge pages
 //! where it is large.
-#![expect(
-    unsafe_code,
-    reason = "an aligned, page-backed slice cannot be had from Vec"
-)]
+#![expect(unsafe_code, reason = "an aligned, page-backed slice cannot be had from Vec")]
 
 use std::alloc::Layout;
 use std::fmt;
@@ -45,10 +42,7 @@ unsafe impl<T: Plain> Sync for Aligned<T> {}
 impl<T: Plain> Aligned<T> {
     /// `len` zeros.
     pub(crate) fn zeroed(what: &'static str, len: usize) -> Result<Self, DeviceError> {
-        let too_large = || DeviceError::OutOfMemory {
-            what,
-            bytes: usize::MAX,
-        };
+        let too_large = || DeviceError::OutOfMemory { what, bytes: usize::MAX };
         let bytes = len.checked_mul(size_of::<T>()).ok_or_else(too_large)?;
         let ptr = match bytes {
             0 => Some(NonNull::<Line>::dangling().cast()),
@@ -60,11 +54,7 @@ impl<T: Plain> Aligned<T> {
             }
         };
         let ptr = ptr.ok_or(DeviceError::OutOfMemory { what, bytes })?;
-        Ok(Self {
-            ptr: ptr.cast(),
-            len,
-            owned: PhantomData,
-        })
+        Ok(Self { ptr: ptr.cast(), len, owned: PhantomData })
     }
 }
 

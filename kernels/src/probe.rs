@@ -34,13 +34,7 @@ pub struct Limits {
 /// [`DeviceError`] when threads or memory cannot be had.
 pub fn measure(options: CpuOptions, bytes: usize, budget: Duration) -> Result<Limits, DeviceError> {
     let all = Probe::new(options, bytes)?;
-    let one = Probe::new(
-        CpuOptions {
-            threads: Some(1),
-            ..options
-        },
-        0,
-    )?;
+    let one = Probe::new(CpuOptions { threads: Some(1), ..options }, 0)?;
     let slice = budget / 6;
     Ok(Limits {
         threads: all.num_threads(),
@@ -72,18 +66,10 @@ mod tests {
 
     #[test]
     fn every_limit_is_positive_and_more_threads_are_not_a_loss_of_sense() {
-        let options = CpuOptions {
-            threads: Some(2),
-            ..CpuOptions::default()
-        };
+        let options = CpuOptions { threads: Some(2), ..CpuOptions::default() };
         let limits = measure(options, 1 << 20, Duration::from_millis(30)).unwrap();
         assert_eq!(limits.threads, 2);
-        let rates = [
-            limits.read_one,
-            limits.read_all,
-            limits.int8_one,
-            limits.f32_one,
-        ];
+        let rates = [limits.read_one, limits.read_all, limits.int8_one, limits.f32_one];
         assert!(rates.iter().all(|rate| *rate > 1e6), "{limits:?}");
     }
 }

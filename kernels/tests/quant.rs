@@ -13,25 +13,14 @@ fn every_type_decodes_to_the_recorded_bits() {
         let mut found = vec![0.0; vector.values.len()];
         dequantize(dtype, &vector.bytes, &mut found).unwrap();
         for (i, (found, expected)) in found.iter().zip(&vector.values).enumerate() {
-            assert_eq!(
-                found.to_bits(),
-                expected.to_bits(),
-                "{} value {i}",
-                dtype.name()
-            );
+            assert_eq!(found.to_bits(), expected.to_bits(), "{} value {i}", dtype.name());
         }
     }
 }
 
 #[test]
 fn the_encoders_write_the_recorded_bytes() {
-    for dtype in [
-        Dtype::F16,
-        Dtype::Bf16,
-        Dtype::Q4_0,
-        Dtype::Q4_1,
-        Dtype::Q8_0,
-    ] {
+    for dtype in [Dtype::F16, Dtype::Bf16, Dtype::Q4_0, Dtype::Q4_1, Dtype::Q8_0] {
         let vector = Vector::open("quantize", dtype);
         let mut found = Vec::new();
         quantize(dtype, &vector.values, &mut found).unwrap();
@@ -55,14 +44,7 @@ fn a_wrong_length_is_refused() {
         let mut out = vec![0.0; dtype.group_len()];
         let error = dequantize(dtype, &bytes, &mut out).unwrap_err();
         let (bytes, values) = (bytes.len(), out.len());
-        assert_eq!(
-            error,
-            QuantError::Length {
-                dtype,
-                bytes,
-                values
-            }
-        );
+        assert_eq!(error, QuantError::Length { dtype, bytes, values });
     }
     assert!(quantize(Dtype::Q8_0, &[0.0; 31], &mut Vec::new()).is_err());
     assert!(quantize(Dtype::Q6K, &[0.0; 256], &mut Vec::new()).is_err());
@@ -79,20 +61,13 @@ impl Vector {
         let text = std::fs::read_to_string(format!("{folder}/{kind}_{}.txt", dtype.name()));
         let text = text.unwrap();
         let field = |name: &str| {
-            let line = text
-                .lines()
-                .find_map(|line| line.strip_prefix(name))
-                .unwrap()
-                .trim();
+            let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim();
             let digits = line.as_bytes().as_chunks::<2>().0;
             let byte = |d: &[u8; 2]| u8::from_str_radix(str::from_utf8(d).unwrap(), 16).unwrap();
             digits.iter().map(byte).collect::<Vec<u8>>()
         };
         let values = field("values");
         let values = values.as_chunks::<4>().0.iter();
-        Self {
-            bytes: field("bytes"),
-            values: values.map(|b| f32::from_le_bytes(*b)).collect(),
-        }
+        Self { bytes: field("bytes"), values: values.map(|b| f32::from_le_bytes(*b)).collect() }
     }
 }

@@ -54,11 +54,7 @@ fn main() -> Result<ExitCode, Box<dyn Error>> {
     }
     // A NaN is outside every limit.
     let within = top1 >= options.min_top1 && kl <= options.max_kl;
-    Ok(if within {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    Ok(if within { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 #[derive(Default)]
@@ -88,7 +84,8 @@ impl Comparison {
         // The first among equals, as greedy sampling takes it.
         let likeliest = reference.iter().rev().max_by(|a, b| a.1.total_cmp(&b.1));
         self.rows += 1;
-        self.agreed += usize::from(likeliest.is_some_and(|(token, _)| top(ours) == Some(*token as usize)));
+        self.agreed +=
+            usize::from(likeliest.is_some_and(|(token, _)| top(ours) == Some(*token as usize)));
         self.kl_sum += kl;
         self.kl_max = self.kl_max.max(kl);
         if let Some(next) = next {
@@ -139,7 +136,9 @@ impl Recorded {
         let top = if path.ends_with(".top") {
             let mut head = [0; 16];
             reader.read_exact(&mut head)?;
-            let word = |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
+            let word = |at: usize| {
+                u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]])
+            };
             if &head[..8] != b"CHRYTOP1" || word(8) as usize != rows {
                 return Err(format!("{path} is not the likeliest tokens of {rows} rows").into());
             }
@@ -161,7 +160,9 @@ impl Recorded {
         let (words, _) = self.row.as_chunks::<4>();
         if self.top.is_some() {
             let (pairs, _) = words.as_chunks::<2>();
-            let pair = |[id, log_p]: &[[u8; 4]; 2]| (u32::from_le_bytes(*id), f64::from(f32::from_le_bytes(*log_p)));
+            let pair = |[id, log_p]: &[[u8; 4]; 2]| {
+                (u32::from_le_bytes(*id), f64::from(f32::from_le_bytes(*log_p)))
+            };
             return Ok(pairs.iter().map(pair).collect());
         }
         let logits: Vec<f32> = words.iter().map(|word| f32::from_le_bytes(*word)).collect();
@@ -200,21 +201,12 @@ fn open<D: Device>(
         block_size: BLOCK_SIZE,
         cache_dtype: options.cache,
     };
-    Ok(Box::new(Decoder::new(
-        Arc::new(device),
-        config,
-        weights,
-        limits,
-    )?))
+    Ok(Box::new(Decoder::new(Arc::new(device), config, weights, limits)?))
 }
 
 fn log_sum_exp(logits: &[f32]) -> f64 {
     let max = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
-    max + logits
-        .iter()
-        .map(|&x| (f64::from(x) - max).exp())
-        .sum::<f64>()
-        .ln()
+    max + logits.iter().map(|&x| (f64::from(x) - max).exp()).sum::<f64>().ln()
 }
 
 fn top(logits: &[f32]) -> Option<usize> {
@@ -248,9 +240,7 @@ impl Options {
             chunk: 64,
         };
         while let Some(flag) = arguments.next() {
-            let value = arguments
-                .next()
-                .ok_or_else(|| format!("{flag} needs a value"))?;
+            let value = arguments.next().ok_or_else(|| format!("{flag} needs a value"))?;
             match (flag.as_str(), value.as_str()) {
                 ("--min-top1", value) => options.min_top1 = value.parse()?,
                 ("--max-kl", value) => options.max_kl = value.parse()?,

@@ -55,18 +55,9 @@ impl<D: Device> Attention<D> {
         input: &D::Buffer,
         output: &mut D::Buffer,
     ) {
-        let LayerCall {
-            rows,
-            weights,
-            config,
-            ..
-        } = *call;
+        let LayerCall { rows, weights, config, .. } = *call;
         let Self { q, k, v, mixed } = self;
-        device.linear(
-            rows,
-            input,
-            &mut [weights.q.to(q), weights.k.to(k), weights.v.to(v)],
-        );
+        device.linear(rows, input, &mut [weights.q.to(q), weights.k.to(k), weights.v.to(v)]);
         device.rope_store(
             call.step,
             RopeStore {

@@ -158,12 +158,8 @@ impl TryFrom<&Architecture> for ModelConfig {
         let num_layers = range("num_layers", a.num_layers, 1, 256)?;
         let head_dim = range("head_dim", a.head_dim, 2, HEAD_DIM_MAX)?;
         let vocab_size = range("vocab_size", a.vocab_size, 1, VOCAB_MAX)?;
-        let max_positions = range(
-            "max_position_embeddings",
-            a.max_position_embeddings,
-            1,
-            POSITIONS_MAX,
-        )?;
+        let max_positions =
+            range("max_position_embeddings", a.max_position_embeddings, 1, POSITIONS_MAX)?;
         let num_heads = range("num_heads", a.num_heads, 1, HEADS_MAX)?;
         let num_kv_heads = range("num_kv_heads", a.num_kv_heads, 1, a.num_heads)?;
         if !num_heads.is_multiple_of(num_kv_heads) {
@@ -223,24 +219,16 @@ fn check_sliding(a: &Architecture, num_layers: usize) -> Result<Option<usize>, C
     {
         return Err(ConfigError::SlidingLayer { layer, num_layers });
     }
-    let layers = (0..num_layers)
-        .filter(|&layer| is_marked(&a.sliding_layers, layer))
-        .count();
+    let layers = (0..num_layers).filter(|&layer| is_marked(&a.sliding_layers, layer)).count();
     match (a.sliding_window, layers) {
         (0, 0) => Ok(None),
-        (0, _) | (_, 0) => Err(ConfigError::SlidingWindow {
-            window: a.sliding_window,
-            layers,
-        }),
+        (0, _) | (_, 0) => Err(ConfigError::SlidingWindow { window: a.sliding_window, layers }),
         (window, _) => Ok(Some(window as usize)),
     }
 }
 
 fn check_generation(generation: &Generation, vocab_size: u32) -> Result<Generation, ConfigError> {
-    let ids = generation
-        .bos_token_id
-        .iter()
-        .chain(&generation.eos_token_ids);
+    let ids = generation.bos_token_id.iter().chain(&generation.eos_token_ids);
     for &id in ids {
         range("a special token", id, 0, vocab_size - 1)?;
     }
@@ -251,32 +239,21 @@ fn check_generation(generation: &Generation, vocab_size: u32) -> Result<Generati
         ("repetition_penalty", generation.repetition_penalty),
     ] {
         if !value.is_finite() || value < 0.0 {
-            return Err(ConfigError::Float {
-                field,
-                value,
-                expected: "finite and at least 0",
-            });
+            return Err(ConfigError::Float { field, value, expected: "finite and at least 0" });
         }
     }
     Ok(generation.clone())
 }
 
 fn is_marked(layers: &[u32; 8], layer: usize) -> bool {
-    layers
-        .get(layer / 32)
-        .is_some_and(|word| word >> (layer % 32) & 1 == 1)
+    layers.get(layer / 32).is_some_and(|word| word >> (layer % 32) & 1 == 1)
 }
 
 fn range(field: &'static str, value: u32, min: u32, max: u32) -> Result<usize, ConfigError> {
     if (min..=max).contains(&value) {
         Ok(value as usize)
     } else {
-        Err(ConfigError::Range {
-            field,
-            value,
-            min,
-            max,
-        })
+        Err(ConfigError::Range { field, value, min, max })
     }
 }
 
@@ -284,20 +261,12 @@ fn positive(field: &'static str, value: f32) -> Result<f32, ConfigError> {
     if value.is_finite() && value > 0.0 {
         Ok(value)
     } else {
-        Err(ConfigError::Float {
-            field,
-            value,
-            expected: "finite and above 0",
-        })
+        Err(ConfigError::Float { field, value, expected: "finite and above 0" })
     }
 }
 
 fn softcap(field: &'static str, value: f32) -> Result<Option<f32>, ConfigError> {
-    if value == 0.0 {
-        Ok(None)
-    } else {
-        positive(field, value).map(Some)
-    }
+    if value == 0.0 { Ok(None) } else { positive(field, value).map(Some) }
 }
 
 fn activation(code: u32) -> Result<Activation, ConfigError> {
@@ -305,12 +274,7 @@ fn activation(code: u32) -> Result<Activation, ConfigError> {
         1 => Ok(Activation::Silu),
         2 => Ok(Activation::GeluTanh),
         3 => Ok(Activation::GeluErf),
-        value => Err(ConfigError::Range {
-            field: "activation",
-            value,
-            min: 1,
-            max: 3,
-        }),
+        value => Err(ConfigError::Range { field: "activation", value, min: 1, max: 3 }),
     }
 }
 
@@ -330,11 +294,7 @@ pub(crate) mod tests {
 
     /// Two layers, everything that is optional switched off.
     pub(crate) fn tiny() -> Architecture {
-        let rope = Rope {
-            theta: 10_000.0,
-            rope_dim: 8,
-            ..Rope::default()
-        };
+        let rope = Rope { theta: 10_000.0, rope_dim: 8, ..Rope::default() };
         Architecture {
             hidden_size: 32,
             intermediate_size: 64,
@@ -360,11 +320,7 @@ pub(crate) mod tests {
             sliding_layers: [0; 8],
             rope_global: rope,
             rope_local: Rope::default(),
-            generation: Generation {
-                top_p: 1.0,
-                repetition_penalty: 1.0,
-                ..Generation::default()
-            },
+            generation: Generation { top_p: 1.0, repetition_penalty: 1.0, ..Generation::default() },
         }
     }
 
@@ -373,10 +329,7 @@ pub(crate) mod tests {
         let mut a = tiny();
         (a.sliding_window, a.sliding_layers[0], a.rope_local) = (16, 0b10, a.rope_global);
         let config = ModelConfig::try_from(&a).unwrap();
-        assert_eq!(
-            [0, 1, 2].map(|layer| config.layer_window(layer)),
-            [None, Some(16), None]
-        );
+        assert_eq!([0, 1, 2].map(|layer| config.layer_window(layer)), [None, Some(16), None]);
     }
 
     #[test]
@@ -385,44 +338,20 @@ pub(crate) mod tests {
         let cases: [(Change, &str); 17] = [
             (|a| a.hidden_size = 0, "hidden_size is 0, outside 1..=65536"),
             (|a| a.num_layers = 257, "num_layers is 257, outside 1..=256"),
-            (
-                |a| a.num_kv_heads = 3,
-                "4 query heads do not divide among 3 kv heads",
-            ),
+            (|a| a.num_kv_heads = 3, "4 query heads do not divide among 3 kv heads"),
             (|a| a.num_kv_heads = 5, "num_kv_heads is 5, outside 1..=4"),
-            (
-                |a| a.vocab_size = u32::MAX,
-                "vocab_size is 4294967295, outside 1..=2097152",
-            ),
+            (|a| a.vocab_size = u32::MAX, "vocab_size is 4294967295, outside 1..=2097152"),
             (
                 |a| a.max_position_embeddings = 0,
                 "max_position_embeddings is 0, outside 1..=16777216",
             ),
             (|a| a.activation = 4, "activation is 4, outside 1..=3"),
-            (
-                |a| a.rms_norm_eps = 0.0,
-                "rms_norm_eps is 0, not finite and above 0",
-            ),
-            (
-                |a| a.attention_scale = f32::NAN,
-                "attention_scale is NaN, not finite and above 0",
-            ),
-            (
-                |a| a.final_logit_softcap = -1.0,
-                "final_logit_softcap is -1, not finite and above 0",
-            ),
-            (
-                |a| a.sliding_window = 4,
-                "the sliding window is 4 and 0 layers use it",
-            ),
-            (
-                |a| a.sliding_layers[0] = 1,
-                "the sliding window is 0 and 1 layers use it",
-            ),
-            (
-                |a| a.sliding_layers[7] = 1,
-                "layer 224 of 2 is marked as sliding",
-            ),
+            (|a| a.rms_norm_eps = 0.0, "rms_norm_eps is 0, not finite and above 0"),
+            (|a| a.attention_scale = f32::NAN, "attention_scale is NaN, not finite and above 0"),
+            (|a| a.final_logit_softcap = -1.0, "final_logit_softcap is -1, not finite and above 0"),
+            (|a| a.sliding_window = 4, "the sliding window is 4 and 0 layers use it"),
+            (|a| a.sliding_layers[0] = 1, "the sliding window is 0 and 1 layers use it"),
+            (|a| a.sliding_layers[7] = 1, "layer 224 of 2 is marked as sliding"),
             (
                 |a| a.rope_global.rope_dim = 10,
                 "the rotary embedding of global layers: 10 rotated values in a head of 8",
@@ -431,14 +360,8 @@ pub(crate) mod tests {
                 |a| (a.sliding_window, a.sliding_layers[0]) = (4, 1),
                 "the rotary embedding of local layers: 0 rotated values in a head of 8",
             ),
-            (
-                |a| a.generation.eos_token_ids = vec![50],
-                "a special token is 50, outside 0..=49",
-            ),
-            (
-                |a| a.generation.min_p = -0.1,
-                "min_p is -0.1, not finite and at least 0",
-            ),
+            (|a| a.generation.eos_token_ids = vec![50], "a special token is 50, outside 0..=49"),
+            (|a| a.generation.min_p = -0.1, "min_p is -0.1, not finite and at least 0"),
         ];
         assert!(ModelConfig::try_from(&tiny()).is_ok());
         for (change, refusal) in cases {

@@ -156,9 +156,8 @@ impl<D: Device> Decoder<D> {
             }
         }
         let (tokens, hidden) = (limits.max_tokens, config.hidden_size);
-        let max_positions = config
-            .max_positions
-            .min(limits.num_blocks.saturating_mul(limits.block_size));
+        let max_positions =
+            config.max_positions.min(limits.num_blocks.saturating_mul(limits.block_size));
         let d = &*device;
         Ok(Self {
             max_positions,
@@ -210,59 +209,24 @@ impl<D: Device> Decoder<D> {
             weights: &weights.attention,
             config: &self.config,
         };
-        self.attention
-            .forward(d, &call, &mut self.cache, input, output);
+        self.attention.forward(d, &call, &mut self.cache, input, output);
         // The input was read; its buffer takes the normalised output.
-        residual(
-            d,
-            rows,
-            weights.post_attention_norm.as_ref(),
-            eps,
-            output,
-            input,
-            sum,
-        );
+        residual(d, rows, weights.post_attention_norm.as_ref(), eps, output, input, sum);
 
         d.rms_norm(rows, sum, &weights.ffn_norm, eps, input);
-        self.mlp
-            .forward(d, rows, &weights.mlp, self.config.activation, input, output);
-        residual(
-            d,
-            rows,
-            weights.post_ffw_norm.as_ref(),
-            eps,
-            output,
-            input,
-            sum,
-        );
+        self.mlp.forward(d, rows, &weights.mlp, self.config.activation, input, output);
+        residual(d, rows, weights.post_ffw_norm.as_ref(), eps, output, input, sum);
     }
 
     /// The final norm and the output matrix, on the `rows` that want logits.
     fn output(&mut self, rows: usize) {
         let (d, config) = (&*self.device, &self.config);
-        let Layout {
-            embedding,
-            output,
-            output_norm,
-            ..
-        } = &self.weights;
-        let Head {
-            selected,
-            normed,
-            logits,
-        } = &mut self.head;
+        let Layout { embedding, output, output_norm, .. } = &self.weights;
+        let Head { selected, normed, logits } = &mut self.head;
         d.select(&self.step, &self.hidden.sum, selected);
         d.rms_norm(rows, selected, output_norm, config.rms_norm_eps, normed);
         let weight = output.as_ref().unwrap_or(embedding);
-        d.linear(
-            rows,
-            normed,
-            &mut [Linear {
-                weight,
-                bias: None,
-                out: logits,
-            }],
-        );
+        d.linear(rows, normed, &mut [Linear { weight, bias: None, out: logits }]);
         if let Some(cap) = config.final_logit_softcap {
             d.softcap(rows, cap, logits);
         }
@@ -284,12 +248,7 @@ impl<D: Device> Model for Decoder<D> {
 
     fn forward(&mut self, batch: &Batch) -> Result<(), ModelError> {
         self.logit_rows = 0;
-        check_batch(
-            batch,
-            &self.limits,
-            self.config.vocab_size,
-            self.max_positions,
-        )?;
+        check_batch(batch, &self.limits, self.config.vocab_size, self.max_positions)?;
         let rows = batch.num_tokens();
         if rows == 0 {
             return Ok(());
@@ -313,10 +272,7 @@ impl<D: Device> Model for Decoder<D> {
 
     fn logits(&self, index: usize, out: &mut [f32]) -> Result<(), ModelError> {
         if index >= self.logit_rows {
-            return Err(ModelError::LogitRow {
-                index,
-                rows: self.logit_rows,
-            });
+            return Err(ModelError::LogitRow { index, rows: self.logit_rows });
         }
         if out.len() != self.config.vocab_size {
             return Err(ModelError::LogitLength {
@@ -337,12 +293,7 @@ impl<D: Device> Model for Decoder<D> {
     }
 
     fn describe(&self) -> String {
-        let ModelConfig {
-            num_layers,
-            hidden_size,
-            vocab_size,
-            ..
-        } = &self.config;
+        let ModelConfig { num_layers, hidden_size, vocab_size, .. } = &self.config;
         format!(
             "{num_layers} layers of {hidden_size}, {vocab_size} tokens, on {}",
             self.device.describe()

@@ -61,11 +61,7 @@ impl<M, V> LinearLayout<M, V> {
     where
         D: Device<Matrix = M, Vector = V>,
     {
-        Linear {
-            weight: &self.weight,
-            bias: self.bias.as_ref(),
-            out,
-        }
+        Linear { weight: &self.weight, bias: self.bias.as_ref(), out }
     }
 }
 
@@ -150,8 +146,7 @@ struct Place<'a, S> {
 
 impl<S: Supply> Place<'_, S> {
     fn vector(&mut self, name: &str, len: usize) -> Result<S::Vector, WeightError> {
-        self.supply
-            .vector(format!("blk.{}.{name}", self.layer), len)
+        self.supply.vector(format!("blk.{}.{name}", self.layer), len)
     }
 
     fn optional(
@@ -171,9 +166,7 @@ impl<S: Supply> Place<'_, S> {
         bias: bool,
     ) -> Result<LinearLayout<S::Matrix, S::Vector>, WeightError> {
         Ok(LinearLayout {
-            weight: self
-                .supply
-                .matrix(format!("blk.{}.{name}.weight", self.layer), rows, cols)?,
+            weight: self.supply.matrix(format!("blk.{}.{name}.weight", self.layer), rows, cols)?,
             bias: self.optional(bias, &format!("{name}.bias"), rows)?,
         })
     }

@@ -70,28 +70,25 @@ pub(crate) fn check_batch(
     max_positions: usize,
 ) -> Result<(), BatchError> {
     let tokens = batch.num_tokens();
-    at_most(tokens, limits.max_tokens, |found, limit| {
-        BatchError::Tokens { found, limit }
+    at_most(tokens, limits.max_tokens, |found, limit| BatchError::Tokens { found, limit })?;
+    at_most(batch.logit_rows.len(), limits.max_logit_rows, |found, limit| BatchError::LogitRows {
+        found,
+        limit,
     })?;
-    at_most(
-        batch.logit_rows.len(),
-        limits.max_logit_rows,
-        |found, limit| BatchError::LogitRows { found, limit },
-    )?;
     let beyond = |&token: &u32| token as usize >= vocab_size;
     if let Some(row) = batch.tokens.iter().position(beyond) {
         let limit = vocab_size;
         return Err(BatchError::Token { row, limit });
     }
-    below(&batch.positions, max_positions, |position, limit| {
-        BatchError::Position { position, limit }
+    below(&batch.positions, max_positions, |position, limit| BatchError::Position {
+        position,
+        limit,
     })?;
-    below(&batch.block_tables, limits.num_blocks, |block, limit| {
-        BatchError::Block { block, limit }
+    below(&batch.block_tables, limits.num_blocks, |block, limit| BatchError::Block {
+        block,
+        limit,
     })?;
-    below(&batch.logit_rows, tokens, |_, _| {
-        BatchError::Inconsistent("logit rows")
-    })?;
+    below(&batch.logit_rows, tokens, |_, _| BatchError::Inconsistent("logit rows"))?;
     if !batch.logit_rows.is_sorted_by(|a, b| a < b) {
         return Err(BatchError::Inconsistent("logit rows"));
     }
@@ -99,12 +96,7 @@ pub(crate) fn check_batch(
         return Err(BatchError::Inconsistent("positions"));
     }
     check_sums(&batch.cu_seqlens_q, tokens, 1, "chunks")?;
-    check_sums(
-        &batch.cu_blocks,
-        batch.block_tables.len(),
-        0,
-        "block tables",
-    )?;
+    check_sums(&batch.cu_blocks, batch.block_tables.len(), 0, "block tables")?;
     if batch.cu_blocks.len() != batch.cu_seqlens_q.len() {
         return Err(BatchError::Inconsistent("block tables"));
     }
@@ -118,11 +110,7 @@ fn check_sums(sums: &[u32], total: usize, step: u32, what: &'static str) -> Resu
         (first, last) => first == Some(&0) && last.is_some_and(|&last| last as usize == total),
     };
     let grows = sums.is_sorted_by(|a, b| b.checked_sub(*a).is_some_and(|grown| grown >= step));
-    if whole && grows {
-        Ok(())
-    } else {
-        Err(BatchError::Inconsistent(what))
-    }
+    if whole && grows { Ok(()) } else { Err(BatchError::Inconsistent(what)) }
 }
 
 /// The positions of sequence `s` follow one another and its table reaches the last of them.
@@ -131,15 +119,9 @@ fn check_sequence(batch: &Batch, s: usize, block_size: usize) -> Result<(), Batc
     if !positions.is_sorted_by(|a, b| a.checked_add(1) == Some(*b)) {
         return Err(BatchError::Inconsistent("positions"));
     }
-    let needed = positions
-        .last()
-        .map_or(0, |&last| last as usize / block_size + 1);
+    let needed = positions.last().map_or(0, |&last| last as usize / block_size + 1);
     let found = batch.blocks(s).len();
-    if found < needed {
-        Err(BatchError::Table { found, needed })
-    } else {
-        Ok(())
-    }
+    if found < needed { Err(BatchError::Table { found, needed }) } else { Ok(()) }
 }
 
 fn at_most(
@@ -147,11 +129,7 @@ fn at_most(
     limit: usize,
     error: impl FnOnce(usize, usize) -> BatchError,
 ) -> Result<(), BatchError> {
-    if found > limit {
-        Err(error(found, limit))
-    } else {
-        Ok(())
-    }
+    if found > limit { Err(error(found, limit)) } else { Ok(()) }
 }
 
 fn below(
@@ -195,68 +173,20 @@ mod tests {
     fn a_batch_beyond_its_limits_is_refused_by_name() {
         type Change = fn(&mut Batch);
         let cases: [(Change, BatchError); 14] = [
-            (
-                |b| b.tokens.extend([0; 5]),
-                BatchError::Tokens { found: 9, limit: 8 },
-            ),
-            (
-                |b| b.logit_rows.push(3),
-                BatchError::LogitRows { found: 3, limit: 2 },
-            ),
-            (
-                |b| b.tokens[1] = 10,
-                BatchError::Token { row: 1, limit: 10 },
-            ),
-            (
-                |b| b.positions[3] = 12,
-                BatchError::Position {
-                    position: 12,
-                    limit: 12,
-                },
-            ),
-            (
-                |b| b.block_tables[0] = 4,
-                BatchError::Block { block: 4, limit: 4 },
-            ),
-            (
-                |b| b.cu_blocks[1] = 1,
-                BatchError::Table {
-                    found: 1,
-                    needed: 2,
-                },
-            ),
-            (
-                |b| b.logit_rows[1] = 4,
-                BatchError::Inconsistent("logit rows"),
-            ),
-            (
-                |b| b.logit_rows[1] = 2,
-                BatchError::Inconsistent("logit rows"),
-            ),
-            (
-                |b| b.positions[1] = 7,
-                BatchError::Inconsistent("positions"),
-            ),
-            (
-                |b| b.positions.push(0),
-                BatchError::Inconsistent("positions"),
-            ),
-            (
-                |b| b.cu_seqlens_q[2] = 5,
-                BatchError::Inconsistent("chunks"),
-            ),
-            (
-                |b| b.cu_seqlens_q[1] = 4,
-                BatchError::Inconsistent("chunks"),
-            ),
-            (
-                |b| b.cu_blocks[1] = 9,
-                BatchError::Inconsistent("block tables"),
-            ),
-            (
-                |b| b.cu_blocks.insert(0, 0),
-                BatchError::Inconsistent("block tables"),
-            ),
+            (|b| b.tokens.extend([0; 5]), BatchError::Tokens { found: 9, limit: 8 }),
+            (|b| b.logit_rows.push(3), BatchError::LogitRows { found: 3, limit: 2 }),
+            (|b| b.tokens[1] = 10, BatchError::Token { row: 1, limit: 10 }),
+            (|b| b.positions[3] = 12, BatchError::Position { position: 12, limit: 12 }),
+            (|b| b.block_tables[0] = 4, BatchError::Block { block: 4, limit: 4 }),
+            (|b| b.cu_blocks[1] = 1, BatchError::Table { found: 1, needed: 2 }),
+            (|b| b.logit_rows[1] = 4, BatchError::Inconsistent("logit rows")),
+            (|b| b.logit_rows[1] = 2, BatchError::Inconsistent("logit rows")),
+            (|b| b.positions[1] = 7, BatchError::Inconsistent("positions")),
+            (|b| b.positions.push(0), BatchError::Inconsistent("positions")),
+            (|b| b.cu_seqlens_q[2] = 5, BatchError::Inconsistent("chunks")),
+            (|b| b.cu_seqlens_q[1] = 4, BatchError::Inconsistent("chunks")),
+            (|b| b.cu_blocks[1] = 9, BatchError::Inconsistent("block tables")),
+            (|b| b.cu_blocks.insert(0, 0), BatchError::Inconsistent("block tables")),
         ];
         assert_eq!(check(&honest()), Ok(()));
         for (change, refusal) in cases {

@@ -20,11 +20,7 @@ impl<D: Device> Mlp<D> {
         max_tokens: usize,
     ) -> Result<Self, DeviceError> {
         let buffer = || device.buffer(max_tokens, config.intermediate_size);
-        Ok(Self {
-            gate: buffer()?,
-            up: buffer()?,
-            gated: buffer()?,
-        })
+        Ok(Self { gate: buffer()?, up: buffer()?, gated: buffer()? })
     }
 
     /// From `input` to `output`, `[tokens, hidden_size]` both.

@@ -76,10 +76,7 @@ impl RopeConfig {
     ) -> Result<Self, RopeError> {
         let rope_dim = rope.rope_dim as usize;
         if rope_dim < 2 || !rope_dim.is_multiple_of(2) || rope_dim > head_dim {
-            return Err(RopeError::RopeDim {
-                rope_dim: rope.rope_dim,
-                head_dim,
-            });
+            return Err(RopeError::RopeDim { rope_dim: rope.rope_dim, head_dim });
         }
         Ok(Self {
             rope_dim,
@@ -91,15 +88,9 @@ impl RopeConfig {
     /// The angles for the device, which will be asked for positions below `max_positions`.
     pub(crate) fn params(&self, max_positions: usize) -> RopeParams {
         RopeParams {
-            inv_freq: self
-                .inv_freq()
-                .into_iter()
-                .map(|angle| angle as f32)
-                .collect(),
+            inv_freq: self.inv_freq().into_iter().map(|angle| angle as f32).collect(),
             attention_factor: match self.scaling {
-                Scaling::Yarn {
-                    attention_factor, ..
-                } => attention_factor as f32,
+                Scaling::Yarn { attention_factor, .. } => attention_factor as f32,
                 _ => 1.0,
             },
             max_positions,
@@ -113,25 +104,14 @@ impl RopeConfig {
         match self.scaling {
             Scaling::None => plain.collect(),
             Scaling::Linear { factor } => plain.map(|angle| angle / factor).collect(),
-            Scaling::Llama3 {
-                factor,
-                low,
-                high,
-                original_max,
-            } => plain
+            Scaling::Llama3 { factor, low, high, original_max } => plain
                 .map(|angle| {
                     let turns = original_max * angle / (2.0 * PI);
                     let keep = ((turns - low) / (high - low)).clamp(0.0, 1.0);
                     blend(angle, factor, keep)
                 })
                 .collect(),
-            Scaling::Yarn {
-                factor,
-                beta_fast,
-                beta_slow,
-                original_max,
-                ..
-            } => {
+            Scaling::Yarn { factor, beta_fast, beta_slow, original_max, .. } => {
                 let first = self.pair_of_turns(beta_fast, original_max).floor().max(0.0);
                 let last = self
                     .pair_of_turns(beta_slow, original_max)
@@ -174,38 +154,19 @@ impl Scaling {
                     rope.low_freq_factor,
                     "above low_freq_factor",
                 )?;
-                Ok(Self::Llama3 {
-                    factor: factor()?,
-                    low,
-                    high,
-                    original_max,
-                })
+                Ok(Self::Llama3 { factor: factor()?, low, high, original_max })
             }
             3 => {
                 let factor = factor()?;
                 let beta_slow = above("beta_slow", rope.beta_slow, 0.0, "above 0")?;
-                let beta_fast = above(
-                    "beta_fast",
-                    rope.beta_fast,
-                    rope.beta_slow,
-                    "above beta_slow",
-                )?;
+                let beta_fast =
+                    above("beta_fast", rope.beta_fast, rope.beta_slow, "above beta_slow")?;
                 let attention_factor = if rope.attention_factor == 0.0 {
-                    if factor <= 1.0 {
-                        1.0
-                    } else {
-                        0.1 * factor.ln() + 1.0
-                    }
+                    if factor <= 1.0 { 1.0 } else { 0.1 * factor.ln() + 1.0 }
                 } else {
                     above("attention_factor", rope.attention_factor, 0.0, "above 0")?
                 };
-                Ok(Self::Yarn {
-                    factor,
-                    beta_fast,
-                    beta_slow,
-                    original_max,
-                    attention_factor,
-                })
+                Ok(Self::Yarn { factor, beta_fast, beta_slow, original_max, attention_factor })
             }
             kind => Err(RopeError::Kind(kind)),
         }
@@ -226,11 +187,7 @@ fn above(
     if value.is_finite() && value > bound {
         Ok(f64::from(value))
     } else {
-        Err(RopeError::Parameter {
-            field,
-            value,
-            expected,
-        })
+        Err(RopeError::Parameter { field, value, expected })
     }
 }
 
@@ -239,11 +196,7 @@ mod tests {
     use super::*;
 
     fn plain() -> Rope {
-        Rope {
-            theta: 10_000.0,
-            rope_dim: 16,
-            ..Rope::default()
-        }
+        Rope { theta: 10_000.0, rope_dim: 16, ..Rope::default() }
     }
 
     fn params(rope: &Rope) -> RopeParams {
@@ -260,12 +213,7 @@ mod tests {
 
     #[test]
     fn linear_scaling_divides_every_angle() {
-        let angles = params(&Rope {
-            kind: 1,
-            factor: 4.0,
-            ..plain()
-        })
-        .inv_freq;
+        let angles = params(&Rope { kind: 1, factor: 4.0, ..plain() }).inv_freq;
         assert_eq!((angles[0], angles[4]), (0.25, 0.0025));
     }
 
@@ -279,12 +227,8 @@ mod tests {
             original_max_position: 32,
             ..plain()
         });
-        let ratios: Vec<f32> = scaled
-            .inv_freq
-            .iter()
-            .zip(params(&plain()).inv_freq)
-            .map(|(a, b)| a / b)
-            .collect();
+        let ratios: Vec<f32> =
+            scaled.inv_freq.iter().zip(params(&plain()).inv_freq).map(|(a, b)| a / b).collect();
         assert_eq!((ratios[0], ratios[2], ratios[7]), (1.0, 0.125, 0.125));
         assert!(0.125 < ratios[1] && ratios[1] < 1.0, "{ratios:?}");
         assert_eq!(scaled.attention_factor, 1.0);
@@ -301,79 +245,32 @@ mod tests {
             ..plain()
         };
         assert!((params(&yarn).attention_factor - 1.138_629_4).abs() < 1e-6);
-        assert_eq!(
-            params(&Rope {
-                attention_factor: 0.5,
-                ..yarn
-            })
-            .attention_factor,
-            0.5
-        );
+        assert_eq!(params(&Rope { attention_factor: 0.5, ..yarn }).attention_factor, 0.5);
         let angles = params(&yarn).inv_freq;
-        assert_eq!(
-            (angles[0], angles[7]),
-            (1.0, params(&plain()).inv_freq[7] / 4.0)
-        );
+        assert_eq!((angles[0], angles[7]), (1.0, params(&plain()).inv_freq[7] / 4.0));
     }
 
     #[test]
     fn a_part_of_a_head_can_turn() {
-        assert_eq!(
-            params(&Rope {
-                rope_dim: 4,
-                ..plain()
-            })
-            .inv_freq,
-            [1.0, 0.01]
-        );
+        assert_eq!(params(&Rope { rope_dim: 4, ..plain() }).inv_freq, [1.0, 0.01]);
     }
 
     #[test]
     fn an_embedding_that_cannot_be_computed_is_refused_by_name() {
-        let llama3 = Rope {
-            kind: 2,
-            factor: 8.0,
-            low_freq_factor: 1.0,
-            ..plain()
-        };
+        let llama3 = Rope { kind: 2, factor: 8.0, low_freq_factor: 1.0, ..plain() };
         let cases = [
             (Rope { kind: 4, ..plain() }, "kind 4 is unknown"),
-            (
-                Rope {
-                    rope_dim: 3,
-                    ..plain()
-                },
-                "3 rotated values in a head of 16",
-            ),
-            (
-                Rope {
-                    theta: 1.0,
-                    ..plain()
-                },
-                "theta is 1, not above 1",
-            ),
+            (Rope { rope_dim: 3, ..plain() }, "3 rotated values in a head of 16"),
+            (Rope { theta: 1.0, ..plain() }, "theta is 1, not above 1"),
             (Rope { kind: 1, ..plain() }, "factor is 0, not above 0"),
             (
-                Rope {
-                    high_freq_factor: 1.0,
-                    ..llama3
-                },
+                Rope { high_freq_factor: 1.0, ..llama3 },
                 "high_freq_factor is 1, not above low_freq_factor",
             ),
-            (
-                Rope {
-                    kind: 3,
-                    factor: 2.0,
-                    ..plain()
-                },
-                "beta_slow is 0, not above 0",
-            ),
+            (Rope { kind: 3, factor: 2.0, ..plain() }, "beta_slow is 0, not above 0"),
         ];
         for (rope, refusal) in cases {
-            assert_eq!(
-                RopeConfig::new(&rope, 16, 64).unwrap_err().to_string(),
-                refusal
-            );
+            assert_eq!(RopeConfig::new(&rope, 16, 64).unwrap_err().to_string(), refusal);
         }
     }
 }

@@ -97,11 +97,7 @@ pub struct TensorSpec<'a> {
 
 impl<'a> From<&'a TensorRecord> for TensorSpec<'a> {
     fn from(record: &'a TensorRecord) -> Self {
-        Self {
-            name: &record.name,
-            dtype: record.dtype,
-            dims: &record.dims,
-        }
+        Self { name: &record.name, dtype: record.dtype, dims: &record.dims }
     }
 }
 
@@ -144,9 +140,7 @@ enum Target<D: Device> {
 
 impl<D: Device> std::fmt::Debug for Current<D> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Current")
-            .field("received", &self.received)
-            .finish_non_exhaustive()
+        f.debug_struct("Current").field("received", &self.received).finish_non_exhaustive()
     }
 }
 
@@ -182,10 +176,7 @@ impl<'a, D: Device> WeightLoader<'a, D> {
             tensors,
             current: None,
             next: 0,
-            loaded: Loaded {
-                matrices: BTreeMap::new(),
-                vectors: BTreeMap::new(),
-            },
+            loaded: Loaded { matrices: BTreeMap::new(), vectors: BTreeMap::new() },
         })
     }
 
@@ -195,11 +186,7 @@ impl<'a, D: Device> WeightLoader<'a, D> {
     /// # Errors
     /// [`WeightError::Order`], [`WeightError::Length`], [`WeightError::Device`].
     pub fn write(&mut self, tensor: usize, offset: u64, bytes: &[u8]) -> Result<(), WeightError> {
-        let order = |expected| WeightError::Order {
-            tensor,
-            expected,
-            found: offset,
-        };
+        let order = |expected| WeightError::Order { tensor, expected, found: offset };
         if tensor != self.next {
             return Err(order(0));
         }
@@ -260,33 +247,19 @@ impl Tensor {
                 found: spec.dims.to_vec(),
             });
         }
-        let wrong = |expected| WeightError::Dtype {
-            name: name(),
-            expected,
-            found: spec.dtype,
-        };
+        let wrong = |expected| WeightError::Dtype { name: name(), expected, found: spec.dtype };
         let dtype = Dtype::from_code(spec.dtype).ok_or_else(|| wrong("a known one"))?;
         let (rows, cols) = match dims[..] {
             [rows, cols] => (rows as usize, cols as usize),
             _ if dtype != Dtype::F32 => return Err(wrong("F32, as all vectors")),
             _ => (1, dims.iter().map(|&n| n as usize).product()),
         };
-        let row_bytes = dtype
-            .row_bytes(cols)
-            .ok_or_else(|| wrong("one whose groups fit a row"))?;
-        Ok(Self {
-            name: name(),
-            dtype,
-            bytes: (rows * row_bytes) as u64,
-            dims,
-        })
+        let row_bytes = dtype.row_bytes(cols).ok_or_else(|| wrong("one whose groups fit a row"))?;
+        Ok(Self { name: name(), dtype, bytes: (rows * row_bytes) as u64, dims })
     }
 
     fn device_error(&self, error: DeviceError) -> WeightError {
-        WeightError::Device {
-            name: self.name.clone(),
-            error,
-        }
+        WeightError::Device { name: self.name.clone(), error }
     }
 }
 
@@ -301,10 +274,7 @@ impl<D: Device> Current<D> {
             // At its full length at once: a vector that grows leaves copies behind.
             _ => Target::Vector(Zeroizing::new(Vec::with_capacity(spec.bytes as usize))),
         };
-        Ok(Self {
-            received: 0,
-            target,
-        })
+        Ok(Self { received: 0, target })
     }
 
     fn write(&mut self, spec: &Tensor, bytes: &[u8]) -> Result<(), WeightError> {
@@ -318,9 +288,7 @@ impl<D: Device> Current<D> {
         }
         self.received = found;
         match &mut self.target {
-            Target::Matrix(upload) => upload
-                .write(bytes)
-                .map_err(|error| spec.device_error(error)),
+            Target::Matrix(upload) => upload.write(bytes).map_err(|error| spec.device_error(error)),
             Target::Vector(staging) => {
                 staging.extend_from_slice(bytes);
                 Ok(())
@@ -343,10 +311,9 @@ impl<D: Device> Current<D> {
                     .collect();
                 let vector = device.vector(&values);
                 values.zeroize();
-                loaded.vectors.insert(
-                    spec.name.clone(),
-                    vector.map_err(|error| spec.device_error(error))?,
-                );
+                loaded
+                    .vectors
+                    .insert(spec.name.clone(), vector.map_err(|error| spec.device_error(error))?);
             }
         }
         Ok(())
@@ -358,15 +325,11 @@ impl<D: Device> Supply for Loaded<D> {
     type Vector = D::Vector;
 
     fn matrix(&mut self, name: String, _: usize, _: usize) -> Result<D::Matrix, WeightError> {
-        self.matrices
-            .remove(&name)
-            .ok_or(WeightError::Missing { name })
+        self.matrices.remove(&name).ok_or(WeightError::Missing { name })
     }
 
     fn vector(&mut self, name: String, _: usize) -> Result<D::Vector, WeightError> {
-        self.vectors
-            .remove(&name)
-            .ok_or(WeightError::Missing { name })
+        self.vectors.remove(&name).ok_or(WeightError::Missing { name })
     }
 }
 
@@ -383,10 +346,8 @@ mod tests {
         (a.tied_embeddings, a.qk_norm, a.sandwich_norms) = (false, true, true);
         (a.qkv_bias, a.o_bias, a.mlp_bias) = (true, true, true);
         let config = ModelConfig::try_from(&a).unwrap();
-        let tensors = expected_tensors(&config)
-            .into_iter()
-            .map(|(name, dims)| (name, 0, dims))
-            .collect();
+        let tensors =
+            expected_tensors(&config).into_iter().map(|(name, dims)| (name, 0, dims)).collect();
         (config, tensors)
     }
 
@@ -396,11 +357,7 @@ mod tests {
     ) -> Result<WeightLoader<'a, Reference>, WeightError> {
         let specs: Vec<TensorSpec<'_>> = tensors
             .iter()
-            .map(|(name, dtype, dims)| TensorSpec {
-                name,
-                dtype: *dtype,
-                dims,
-            })
+            .map(|(name, dtype, dims)| TensorSpec { name, dtype: *dtype, dims })
             .collect();
         WeightLoader::new(&Reference, config, &specs)
     }
@@ -408,10 +365,8 @@ mod tests {
     #[test]
     fn a_model_with_every_option_has_these_tensors() {
         let (_, tensors) = full();
-        let first_layer: Vec<&str> = tensors
-            .iter()
-            .filter_map(|(name, _, _)| name.strip_prefix("blk.0."))
-            .collect();
+        let first_layer: Vec<&str> =
+            tensors.iter().filter_map(|(name, _, _)| name.strip_prefix("blk.0.")).collect();
         assert_eq!(
             first_layer,
             [
@@ -447,18 +402,12 @@ mod tests {
             tensors.iter().position(|tensor| tensor.0 == name).unwrap()
         };
         let cases: [(Change, &str); 7] = [
-            (
-                |t| drop(t.remove(4)),
-                "tensor blk.0.attn_output.bias is missing",
-            ),
+            (|t| drop(t.remove(4)), "tensor blk.0.attn_output.bias is missing"),
             (
                 |t| t.push(("blk.2.attn_q.weight".to_owned(), 0, vec![32, 32])),
                 "tensor blk.2.attn_q.weight belongs to no part of the decoder",
             ),
-            (
-                |t| t.push(t[4].clone()),
-                "tensor blk.0.attn_output.bias is there twice",
-            ),
+            (|t| t.push(t[4].clone()), "tensor blk.0.attn_output.bias is there twice"),
             (
                 |t| t[1].2 = vec![32, 16],
                 "tensor blk.0.attn_k.weight has the shape [32, 16], not [16, 32]",
@@ -513,10 +462,7 @@ mod tests {
             for &(tensor, offset, len) in before {
                 loader.write(tensor, offset, &vec![0; len]).unwrap();
             }
-            assert!(
-                loader.write(tensor, offset, &vec![0; len]).is_err(),
-                "{pieces:?}"
-            );
+            assert!(loader.write(tensor, offset, &vec![0; len]).is_err(), "{pieces:?}");
         }
     }
 }

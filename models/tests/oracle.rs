@@ -20,16 +20,8 @@ use chrysalis_models::source::{self, Source};
 use chrysalis_models::weights::{TensorSpec, WeightLoader};
 use chrysalis_protocol::package::Architecture;
 
-const MODELS: [&str; 8] = [
-    "llama3",
-    "llama-yarn",
-    "llama-linear",
-    "mistral",
-    "qwen2",
-    "qwen3",
-    "gemma2",
-    "gemma3",
-];
+const MODELS: [&str; 8] =
+    ["llama3", "llama-yarn", "llama-linear", "mistral", "qwen2", "qwen3", "gemma2", "gemma3"];
 
 /// Largest difference over largest logit. Weights and cache are f32, so that only the order of sums
 /// and the roundings of exp, tanh and erf differ: 2e-6 is usual.
@@ -114,10 +106,7 @@ fn a_part_left_out_shows_in_the_logits() {
         change(&mut architecture);
         let found = whole(&oracle, &mut oracle.decoder(Reference, &architecture));
         let error = error(&found, &oracle.logits);
-        assert!(
-            error > 100.0 * TOLERANCE,
-            "{name} without its {part} is only {error} off"
-        );
+        assert!(error > 100.0 * TOLERANCE, "{name} without its {part} is only {error} off");
     }
 }
 
@@ -125,10 +114,7 @@ fn a_part_left_out_shows_in_the_logits() {
 fn a_cache_of_halves_stays_close() {
     for name in MODELS {
         let oracle = Oracle::open(name);
-        let limits = DecoderLimits {
-            cache_dtype: CacheDtype::F16,
-            ..LIMITS
-        };
+        let limits = DecoderLimits { cache_dtype: CacheDtype::F16, ..LIMITS };
         let mut model = oracle.decoder_within(Reference, &oracle.architecture(), limits);
         let error = error(&whole(&oracle, &mut model), &oracle.logits);
         // Half precision rounds K and V by 2^-11; these models are sharper than trained ones.
@@ -141,12 +127,7 @@ fn check<D: Device>(oracle: &Oracle, device: D) {
     let found = whole(oracle, &mut model);
     let error = error(&found, &oracle.logits);
     println!("{:<13} {error:.1e}  {}", oracle.name, model.describe());
-    assert!(
-        error <= TOLERANCE,
-        "{}: {error} on {}",
-        oracle.name,
-        model.describe()
-    );
+    assert!(error <= TOLERANCE, "{}: {error} on {}", oracle.name, model.describe());
 }
 
 fn chunks_change_nothing<D: Device>(oracle: &Oracle, device: D) {
@@ -161,13 +142,7 @@ fn chunks_change_nothing<D: Device>(oracle: &Oracle, device: D) {
             batch.push(tokens, start, &[5, 0, 3, 1, 4], WantLogits::All);
             found.extend(step(&mut model, &batch));
         }
-        assert_eq!(
-            found,
-            expected,
-            "{} in chunks of {chunk} on {}",
-            oracle.name,
-            model.describe()
-        );
+        assert_eq!(found, expected, "{} in chunks of {chunk} on {}", oracle.name, model.describe());
     }
 }
 
@@ -180,17 +155,11 @@ fn strangers_change_nothing<D: Device>(oracle: &Oracle, device: D) {
     let (mut before, mut found) = (0, Vec::new());
     for (index, tokens) in oracle.tokens.chunks(5).enumerate() {
         let mut batch = Batch::default();
-        let stranger: Vec<u32> = (0..1 + index as u32 % 4)
-            .map(|i| (i * 37 + before) % 251)
-            .collect();
+        let stranger: Vec<u32> =
+            (0..1 + index as u32 % 4).map(|i| (i * 37 + before) % 251).collect();
         batch.push(&stranger, before, &[9, 2, 6], WantLogits::Last);
         before += stranger.len() as u32;
-        batch.push(
-            tokens,
-            (index * 5) as u32,
-            &[4, 7, 0, 8, 1],
-            WantLogits::All,
-        );
+        batch.push(tokens, (index * 5) as u32, &[4, 7, 0, 8, 1], WantLogits::All);
         batch.push(&[index as u32 + 11], index as u32, &[5], WantLogits::Last);
         let logits = step(&mut model, &batch);
         found.extend_from_slice(&logits[vocab_size..logits.len() - vocab_size]);
@@ -222,28 +191,16 @@ fn error(found: &[f32], expected: &[f32]) -> f32 {
     let largest = expected.iter().fold(0.0, |max: f32, x| max.max(x.abs()));
     found.iter().zip(expected).fold(0.0, |max: f32, (a, b)| {
         let difference = (a - b).abs() / largest;
-        if difference.is_nan() {
-            f32::INFINITY
-        } else {
-            max.max(difference)
-        }
+        if difference.is_nan() { f32::INFINITY } else { max.max(difference) }
     })
 }
 
 fn cpus() -> Vec<Cpu> {
-    Isa::available()
-        .into_iter()
-        .map(|isa| cpu(Some(isa), 2))
-        .collect()
+    Isa::available().into_iter().map(|isa| cpu(Some(isa), 2)).collect()
 }
 
 fn cpu(isa: Option<Isa>, threads: usize) -> Cpu {
-    Cpu::new(CpuOptions {
-        threads: Some(threads),
-        isa,
-        ..CpuOptions::default()
-    })
-    .unwrap()
+    Cpu::new(CpuOptions { threads: Some(threads), isa, ..CpuOptions::default() }).unwrap()
 }
 
 /// A recorded model.
@@ -267,14 +224,8 @@ impl Oracle {
         Self {
             name,
             source: source::open(&folder).unwrap(),
-            tokens: tokens
-                .split_whitespace()
-                .map(|token| token.parse().unwrap())
-                .collect(),
-            logits: logits
-                .iter()
-                .map(|&bytes| f32::from_le_bytes(bytes))
-                .collect(),
+            tokens: tokens.split_whitespace().map(|token| token.parse().unwrap()).collect(),
+            logits: logits.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect(),
         }
     }
 

@@ -33,13 +33,8 @@ fn compare_with_llama_cpp(model: &str, recorded: &str) {
         return;
     };
     let gguf = Gguf::open(&path).unwrap();
-    let tokenizer = gguf_tokenizer::client_text(gguf.metadata())
-        .unwrap()
-        .tokenizer()
-        .unwrap();
-    let recorded = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-        .join("tests")
-        .join(recorded);
+    let tokenizer = gguf_tokenizer::client_text(gguf.metadata()).unwrap().tokenizer().unwrap();
+    let recorded = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests").join(recorded);
     let (mut texts, mut ids) = (0, 0);
     for line in std::fs::read_to_string(recorded).unwrap().lines() {
         let case: serde_json::Value = serde_json::from_str(line).unwrap();
@@ -49,22 +44,10 @@ fn compare_with_llama_cpp(model: &str, recorded: &str) {
             list.iter().map(|id| id.as_u64().unwrap() as u32).collect()
         };
         let plain = ids_of("plain");
-        assert_eq!(
-            tokenizer.encode(text, false).unwrap(),
-            plain,
-            "plain: {text:?}"
-        );
+        assert_eq!(tokenizer.encode(text, false).unwrap(), plain, "plain: {text:?}");
         let around = [ids_of("around"), plain.clone()].concat();
-        assert_eq!(
-            tokenizer.encode(text, true).unwrap(),
-            around,
-            "around: {text:?}"
-        );
-        let parsed = if case["parsed"].is_null() {
-            plain.clone()
-        } else {
-            ids_of("parsed")
-        };
+        assert_eq!(tokenizer.encode(text, true).unwrap(), around, "around: {text:?}");
+        let parsed = if case["parsed"].is_null() { plain.clone() } else { ids_of("parsed") };
         let mut rendered = tokenizer.encode_rendered(text).unwrap();
         if tokenizer.config().add_bos && rendered.len() > parsed.len() {
             rendered.remove(0);
@@ -82,16 +65,11 @@ fn model_file(model: &str) -> Option<PathBuf> {
     let named = std::env::var_os("CHRYSALIS_MODELS")
         .map(|folder| PathBuf::from(folder).join(format!("{model}.gguf")));
     let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
-    let cache = std::env::var_os("XDG_CACHE_HOME")
-        .map(PathBuf::from)
-        .or_else(home);
+    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or_else(home);
     let cached = cache
         .filter(|_| model == "smollm2")
         .map(|cache| cache.join("chrysalis/smollm2-135m-instruct-q4_1.gguf"));
-    [named, cached]
-        .into_iter()
-        .flatten()
-        .find(|path| path.is_file())
+    [named, cached].into_iter().flatten().find(|path| path.is_file())
 }
 
 /// The streamed text is the text of all ids; nothing comes out in halves.
@@ -115,11 +93,7 @@ fn tiny_byte_level(pre: &str) -> Metadata {
     let mut tokens: Vec<String> = Vec::new();
     let mut shifted = 0x100;
     for byte in 0..=255u8 {
-        let code = if printable(&byte) {
-            u32::from(byte)
-        } else {
-            shifted
-        };
+        let code = if printable(&byte) { u32::from(byte) } else { shifted };
         shifted += u32::from(!printable(&byte));
         tokens.push(char::from_u32(code).unwrap().to_string());
     }
@@ -180,10 +154,7 @@ fn metadata<const N: usize>(entries: [(&str, Value); N]) -> Metadata {
 }
 
 fn tokenizer(metadata: &Metadata) -> Tokenizer {
-    gguf_tokenizer::client_text(metadata)
-        .unwrap()
-        .tokenizer()
-        .unwrap()
+    gguf_tokenizer::client_text(metadata).unwrap().tokenizer().unwrap()
 }
 
 #[test]
@@ -194,10 +165,7 @@ fn a_byte_level_tokenizer_merges_and_splits_as_its_file_says() {
     assert_eq!(ids("12"), [u32::from(b'1'), u32::from(b'2')]);
     assert_eq!(ids("é"), [0xC3, 0xA9]);
     assert_eq!(ids(""), [] as [u32; 0]);
-    assert_eq!(
-        tokenizer.decode(&ids("he hell, é 你 \n"), true),
-        "he hell, é 你 \n"
-    );
+    assert_eq!(tokenizer.decode(&ids("he hell, é 你 \n"), true), "he hell, é 你 \n");
 }
 
 #[test]
@@ -220,10 +188,7 @@ fn bos_is_written_once() {
     assert_eq!(tokenizer.encode("he", true).unwrap(), [259, 256]);
     assert_eq!(tokenizer.encode("he", false).unwrap(), [256]);
     assert_eq!(tokenizer.encode_rendered("he").unwrap(), [259, 256]);
-    assert_eq!(
-        tokenizer.encode_rendered("<|im_start|>he").unwrap(),
-        [259, 256]
-    );
+    assert_eq!(tokenizer.encode_rendered("<|im_start|>he").unwrap(), [259, 256]);
 }
 
 #[test]
@@ -235,22 +200,13 @@ fn a_sentence_piece_tokenizer_merges_the_best_score_first_and_falls_back_to_byte
         (259..267).find(of).unwrap()
     };
     // "bc" has a better score than "ab".
-    assert_eq!(
-        bare.encode("abc", false).unwrap(),
-        [token("a"), token("bc")]
-    );
+    assert_eq!(bare.encode("abc", false).unwrap(), [token("a"), token("bc")]);
     assert_eq!(bare.encode("ab", false).unwrap(), [token("ab")]);
     assert_eq!(bare.encode(" ab", false).unwrap(), [token(" ab")]);
     assert_eq!(prefixed.encode("ab", true).unwrap(), [1, token(" ab")]);
     assert_eq!(bare.encode("é", false).unwrap(), [3 + 0xC3, 3 + 0xA9]);
-    assert_eq!(
-        bare.encode("</s>", false).unwrap().first(),
-        Some(&(3 + u32::from(b'<')))
-    );
-    assert_eq!(
-        prefixed.encode_rendered("</s>ab").unwrap(),
-        [1, 2, token(" ab")]
-    );
+    assert_eq!(bare.encode("</s>", false).unwrap().first(), Some(&(3 + u32::from(b'<'))));
+    assert_eq!(prefixed.encode_rendered("</s>ab").unwrap(), [1, 2, token(" ab")]);
     let ids = prefixed.encode("ab é 你", false).unwrap();
     assert_eq!(prefixed.decode(&ids, true), "ab é 你");
     assert_eq!(bare.decode(&ids, true), " ab é 你");
@@ -278,10 +234,7 @@ fn a_stream_of_ids_never_splits_a_character() {
     let mut detokenizer = tokenizer.detokenizer(true);
     let pieces: Vec<String> = ids.iter().map(|&id| detokenizer.push(id)).collect();
     assert_eq!(pieces.concat(), text);
-    assert_eq!(
-        pieces.iter().filter(|piece| piece.is_empty()).count(),
-        1 + 2 + 3 + 2
-    );
+    assert_eq!(pieces.iter().filter(|piece| piece.is_empty()).count(), 1 + 2 + 3 + 2);
     assert_eq!(detokenizer.finish(), "");
 }
 
@@ -292,18 +245,10 @@ fn bytes_that_are_no_text_are_shown_as_the_replacement_character() {
     assert_eq!(detokenizer.push(0xFF), "\u{fffd}");
     assert_eq!(detokenizer.push(0xF0), "");
     assert_eq!(detokenizer.push(0x9F), "");
-    assert_eq!(
-        detokenizer.push(259),
-        "",
-        "a special token does not end a character"
-    );
+    assert_eq!(detokenizer.push(259), "", "a special token does not end a character");
     assert_eq!(detokenizer.push(u32::from(b'a')), "\u{fffd}a");
     assert_eq!(detokenizer.push(0xE4), "");
-    assert_eq!(
-        detokenizer.push(1_000_000),
-        "",
-        "an id without a token has no text"
-    );
+    assert_eq!(detokenizer.push(1_000_000), "", "an id without a token has no text");
     assert_eq!(detokenizer.finish(), "\u{fffd}");
     assert_eq!(detokenizer.finish(), "");
 }
@@ -315,10 +260,7 @@ fn an_unknown_kind_is_refused_by_its_name() {
         ("tokens", Value::Texts(vec!["a".into()])),
     ]);
     let refusal = gguf_tokenizer::client_text(&kind).unwrap_err();
-    assert!(
-        matches!(&refusal, TextError::UnknownKind(kind) if kind == "rwkv"),
-        "{refusal}"
-    );
+    assert!(matches!(&refusal, TextError::UnknownKind(kind) if kind == "rwkv"), "{refusal}");
     let refusal = gguf_tokenizer::client_text(&tiny_byte_level("no-such-pre")).unwrap_err();
     assert!(matches!(&refusal, TextError::UnknownPreTokenizer(pre) if pre == "no-such-pre"));
 }
@@ -397,9 +339,7 @@ fn a_tokenizer_that_contradicts_itself_is_refused() {
 
 #[test]
 fn every_cut_of_a_tokenizer_is_refused() {
-    let json = gguf_tokenizer::client_text(&tiny_byte_level("qwen2"))
-        .unwrap()
-        .tokenizer_json;
+    let json = gguf_tokenizer::client_text(&tiny_byte_level("qwen2")).unwrap().tokenizer_json;
     for len in (0..json.len()).step_by(13) {
         let cut = Tokenizer::from_json(&json[..len], TextConfig::default());
         assert!(matches!(cut, Err(TextError::Json { .. })), "{len}");
@@ -414,10 +354,7 @@ fn every_cut_of_a_tokenizer_is_refused() {
 fn an_id_that_the_vocabulary_lacks_is_refused() {
     let mut text = gguf_tokenizer::client_text(&tiny_byte_level("qwen2")).unwrap();
     text.config.eos_token_ids.push(262);
-    assert!(matches!(
-        text.tokenizer(),
-        Err(TextError::UnknownToken { .. })
-    ));
+    assert!(matches!(text.tokenizer(), Err(TextError::UnknownToken { .. })));
 }
 
 #[test]
@@ -434,14 +371,8 @@ fn a_config_survives_its_json() {
         },
     };
     assert_eq!(TextConfig::from_json(&config.to_json()).unwrap(), config);
-    let many = TextConfig {
-        eos_token_ids: vec![0; 9],
-        ..config
-    };
-    assert!(matches!(
-        TextConfig::from_json(&many.to_json()),
-        Err(TextError::TooLong { .. })
-    ));
+    let many = TextConfig { eos_token_ids: vec![0; 9], ..config };
+    assert!(matches!(TextConfig::from_json(&many.to_json()), Err(TextError::TooLong { .. })));
     assert!(TextConfig::from_json(b"{}").is_err());
 }
 
@@ -483,18 +414,8 @@ fn a_hugging_face_folder_says_what_the_gguf_says() {
     assert!(text.config.add_bos);
     assert_eq!(text.config.generation.temperature, Some(0.5));
     let ids = text.tokenizer().unwrap().encode("he hell", true).unwrap();
-    assert_eq!(
-        ids,
-        from_gguf
-            .tokenizer()
-            .unwrap()
-            .encode("he hell", true)
-            .unwrap()
-    );
-    assert!(matches!(
-        hf::client_text(&HfFiles::default()),
-        Err(TextError::MissingFile(_))
-    ));
+    assert_eq!(ids, from_gguf.tokenizer().unwrap().encode("he hell", true).unwrap());
+    assert!(matches!(hf::client_text(&HfFiles::default()), Err(TextError::MissingFile(_))));
 }
 
 #[test]
@@ -513,12 +434,7 @@ fn templates_render_as_in_python() {
             .as_array()
             .unwrap()
             .iter()
-            .map(|it| {
-                Message::new(
-                    it["role"].as_str().unwrap(),
-                    it["content"].as_str().unwrap(),
-                )
-            })
+            .map(|it| Message::new(it["role"].as_str().unwrap(), it["content"].as_str().unwrap()))
             .collect();
         match (
             template.render(&messages, case["prompt"].as_bool().unwrap()),
@@ -538,13 +454,7 @@ fn a_variable_reaches_the_template() {
     let source = "{% if enable_thinking is defined and enable_thinking is false %}no{% else %}yes{% endif %}";
     let template = || ChatTemplate::new(source, None, None).unwrap();
     assert_eq!(template().render(&[], true).unwrap(), "yes");
-    assert_eq!(
-        template()
-            .with_variable("enable_thinking", false)
-            .render(&[], true)
-            .unwrap(),
-        "no"
-    );
+    assert_eq!(template().with_variable("enable_thinking", false).render(&[], true).unwrap(), "no");
 }
 
 #[test]
@@ -554,31 +464,16 @@ fn a_hostile_template_ends() {
         template.render(&[Message::new("user", "x")], true)
     };
     let endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}";
-    assert!(matches!(
-        render(endless),
-        Err(TextError::TemplateFuel { .. })
-    ));
+    assert!(matches!(render(endless), Err(TextError::TemplateFuel { .. })));
     let long =
         "{% for a in range(9999) %}{{ 'xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx' * 100 }}{% endfor %}";
-    assert!(matches!(
-        render(long),
-        Err(TextError::TemplateOutput { .. })
-    ));
+    assert!(matches!(render(long), Err(TextError::TemplateOutput { .. })));
     let deep = "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}";
     assert!(matches!(render(deep), Err(TextError::Template(_))));
     assert!(matches!(render("{% if %}"), Err(TextError::Template(_))));
-    assert!(matches!(
-        render("{{ nothing() }}"),
-        Err(TextError::Template(_))
-    ));
-    assert!(matches!(
-        render(&"x".repeat((256 << 10) + 1)),
-        Err(TextError::TooLong { .. })
-    ));
-    assert!(matches!(
-        render(&"{% if x %}".repeat(9000)),
-        Err(TextError::Template(_))
-    ));
+    assert!(matches!(render("{{ nothing() }}"), Err(TextError::Template(_))));
+    assert!(matches!(render(&"x".repeat((256 << 10) + 1)), Err(TextError::TooLong { .. })));
+    assert!(matches!(render(&"{% if x %}".repeat(9000)), Err(TextError::Template(_))));
 }
 
 #[test]

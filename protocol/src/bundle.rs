@@ -103,10 +103,7 @@ impl<'a> Bundle<'a> {
             reader.zeros(2)?;
             let len = reader.u32()?;
             let value = reader.bytes(len as usize)?;
-            let slot = SECTIONS
-                .iter()
-                .zip(&mut sections)
-                .find(|(section, _)| **section == found);
+            let slot = SECTIONS.iter().zip(&mut sections).find(|(section, _)| **section == found);
             let Some((_, slot)) = slot else {
                 return Err(BundleError::UnknownSection { found });
             };
@@ -119,16 +116,7 @@ impl<'a> Bundle<'a> {
             *slot = Some(value);
             previous = found;
         }
-        let [
-            statement,
-            report,
-            key_config,
-            policy,
-            gpu,
-            package,
-            freshness,
-            rest @ ..,
-        ] = sections;
+        let [statement, report, key_config, policy, gpu, package, freshness, rest @ ..] = sections;
         let [vcek, tdx_collateral, gpu_rim, registry_proof] = rest;
         let required =
             |section, value: Option<&'a [u8]>| value.ok_or(BundleError::Missing { section });
@@ -140,12 +128,7 @@ impl<'a> Bundle<'a> {
             gpu,
             package: required(PACKAGE, package)?,
             freshness,
-            endorsements: Endorsements {
-                vcek,
-                tdx_collateral,
-                gpu_rim,
-                registry_proof,
-            },
+            endorsements: Endorsements { vcek, tdx_collateral, gpu_rim, registry_proof },
         })
     }
 
@@ -168,11 +151,7 @@ impl<'a> Bundle<'a> {
         let mut writer = Writer::new();
         for (section, value) in SECTIONS.into_iter().zip(values) {
             if let Some(value) = value {
-                writer
-                    .u16(section)
-                    .u16(0)
-                    .u32(value.len() as u32)
-                    .bytes(value);
+                writer.u16(section).u16(0).u32(value.len() as u32).bytes(value);
             }
         }
         writer.into_bytes()
@@ -185,6 +164,5 @@ const KEY_CONFIG: u16 = 3;
 const POLICY: u16 = 4;
 const PACKAGE: u16 = 6;
 /// In the order of [`Bundle`]'s fields: 5 GPU evidence, 7 freshness, then the endorsements.
-const SECTIONS: [u16; 11] = [
-    STATEMENT, REPORT, KEY_CONFIG, POLICY, 5, PACKAGE, 7, 0x81, 0x82, 0x83, 0x84,
-];
+const SECTIONS: [u16; 11] =
+    [STATEMENT, REPORT, KEY_CONFIG, POLICY, 5, PACKAGE, 7, 0x81, 0x82, 0x83, 0x84];

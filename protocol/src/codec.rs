@@ -60,10 +60,7 @@ impl<'a> Reader<'a> {
     /// [`CodecError::Short`] when fewer are left.
     pub fn array<const N: usize>(&mut self) -> Result<[u8; N], CodecError> {
         let Some((head, rest)) = self.rest.split_first_chunk::<N>() else {
-            return Err(CodecError::Short {
-                needed: N,
-                left: self.rest.len(),
-            });
+            return Err(CodecError::Short { needed: N, left: self.rest.len() });
         };
         self.rest = rest;
         Ok(*head)
@@ -75,10 +72,7 @@ impl<'a> Reader<'a> {
     /// [`CodecError::Short`] when fewer are left.
     pub fn bytes(&mut self, len: usize) -> Result<&'a [u8], CodecError> {
         let Some((head, rest)) = self.rest.split_at_checked(len) else {
-            return Err(CodecError::Short {
-                needed: len,
-                left: self.rest.len(),
-            });
+            return Err(CodecError::Short { needed: len, left: self.rest.len() });
         };
         self.rest = rest;
         Ok(head)
@@ -144,10 +138,7 @@ impl<'a> Reader<'a> {
         if found == *expected {
             Ok(())
         } else {
-            Err(CodecError::Magic {
-                found,
-                expected: *expected,
-            })
+            Err(CodecError::Magic { found, expected: *expected })
         }
     }
 
@@ -198,9 +189,7 @@ impl Writer {
     /// An empty writer that takes `capacity` bytes without moving them.
     #[must_use]
     pub fn with_capacity(capacity: usize) -> Self {
-        Self {
-            out: Vec::with_capacity(capacity),
-        }
+        Self { out: Vec::with_capacity(capacity) }
     }
 
     /// Appends one byte.
@@ -270,11 +259,7 @@ impl Writer {
     /// When more than `N` bytes were written: the layout in this crate is wrong.
     #[must_use]
     pub fn into_array<const N: usize>(self) -> [u8; N] {
-        assert!(
-            self.out.len() <= N,
-            "a layout of {N} bytes got {}",
-            self.out.len()
-        );
+        assert!(self.out.len() <= N, "a layout of {N} bytes got {}", self.out.len());
         let mut array = [0; N];
         for (to, from) in array.iter_mut().zip(&self.out) {
             *to = *from;
@@ -296,14 +281,7 @@ mod tests {
     #[test]
     fn fields_come_back_in_order() {
         let mut writer = Writer::new();
-        writer
-            .u8(1)
-            .u16(2)
-            .u32(3)
-            .u64(4)
-            .f32(0.5)
-            .zeros(3)
-            .bytes(b"end");
+        writer.u8(1).u16(2).u32(3).u64(4).f32(0.5).zeros(3).bytes(b"end");
         let bytes = writer.into_bytes();
         let mut reader = Reader::new(&bytes);
         assert_eq!(reader.u8(), Ok(1));
@@ -318,18 +296,9 @@ mod tests {
 
     #[test]
     fn a_short_input_a_rest_and_a_reserved_byte_are_refused() {
-        assert_eq!(
-            Reader::new(&[0; 3]).u32(),
-            Err(CodecError::Short { needed: 4, left: 3 })
-        );
-        assert_eq!(
-            Reader::new(&[0]).finish(),
-            Err(CodecError::Trailing { count: 1 })
-        );
-        assert_eq!(
-            Reader::new(&[0, 7]).zeros(2),
-            Err(CodecError::Reserved { value: 7 })
-        );
+        assert_eq!(Reader::new(&[0; 3]).u32(), Err(CodecError::Short { needed: 4, left: 3 }));
+        assert_eq!(Reader::new(&[0]).finish(), Err(CodecError::Trailing { count: 1 }));
+        assert_eq!(Reader::new(&[0, 7]).zeros(2), Err(CodecError::Reserved { value: 7 }));
         assert!(matches!(
             Reader::new(b"CHRY-XX1").magic(b"CHRY-ST1"),
             Err(CodecError::Magic { .. })

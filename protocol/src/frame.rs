@@ -210,9 +210,7 @@ pub fn split(bytes: &[u8]) -> Result<Option<(Frame<'_>, &[u8])>, FrameError> {
         return Ok(None);
     };
     let FrameHeader { kind, stream, len } = FrameHeader::from_bytes(header)?;
-    Ok(rest
-        .split_at_checked(len as usize)
-        .map(|(body, rest)| (Frame { kind, stream, body }, rest)))
+    Ok(rest.split_at_checked(len as usize).map(|(body, rest)| (Frame { kind, stream, body }, rest)))
 }
 
 /// Appends a frame to `out`.
@@ -220,11 +218,7 @@ pub fn split(bytes: &[u8]) -> Result<Option<(Frame<'_>, &[u8])>, FrameError> {
 /// # Panics
 /// When `body` is longer than [`BODY_MAX`]: the caller splits what may be longer.
 pub fn write(kind: FrameKind, stream: u64, body: &[u8], out: &mut Vec<u8>) {
-    assert!(
-        body.len() <= BODY_MAX,
-        "a frame body of {} bytes",
-        body.len()
-    );
+    assert!(body.len() <= BODY_MAX, "a frame body of {} bytes", body.len());
     out.reserve(HEADER_LEN.saturating_add(body.len()));
     out.extend_from_slice(&MAGIC);
     out.extend_from_slice(&[VERSION, kind.code(), 0, 0]);
@@ -249,14 +243,7 @@ mod tests {
             let len = bytes.len();
             bytes.extend_from_slice(b"rest");
             let (frame, rest) = split(&bytes).unwrap().unwrap();
-            assert_eq!(
-                frame,
-                Frame {
-                    kind,
-                    stream: 0x0102_0304_0506_0708,
-                    body: b"body"
-                }
-            );
+            assert_eq!(frame, Frame { kind, stream: 0x0102_0304_0506_0708, body: b"body" });
             assert_eq!(rest, b"rest");
             for cut in 0..len {
                 assert_eq!(split(&bytes[..cut]), Ok(None));

@@ -65,10 +65,7 @@ impl Tree {
         let mut levels = Vec::new();
         while level.len() > 1 {
             let (pairs, _) = level.as_chunks::<2>();
-            let above = pairs
-                .iter()
-                .map(|[left, right]| node(left, right))
-                .collect();
+            let above = pairs.iter().map(|[left, right]| node(left, right)).collect();
             levels.push(level);
             level = above;
         }
@@ -94,10 +91,7 @@ impl Tree {
         if at != 0 {
             return None;
         }
-        Some(Path {
-            index: u16::try_from(index).ok()?,
-            siblings,
-        })
+        Some(Path { index: u16::try_from(index).ok()?, siblings })
     }
 }
 
@@ -115,11 +109,7 @@ impl Path {
         let mut at = self.index;
         let mut hash = leaf(challenge);
         for sibling in &self.siblings {
-            hash = if at & 1 == 0 {
-                node(&hash, sibling)
-            } else {
-                node(sibling, &hash)
-            };
+            hash = if at & 1 == 0 { node(&hash, sibling) } else { node(sibling, &hash) };
             at >>= 1;
         }
         hash
@@ -157,29 +147,17 @@ impl<'a> Freshness<'a> {
         if u32::from(index) >= 1_u32.wrapping_shl(depth.into()) {
             return Err(FreshnessError::Index { index, depth });
         }
-        let siblings = (0..depth)
-            .map(|_| reader.array())
-            .collect::<Result<_, _>>()?;
+        let siblings = (0..depth).map(|_| reader.array()).collect::<Result<_, _>>()?;
         reader.finish()?;
-        Ok(Self {
-            statement,
-            report,
-            path: Path { index, siblings },
-        })
+        Ok(Self { statement, report, path: Path { index, siblings } })
     }
 
     /// The encoding.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut writer = Writer::new();
-        writer
-            .bytes(self.statement)
-            .u32(self.report.len() as u32)
-            .bytes(self.report);
-        writer
-            .u16(self.path.index)
-            .u8(self.path.siblings.len() as u8)
-            .u8(0);
+        writer.bytes(self.statement).u32(self.report.len() as u32).bytes(self.report);
+        writer.u16(self.path.index).u8(self.path.siblings.len() as u8).u8(0);
         for sibling in &self.path.siblings {
             writer.bytes(sibling);
         }
@@ -222,10 +200,7 @@ mod tests {
 
     #[test]
     fn an_empty_and_a_large_batch_are_refused() {
-        assert_eq!(
-            Tree::new(&[]).unwrap_err(),
-            FreshnessError::Count { count: 0 }
-        );
+        assert_eq!(Tree::new(&[]).unwrap_err(), FreshnessError::Count { count: 0 });
         assert!(Tree::new(&challenges(1024)).is_ok());
         assert_eq!(
             Tree::new(&challenges(1025)).unwrap_err(),
@@ -237,11 +212,7 @@ mod tests {
     fn a_section_comes_back_and_every_cut_is_refused() {
         let tree = Tree::new(&challenges(5)).unwrap();
         let path = tree.path(4).unwrap();
-        let section = Freshness {
-            statement: &[7; 512],
-            report: &[8; 30],
-            path,
-        };
+        let section = Freshness { statement: &[7; 512], report: &[8; 30], path };
         let mut bytes = section.to_bytes();
         assert_eq!(Freshness::parse(&bytes), Ok(section));
         for cut in 0..bytes.len() {
@@ -255,21 +226,10 @@ mod tests {
     fn a_leaf_outside_the_tree_and_a_deep_tree_are_refused() {
         let tree = Tree::new(&challenges(4)).unwrap();
         let path = tree.path(0).unwrap();
-        let mut bytes = Freshness {
-            statement: &[0; 512],
-            report: &[],
-            path,
-        }
-        .to_bytes();
+        let mut bytes = Freshness { statement: &[0; 512], report: &[], path }.to_bytes();
         bytes[516..518].copy_from_slice(&4u16.to_be_bytes());
-        assert_eq!(
-            Freshness::parse(&bytes),
-            Err(FreshnessError::Index { index: 4, depth: 2 })
-        );
+        assert_eq!(Freshness::parse(&bytes), Err(FreshnessError::Index { index: 4, depth: 2 }));
         bytes[518] = 11;
-        assert_eq!(
-            Freshness::parse(&bytes),
-            Err(FreshnessError::Depth { depth: 11 })
-        );
+        assert_eq!(Freshness::parse(&bytes), Err(FreshnessError::Depth { depth: 11 }));
     }
 }

@@ -18,10 +18,7 @@ pub fn sha384(parts: &[&[u8]]) -> [u8; 48] {
 
 /// A SHA-256 that takes its input as it comes.
 #[derive(Clone)]
-#[expect(
-    missing_debug_implementations,
-    reason = "its state may depend on plaintext"
-)]
+#[expect(missing_debug_implementations, reason = "its state may depend on plaintext")]
 pub struct Sha256(digest::Context);
 
 impl Sha256 {
@@ -67,10 +64,7 @@ impl Prk {
     #[must_use]
     pub fn expand<const N: usize>(&self, info: &[&[u8]]) -> Secret<N> {
         Secret::fill(|out| {
-            let filled = self
-                .0
-                .expand(info, OutputLen(N))
-                .and_then(|okm| okm.fill(out));
+            let filled = self.0.expand(info, OutputLen(N)).and_then(|okm| okm.fill(out));
             assert!(filled.is_ok(), "HKDF-SHA256 yields no {N} bytes");
         })
     }

@@ -79,10 +79,7 @@ impl KemKeyPair {
     #[must_use]
     pub fn derive(seed: &Secret<32>) -> Self {
         let (private, public) = XWing::derive_keypair(seed.expose());
-        Self {
-            private,
-            public: SealingKey(public),
-        }
+        Self { private, public: SealingKey(public) }
     }
 
     /// The public key.
@@ -118,8 +115,7 @@ impl Sender {
     /// [`HpkeError::CannotSeal`] when the sequence numbers are used up.
     pub fn seal(&mut self, aad: &[u8], buffer: &mut [u8]) -> Result<[u8; TAG_LEN], HpkeError> {
         let tag = self.0.seal_inout_detached(buffer.into(), aad);
-        tag.map(|tag| tag.to_bytes().into())
-            .map_err(|_| HpkeError::CannotSeal)
+        tag.map(|tag| tag.to_bytes().into()).map_err(|_| HpkeError::CannotSeal)
     }
 
     /// A secret that the receiver derives too.

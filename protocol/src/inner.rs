@@ -244,22 +244,16 @@ impl Inner {
     /// The encoding, after `before` output tokens.
     pub(crate) fn encode(&self, before: u32) -> Result<Zeroizing<[u8; INNER_LEN]>, InnerError> {
         let more = self.num_tokens();
-        let cumulative = before.checked_add(more).ok_or(InnerError::TooManyTokens {
-            cumulative: before,
-            more,
-        })?;
+        let cumulative = before
+            .checked_add(more)
+            .ok_or(InnerError::TooManyTokens { cumulative: before, more })?;
         let (kind, flags, payload) = self.payload();
         let len = payload.len();
         if len > PAYLOAD_MAX {
             return Err(InnerError::PayloadLen { kind, len });
         }
         let mut writer = Writer::with_capacity(INNER_LEN);
-        writer
-            .u8(kind)
-            .u8(flags)
-            .u16(len as u16)
-            .u32(cumulative)
-            .bytes(payload.as_slice());
+        writer.u8(kind).u8(flags).u16(len as u16).u32(cumulative).bytes(payload.as_slice());
         let frame = Zeroizing::new(writer.into_array());
         // One rule for both ends: what the client would refuse is not sealed.
         Self::decode(&frame, before)?;
@@ -296,10 +290,7 @@ impl Inner {
                 let text = reader.bytes(len)?.to_vec();
                 let text = String::from_utf8(text).map_err(|_| InnerError::Utf8)?;
                 let tokens = cumulative.saturating_sub(before);
-                Self::Text {
-                    text: Zeroizing::new(text),
-                    tokens,
-                }
+                Self::Text { text: Zeroizing::new(text), tokens }
             }
             PROGRESS => {
                 let (done, total) = (reader.u32()?, reader.u32()?);
@@ -323,10 +314,7 @@ impl Inner {
         let kind = match self {
             Self::Dummy => DUMMY,
             Self::Accept(accept) => {
-                writer
-                    .bytes(&accept.request_hash)
-                    .bytes(&accept.boot_id)
-                    .u64(accept.serial);
+                writer.bytes(&accept.request_hash).bytes(&accept.boot_id).u64(accept.serial);
                 ACCEPT
             }
             Self::Tokens(ids) => {
@@ -384,9 +372,7 @@ fn read_tokens(reader: &mut Reader<'_>) -> Result<Zeroizing<Vec<u32>>, InnerErro
     if ids.is_empty() || !rest.is_empty() {
         return Err(InnerError::PayloadLen { kind: TOKENS, len });
     }
-    Ok(Zeroizing::new(
-        ids.iter().map(|id| u32::from_be_bytes(*id)).collect(),
-    ))
+    Ok(Zeroizing::new(ids.iter().map(|id| u32::from_be_bytes(*id)).collect()))
 }
 
 fn read_logprobs(
@@ -394,32 +380,21 @@ fn read_logprobs(
     alternatives: u8,
 ) -> Result<Zeroizing<Vec<TokenLogprobs>>, InnerError> {
     if reader.is_empty() {
-        return Err(InnerError::PayloadLen {
-            kind: LOGPROBS,
-            len: 0,
-        });
+        return Err(InnerError::PayloadLen { kind: LOGPROBS, len: 0 });
     }
     let mut entries = Zeroizing::new(Vec::new());
     while !reader.is_empty() {
         let token = read_logprob(reader)?;
-        let alternatives = (0..alternatives)
-            .map(|_| read_logprob(reader))
-            .collect::<Result<_, _>>()?;
-        entries.push(TokenLogprobs {
-            token,
-            alternatives,
-        });
+        let alternatives =
+            (0..alternatives).map(|_| read_logprob(reader)).collect::<Result<_, _>>()?;
+        entries.push(TokenLogprobs { token, alternatives });
     }
     Ok(entries)
 }
 
 fn read_logprob(reader: &mut Reader<'_>) -> Result<(u32, f32), InnerError> {
     let (id, logprob) = (reader.u32()?, reader.f32()?);
-    if logprob.is_finite() {
-        Ok((id, logprob))
-    } else {
-        Err(InnerError::Logprob)
-    }
+    if logprob.is_finite() { Ok((id, logprob)) } else { Err(InnerError::Logprob) }
 }
 
 fn read_end(reader: &mut Reader<'_>) -> Result<End, InnerError> {
@@ -437,11 +412,7 @@ fn read_end(reader: &mut Reader<'_>) -> Result<End, InnerError> {
 
 fn check_alternatives(entries: &[TokenLogprobs]) -> Result<(), InnerError> {
     let expected = entries.first().map_or(0, |first| first.alternatives.len());
-    match entries
-        .iter()
-        .map(|entry| entry.alternatives.len())
-        .find(|found| *found != expected)
-    {
+    match entries.iter().map(|entry| entry.alternatives.len()).find(|found| *found != expected) {
         Some(found) => Err(InnerError::Alternatives { found, expected }),
         None => Ok(()),
     }

@@ -22,17 +22,8 @@ impl KeyConfig {
     #[must_use]
     pub fn to_bytes(&self) -> [u8; KEY_CONFIG_LEN] {
         let mut writer = Writer::with_capacity(KEY_CONFIG_LEN);
-        writer
-            .bytes(MAGIC)
-            .u16(KEM_ID)
-            .u16(KDF_ID)
-            .u16(AEAD_ID)
-            .u16(0)
-            .u32(self.epoch);
-        writer
-            .u16(SEALING_KEY_LEN as u16)
-            .u16(0)
-            .bytes(&self.sealing_key.to_bytes());
+        writer.bytes(MAGIC).u16(KEM_ID).u16(KDF_ID).u16(AEAD_ID).u16(0).u32(self.epoch);
+        writer.u16(SEALING_KEY_LEN as u16).u16(0).bytes(&self.sealing_key.to_bytes());
         writer.into_array()
     }
 
@@ -80,15 +71,7 @@ pub fn key_id(key_config_digest: &[u8; 48]) -> [u8; 8] {
 }
 
 const fn expect(field: &'static str, found: u16, expected: u16) -> Result<(), StatementError> {
-    if found == expected {
-        Ok(())
-    } else {
-        Err(StatementError::Suite {
-            field,
-            found,
-            expected,
-        })
-    }
+    if found == expected { Ok(()) } else { Err(StatementError::Suite { field, found, expected }) }
 }
 
 const MAGIC: &[u8; 8] = b"CHRY-KC1";

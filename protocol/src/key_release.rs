@@ -62,10 +62,7 @@ pub fn seal(
 ///
 /// # Errors
 /// [`KeyReleaseError`]; every cryptographic failure is the same.
-#[expect(
-    clippy::needless_pass_by_value,
-    reason = "the key pair must not be used again"
-)]
+#[expect(clippy::needless_pass_by_value, reason = "the key pair must not be used again")]
 pub fn open(
     keys: KemKeyPair,
     statement_digest: &[u8; 48],
@@ -84,14 +81,8 @@ pub fn open(
 impl KeyRelease {
     fn to_plaintext(&self) -> SecretBytes {
         let mut writer = Writer::with_capacity(PLAIN_LEN);
-        writer
-            .bytes(MAGIC)
-            .bytes(&self.package_id)
-            .bytes(self.package_key.expose());
-        writer
-            .u32(self.min_model_svn)
-            .u32(self.lease_seconds)
-            .u64(self.lease_tokens);
+        writer.bytes(MAGIC).bytes(&self.package_id).bytes(self.package_key.expose());
+        writer.u32(self.min_model_svn).u32(self.lease_seconds).u64(self.lease_tokens);
         writer.u32(0).zeros(20);
         writer.into_bytes().into()
     }

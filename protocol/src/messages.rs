@@ -151,15 +151,8 @@ impl Limits {
     #[must_use]
     pub fn to_bytes(self) -> Vec<u8> {
         let mut writer = Writer::new();
-        writer
-            .u16(VERSION)
-            .u16(0)
-            .u32(self.connections)
-            .u32(self.streams);
-        writer
-            .u32(self.stream_bytes)
-            .u32(self.ingress_frames)
-            .u32(self.egress_frames);
+        writer.u16(VERSION).u16(0).u32(self.connections).u32(self.streams);
+        writer.u32(self.stream_bytes).u32(self.ingress_frames).u32(self.egress_frames);
         writer.into_bytes()
     }
 
@@ -257,10 +250,7 @@ impl Open {
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut writer = Writer::new();
-        writer
-            .u32(self.sealed_len)
-            .u32(0)
-            .bytes(&self.head.to_bytes());
+        writer.u32(self.sealed_len).u32(0).bytes(&self.head.to_bytes());
         writer.into_bytes()
     }
 
@@ -276,10 +266,7 @@ impl Open {
         if !request::is_sealed_len(found as usize) {
             return Err(MessageError::SealedLen { found });
         }
-        Ok(Self {
-            sealed_len: found,
-            head,
-        })
+        Ok(Self { sealed_len: found, head })
     }
 }
 
@@ -366,10 +353,7 @@ impl Close {
     /// An end without a retry time.
     #[must_use]
     pub const fn new(code: CloseCode) -> Self {
-        Self {
-            code,
-            retry_after_s: 0,
-        }
+        Self { code, retry_after_s: 0 }
     }
 
     /// The encoding.
@@ -399,24 +383,14 @@ impl Close {
         let retry_after_s = reader.u16()?;
         reader.finish()?;
         if retry_after_s != 0 && code != CloseCode::Busy {
-            return Err(MessageError::Retry {
-                seconds: retry_after_s,
-                code,
-            });
+            return Err(MessageError::Retry { seconds: retry_after_s, code });
         }
-        Ok(Self {
-            code,
-            retry_after_s,
-        })
+        Ok(Self { code, retry_after_s })
     }
 }
 
 fn read_version(reader: &mut Reader<'_>) -> Result<(), MessageError> {
     let found = reader.u16()?;
     reader.zeros(2)?;
-    if found == VERSION {
-        Ok(())
-    } else {
-        Err(MessageError::Version { found })
-    }
+    if found == VERSION { Ok(()) } else { Err(MessageError::Version { found }) }
 }

@@ -61,10 +61,7 @@ pub struct Options {
 impl Options {
     /// The number of options and their encoding.
     pub(crate) fn to_bytes(&self) -> (u16, SecretBytes) {
-        let mut list = List {
-            count: 0,
-            writer: Writer::with_capacity(self.capacity()),
-        };
+        let mut list = List { count: 0, writer: Writer::with_capacity(self.capacity()) };
         list.f32(TEMPERATURE, self.temperature);
         list.f32(TOP_P, self.top_p);
         if let Some(top_k) = self.top_k {
@@ -92,16 +89,8 @@ impl Options {
             list.add(LOGPROBS, &[logprobs]);
         }
         list.bytes(VOUCHER, self.voucher.as_ref().map(SecretBytes::expose));
-        list.bytes(
-            CACHE_SALT,
-            self.cache_salt
-                .as_ref()
-                .map(|salt| salt.expose().as_slice()),
-        );
-        list.bytes(
-            SESSION_ID,
-            self.session_id.as_ref().map(|id| id.expose().as_slice()),
-        );
+        list.bytes(CACHE_SALT, self.cache_salt.as_ref().map(|salt| salt.expose().as_slice()));
+        list.bytes(SESSION_ID, self.session_id.as_ref().map(|id| id.expose().as_slice()));
         list.bytes(GRAMMAR, self.grammar.as_ref().map(SecretBytes::expose));
         (list.count, list.writer.into_bytes().into())
     }
@@ -171,10 +160,7 @@ impl List {
     /// A value too long for its length field gets a length that no option may have.
     fn add(&mut self, option: u16, value: &[u8]) {
         self.count = self.count.saturating_add(1);
-        self.writer
-            .u16(option)
-            .u16(u16::try_from(value.len()).unwrap_or(0))
-            .bytes(value);
+        self.writer.u16(option).u16(u16::try_from(value.len()).unwrap_or(0)).bytes(value);
     }
 
     fn bytes(&mut self, option: u16, value: Option<&[u8]>) {
@@ -191,20 +177,13 @@ impl List {
 }
 
 fn array<const N: usize>(option: u16, value: &[u8]) -> Result<[u8; N], BodyError> {
-    value.try_into().map_err(|_| BodyError::OptionLen {
-        option,
-        len: value.len(),
-    })
+    value.try_into().map_err(|_| BodyError::OptionLen { option, len: value.len() })
 }
 
 /// A range holds no NaN, so a float in a finite range is finite.
 fn float(option: u16, value: &[u8], range: RangeInclusive<f32>) -> Result<f32, BodyError> {
     let value = f32::from_bits(u32::from_be_bytes(array(option, value)?));
-    if range.contains(&value) {
-        Ok(value)
-    } else {
-        Err(BodyError::OptionRange { option })
-    }
+    if range.contains(&value) { Ok(value) } else { Err(BodyError::OptionRange { option }) }
 }
 
 fn bytes(option: u16, value: &[u8], max: usize) -> Result<SecretBytes, BodyError> {
@@ -218,10 +197,7 @@ fn bytes(option: u16, value: &[u8], max: usize) -> Result<SecretBytes, BodyError
 fn token_ids(option: u16, value: &[u8]) -> Result<Zeroizing<Vec<u32>>, BodyError> {
     let (ids, rest) = value.as_chunks::<4>();
     if ids.is_empty() || ids.len() > STOP_TOKENS_MAX || !rest.is_empty() {
-        return Err(BodyError::OptionLen {
-            option,
-            len: value.len(),
-        });
+        return Err(BodyError::OptionLen { option, len: value.len() });
     }
     let ids: Zeroizing<Vec<_>> =
         Zeroizing::new(ids.iter().map(|id| u32::from_be_bytes(*id)).collect());
@@ -234,10 +210,7 @@ fn token_ids(option: u16, value: &[u8]) -> Result<Zeroizing<Vec<u32>>, BodyError
 fn logit_bias(option: u16, value: &[u8]) -> Result<Zeroizing<Vec<(u32, f32)>>, BodyError> {
     let (pairs, rest) = value.as_chunks::<8>();
     if pairs.is_empty() || pairs.len() > LOGIT_BIAS_MAX || !rest.is_empty() {
-        return Err(BodyError::OptionLen {
-            option,
-            len: value.len(),
-        });
+        return Err(BodyError::OptionLen { option, len: value.len() });
     }
     let mut biases = Zeroizing::new(Vec::with_capacity(pairs.len()));
     for pair in pairs {

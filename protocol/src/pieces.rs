@@ -40,36 +40,22 @@ impl<'a> Piece<'a> {
         let bytes = reader.rest();
         let room = total.saturating_sub(offset) as usize;
         if bytes.is_empty() || bytes.len() > room {
-            return Err(MessageError::PieceRange {
-                offset,
-                len: bytes.len(),
-                total,
-            });
+            return Err(MessageError::PieceRange { offset, len: bytes.len(), total });
         }
-        Ok(Self {
-            total,
-            offset,
-            bytes,
-        })
+        Ok(Self { total, offset, bytes })
     }
 }
 
 /// Cuts `whole` into pieces, from `start` on. A whole that does not fit a u32 has none.
 pub fn pieces(whole: &[u8], start: usize) -> impl Iterator<Item = Piece<'_>> {
     let total = u32::try_from(whole.len()).unwrap_or(0);
-    let rest = if total == 0 {
-        &[]
-    } else {
-        whole.get(start..).unwrap_or_default()
-    };
+    let rest = if total == 0 { &[] } else { whole.get(start..).unwrap_or_default() };
     let offsets = (start..).step_by(PIECE_MAX);
-    rest.chunks(PIECE_MAX)
-        .zip(offsets)
-        .map(move |(bytes, offset)| Piece {
-            total,
-            offset: offset as u32,
-            bytes,
-        })
+    rest.chunks(PIECE_MAX).zip(offsets).map(move |(bytes, offset)| Piece {
+        total,
+        offset: offset as u32,
+        bytes,
+    })
 }
 
 /// Joins pieces that come in order.
@@ -84,11 +70,7 @@ impl Assembler {
     /// Takes a whole of at most `limit` bytes.
     #[must_use]
     pub const fn new(limit: u32) -> Self {
-        Self {
-            limit,
-            total: None,
-            bytes: Vec::new(),
-        }
+        Self { limit, total: None, bytes: Vec::new() }
     }
 
     /// Adds the next piece; yields the whole when it is complete, and starts again.
@@ -96,30 +78,18 @@ impl Assembler {
     /// # Errors
     /// [`MessageError`] when the piece is not the one that follows, or the whole is too large.
     pub fn push(&mut self, piece: &Piece<'_>) -> Result<Option<Vec<u8>>, MessageError> {
-        let Piece {
-            total,
-            offset: found,
-            bytes,
-        } = *piece;
+        let Piece { total, offset: found, bytes } = *piece;
         let limit = self.limit;
         if total > limit {
             return Err(MessageError::PieceTotal { total, limit });
         }
         let expected = self.bytes.len() as u32;
         if found != expected || *self.total.get_or_insert(total) != total {
-            return Err(MessageError::PieceOrder {
-                found,
-                total,
-                expected,
-            });
+            return Err(MessageError::PieceOrder { found, total, expected });
         }
         let room = total.saturating_sub(found) as usize;
         if bytes.is_empty() || bytes.len() > room {
-            return Err(MessageError::PieceRange {
-                offset: found,
-                len: bytes.len(),
-                total,
-            });
+            return Err(MessageError::PieceRange { offset: found, len: bytes.len(), total });
         }
         self.bytes.extend_from_slice(bytes);
         if self.bytes.len() < total as usize {
@@ -150,40 +120,22 @@ mod tests {
 
     #[test]
     fn a_gap_a_repeat_a_changed_total_and_a_large_whole_are_refused() {
-        let piece = |total, offset, bytes| Piece {
-            total,
-            offset,
-            bytes,
-        };
+        let piece = |total, offset, bytes| Piece { total, offset, bytes };
         let mut assembler = Assembler::new(8);
         assert_eq!(assembler.push(&piece(6, 0, b"ab")), Ok(None));
         for wrong in [piece(6, 0, b"ab"), piece(6, 3, b"de"), piece(7, 2, b"cd")] {
-            assert!(matches!(
-                assembler.push(&wrong),
-                Err(MessageError::PieceOrder { .. })
-            ));
+            assert!(matches!(assembler.push(&wrong), Err(MessageError::PieceOrder { .. })));
         }
         let large = MessageError::PieceTotal { total: 9, limit: 8 };
         assert_eq!(assembler.push(&piece(9, 2, b"cd")), Err(large));
-        assert_eq!(
-            assembler.push(&piece(6, 2, b"cdef")),
-            Ok(Some(b"abcdef".to_vec()))
-        );
+        assert_eq!(assembler.push(&piece(6, 2, b"cdef")), Ok(Some(b"abcdef".to_vec())));
     }
 
     #[test]
     fn a_piece_outside_its_whole_is_refused() {
         for (total, offset, bytes) in [(4, 3, &b"ab"[..]), (4, 5, b"a"), (4, 1, b"")] {
-            let body = Piece {
-                total,
-                offset,
-                bytes,
-            }
-            .to_bytes();
-            assert!(matches!(
-                Piece::from_bytes(&body),
-                Err(MessageError::PieceRange { .. })
-            ));
+            let body = Piece { total, offset, bytes }.to_bytes();
+            assert!(matches!(Piece::from_bytes(&body), Err(MessageError::PieceRange { .. })));
         }
     }
 }

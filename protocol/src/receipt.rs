@@ -134,20 +134,12 @@ impl Receipt {
         let flag = |mask, set| if set { mask } else { 0 };
         let flags = flag(LAST, self.last) | flag(CANCELLED, self.cancelled);
         let mut writer = Writer::with_capacity(BODY_LEN);
-        writer
-            .bytes(MAGIC)
-            .u16(flags | flag(FAILED, self.failed))
-            .u16(self.index);
+        writer.bytes(MAGIC).u16(flags | flag(FAILED, self.failed)).u16(self.index);
         writer.u32(self.epoch).bytes(&self.boot_id).u64(self.serial);
         writer.u32(self.reasoning_units).u32(0);
         writer.bytes(&self.request_tag).bytes(&self.payer_tag);
-        writer
-            .bytes(&self.content_digest)
-            .bytes(&self.statement_digest);
-        writer
-            .u32(self.prompt_units)
-            .u32(self.output_units)
-            .u32(self.cached_units);
+        writer.bytes(&self.content_digest).bytes(&self.statement_digest);
+        writer.u32(self.prompt_units).u32(self.output_units).u32(self.cached_units);
         writer.u32(self.quantum).bytes(&self.previous);
         writer.into_array()
     }
@@ -196,11 +188,7 @@ impl Receipt {
         ];
         for (field, units) in counts {
             if units.checked_rem(quantum) != Some(0) {
-                return Err(ReceiptError::Quantum {
-                    field,
-                    units,
-                    quantum,
-                });
+                return Err(ReceiptError::Quantum { field, units, quantum });
             }
         }
         let parts = [
@@ -229,11 +217,7 @@ impl Chain {
     /// The empty chain of a boot, as its verified statement names it.
     #[must_use]
     pub const fn new(receipt_key: [u8; 32], boot_id: [u8; 16]) -> Self {
-        Self {
-            receipt_key,
-            boot_id,
-            previous: [0; 32],
-        }
+        Self { receipt_key, boot_id, previous: [0; 32] }
     }
 
     /// Verifies the next receipt. After a refusal the chain is where it was.

@@ -111,9 +111,7 @@ impl Head {
     #[must_use]
     pub fn to_bytes(&self) -> [u8; HEAD_LEN] {
         let mut writer = Writer::with_capacity(HEAD_LEN);
-        writer
-            .bytes(&header(self.key_id))
-            .bytes(self.enc.as_slice());
+        writer.bytes(&header(self.key_id)).bytes(self.enc.as_slice());
         writer.into_array()
     }
 
@@ -148,10 +146,7 @@ pub struct SealTo<'a> {
 }
 
 /// A sealed request, and what opens its response.
-#[expect(
-    missing_debug_implementations,
-    reason = "it holds the response's secret"
-)]
+#[expect(missing_debug_implementations, reason = "it holds the response's secret")]
 pub struct SealedRequest {
     /// The head and the frames.
     pub bytes: Vec<u8>,
@@ -160,10 +155,7 @@ pub struct SealedRequest {
 }
 
 /// What a client keeps of a request until its response is open.
-#[expect(
-    missing_debug_implementations,
-    reason = "it holds the response's secret"
-)]
+#[expect(missing_debug_implementations, reason = "it holds the response's secret")]
 pub struct RequestContext {
     request_hash: [u8; 32],
     request_tag: [u8; 32],
@@ -203,10 +195,7 @@ pub fn seal(
     let header = header(to.key_id);
     let (enc, mut sender) =
         Sender::setup(to.sealing_key, &info(&header, &to.statement_digest), rng)?;
-    let head = Head {
-        key_id: to.key_id,
-        enc: Box::new(enc),
-    };
+    let head = Head { key_id: to.key_id, enc: Box::new(enc) };
     let response = ResponseSecret::new(sender.export(RESPONSE_LABEL), head.enc.clone());
     let mut writer = Writer::with_capacity(sealed_len(plaintext.len()));
     writer.bytes(&head.to_bytes());
@@ -215,18 +204,11 @@ pub fn seal(
         let last = frames.peek().is_none();
         let tag = sender.seal(&aad(last), frame)?;
         let len = frame.len().saturating_add(TAG_LEN) as u32;
-        writer
-            .u32(if last { len | FINAL } else { len })
-            .bytes(frame)
-            .bytes(&tag);
+        writer.u32(if last { len | FINAL } else { len }).bytes(frame).bytes(&tag);
     }
     let bytes = writer.into_bytes();
     let request_hash = sha256(&[&bytes]);
-    let context = RequestContext {
-        request_hash,
-        request_tag: head.request_tag(),
-        response,
-    };
+    let context = RequestContext { request_hash, request_tag: head.request_tag(), response };
     Ok(SealedRequest { bytes, context })
 }
 
@@ -241,10 +223,7 @@ pub const fn sealed_len(padded: usize) -> usize {
 #[must_use]
 pub fn is_sealed_len(len: usize) -> bool {
     let mut sizes = core::iter::successors(Some(PADDED_MIN), |size| size.checked_mul(2));
-    sizes
-        .by_ref()
-        .take_while(|size| *size <= PADDED_MAX)
-        .any(|size| sealed_len(size) == len)
+    sizes.by_ref().take_while(|size| *size <= PADDED_MAX).any(|size| sealed_len(size) == len)
 }
 
 /// Opens a request as its bytes come, in whatever portions.
@@ -279,11 +258,8 @@ impl RequestOpener {
         keys: &KemKeyPair,
         statement_digest: &[u8; 48],
     ) -> Result<Self, RequestError> {
-        let receiver = Receiver::setup(
-            keys,
-            &head.enc,
-            &info(&header(head.key_id), statement_digest),
-        )?;
+        let receiver =
+            Receiver::setup(keys, &head.enc, &info(&header(head.key_id), statement_digest))?;
         let response = ResponseSecret::new(receiver.export(RESPONSE_LABEL), head.enc.clone());
         let mut hash = Sha256::new();
         hash.update(&head.to_bytes());
@@ -326,11 +302,7 @@ impl RequestOpener {
     /// What seals the response: once, and only after the first frame was opened. It is there
     /// even when a later part is refused, because that refusal is sealed.
     pub const fn take_response_secret(&mut self) -> Option<ResponseSecret> {
-        if self.frames_opened == 0 {
-            None
-        } else {
-            self.response.take()
-        }
+        if self.frames_opened == 0 { None } else { self.response.take() }
     }
 
     /// Reads the whole plaintext.
@@ -341,15 +313,10 @@ impl RequestOpener {
     pub fn finish(self) -> Result<OpenedRequest, RequestError> {
         match self.state {
             OpenerState::Refused => Err(RequestError::Refused),
-            OpenerState::Open => Err(RequestError::Truncated {
-                opened: self.plaintext.len(),
-            }),
+            OpenerState::Open => Err(RequestError::Truncated { opened: self.plaintext.len() }),
             OpenerState::Final => {
                 let body = RequestBody::from_padded(self.plaintext.expose())?;
-                Ok(OpenedRequest {
-                    body,
-                    request_hash: self.hash.finish(),
-                })
+                Ok(OpenedRequest { body, request_hash: self.hash.finish() })
             }
         }
     }
@@ -420,10 +387,7 @@ struct Length {
 impl Length {
     const fn read(h: [u8; 4]) -> Self {
         let h = u32::from_be_bytes(h);
-        Self {
-            last: h & FINAL != 0,
-            len: h & !FINAL,
-        }
+        Self { last: h & FINAL != 0, len: h & !FINAL }
     }
 
     const fn ciphertext(self) -> usize {
@@ -436,19 +400,12 @@ impl Length {
         let plain = self.ciphertext().saturating_sub(TAG_LEN);
         let total = opened.saturating_add(plain);
         let fits = self.ciphertext() > TAG_LEN && plain <= FRAME_MAX;
-        let right = if self.last {
-            is_padded_len(total)
-        } else {
-            plain == FRAME_MAX && total < PADDED_MAX
-        };
+        let right =
+            if self.last { is_padded_len(total) } else { plain == FRAME_MAX && total < PADDED_MAX };
         if fits && right {
             Ok(())
         } else {
-            Err(RequestError::FrameLen {
-                len: self.len,
-                last: self.last,
-                opened,
-            })
+            Err(RequestError::FrameLen { len: self.len, last: self.last, opened })
         }
     }
 }

@@ -159,22 +159,13 @@ impl RequestBody {
             Prompt::Text(text) => (MODE_TEXT, text.len()),
         };
         let (option_count, options) = self.options.to_bytes();
-        let len = HEAD_LEN
-            .saturating_add(options.len())
-            .saturating_add(body_len);
+        let len = HEAD_LEN.saturating_add(options.len()).saturating_add(body_len);
         let padded = padded_len(len).ok_or(BodyError::TooLong { len })?;
         let stream = if self.stream { STREAM } else { 0 };
         let want_logprobs = if self.want_logprobs { WANT_LOGPROBS } else { 0 };
         let mut writer = Writer::with_capacity(padded);
-        writer
-            .bytes(MAGIC)
-            .u8(mode)
-            .u8(stream | want_logprobs)
-            .u16(option_count);
-        writer
-            .u32(body_len as u32)
-            .u32(self.max_output)
-            .bytes(&self.request_id);
+        writer.bytes(MAGIC).u8(mode).u8(stream | want_logprobs).u16(option_count);
+        writer.u32(body_len as u32).u32(self.max_output).bytes(&self.request_id);
         writer.u64(self.seed).zeros(20).bytes(options.expose());
         match &self.prompt {
             Prompt::Tokens(ids) => {
@@ -225,15 +216,7 @@ impl RequestBody {
         let prompt = read_prompt(mode, reader.bytes(body_len)?)?;
         reader.zeros(reader.left())?;
         let stream = flags & STREAM != 0;
-        Ok(Self {
-            stream,
-            want_logprobs,
-            max_output,
-            request_id,
-            seed,
-            options,
-            prompt,
-        })
+        Ok(Self { stream, want_logprobs, max_output, request_id, seed, options, prompt })
     }
 }
 
@@ -261,11 +244,7 @@ fn read_prompt(mode: u8, body: &[u8]) -> Result<Prompt, BodyError> {
             if !rest.is_empty() {
                 return Err(BodyError::PartialToken { len });
             }
-            Ok(Prompt::tokens(
-                ids.iter()
-                    .map(|id| u32::from_be_bytes(*id))
-                    .collect::<Vec<_>>(),
-            ))
+            Ok(Prompt::tokens(ids.iter().map(|id| u32::from_be_bytes(*id)).collect::<Vec<_>>()))
         }
         MODE_TEXT if len > TEXT_MAX => Err(BodyError::TextTooLong { len }),
         MODE_TEXT if core::str::from_utf8(body).is_err() => Err(BodyError::Utf8),

@@ -122,11 +122,7 @@ impl ResponseSecret {
         let mut writer = Writer::with_capacity(HEAD_LEN);
         writer.bytes(MAGIC).bytes(&nonce);
         let (head, keys) = (writer.into_array(), self.keys(&nonce));
-        ResponseSealer {
-            head,
-            keys,
-            order: Order::default(),
-        }
+        ResponseSealer { head, keys, order: Order::default() }
     }
 
     fn keys(&self, response_nonce: &[u8; 32]) -> Keys {
@@ -134,11 +130,7 @@ impl ResponseSecret {
         let prk = Prk::extract(&salt, self.exported.expose());
         let key = prk.expand::<32>(&[b"key"]);
         let cipher = Aes256Gcm::new(&(*key.expose()).into());
-        Keys {
-            cipher,
-            nonce0: prk.expand(&[b"nonce"]),
-            next: 0,
-        }
+        Keys { cipher, nonce0: prk.expand(&[b"nonce"]), next: 0 }
     }
 }
 
@@ -187,11 +179,7 @@ impl ResponseSealer {
         let mut ciphertext = plaintext;
         let tag = self.keys.seal(last, ciphertext.as_mut_slice())?;
         self.order.follow(inner, last);
-        let h = if last {
-            CIPHERTEXT_LEN as u32 | FINAL
-        } else {
-            CIPHERTEXT_LEN as u32
-        };
+        let h = if last { CIPHERTEXT_LEN as u32 | FINAL } else { CIPHERTEXT_LEN as u32 };
         let mut writer = Writer::with_capacity(FRAME_LEN);
         writer.u32(h).bytes(ciphertext.as_slice()).bytes(&tag);
         Ok(writer.into_array())
@@ -300,11 +288,7 @@ impl ResponseOpener {
             if self.order.finished {
                 return Err(ResponseError::AfterFinal);
             }
-            let wanted = if self.keys.is_none() {
-                HEAD_LEN
-            } else {
-                FRAME_LEN
-            };
+            let wanted = if self.keys.is_none() { HEAD_LEN } else { FRAME_LEN };
             let missing = wanted.saturating_sub(self.buffer.len());
             let (here, rest) = bytes.split_at_checked(missing).unwrap_or((bytes, &[]));
             self.buffer.extend_from_slice(here);
@@ -340,10 +324,7 @@ impl ResponseOpener {
             _ => {}
         }
         self.order.follow(&inner, last);
-        Ok(OpenedFrame {
-            inner,
-            cumulative_tokens: stated,
-        })
+        Ok(OpenedFrame { inner, cumulative_tokens: stated })
     }
 }
 
@@ -357,9 +338,7 @@ struct Keys {
 impl Keys {
     fn seal(&mut self, last: bool, frame: &mut [u8]) -> Result<[u8; TAG_LEN], ResponseError> {
         let nonce = self.advance()?;
-        let tag = self
-            .cipher
-            .encrypt_inout_detached(&nonce, &aad(last), frame.into());
+        let tag = self.cipher.encrypt_inout_detached(&nonce, &aad(last), frame.into());
         tag.map(Into::into).map_err(|_| ResponseError::Refused)
     }
 

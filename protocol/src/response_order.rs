@@ -62,11 +62,7 @@ impl Order {
             Inner::Logprobs(entries) => {
                 let ids = entries.iter().map(|entry| entry.token.0);
                 let expected = self.unlogged.iter().copied().take(entries.len());
-                if ids.eq(expected) {
-                    Ok(())
-                } else {
-                    Err(ResponseError::LogprobsTokens)
-                }
+                if ids.eq(expected) { Ok(()) } else { Err(ResponseError::LogprobsTokens) }
             }
         }
     }
@@ -99,8 +95,7 @@ impl Order {
             Inner::Error(_) => self.failed = true,
             Inner::Tokens(ids) => {
                 self.output = Some(OutputKind::Tokens);
-                ids.iter()
-                    .for_each(|id| self.output_hash.update(&id.to_be_bytes()));
+                ids.iter().for_each(|id| self.output_hash.update(&id.to_be_bytes()));
                 self.unlogged.zeroize();
                 self.unlogged.extend_from_slice(ids);
             }

@@ -81,25 +81,12 @@ impl ServingPolicy {
     #[must_use]
     pub fn to_bytes(&self) -> [u8; SERVING_POLICY_LEN] {
         let mut writer = Writer::with_capacity(SERVING_POLICY_LEN);
-        writer
-            .bytes(MAGIC)
-            .u8(self.pad_profile as u8)
-            .u8(FRAME_LOG2)
-            .u16(self.tick_ms);
+        writer.bytes(MAGIC).u8(self.pad_profile as u8).u8(FRAME_LOG2).u16(self.tick_ms);
         writer.u16(self.length_quantum).u16(self.billing_quantum);
-        writer
-            .u8(self.kv_sharing.into())
-            .u8(self.spec_decode.into())
-            .u8(self.text_mode.into());
-        writer
-            .u8(self.oblivious_embed.into())
-            .u8(self.moe_on_cpu.into())
-            .u8(LOGGING_NONE)
-            .u16(0);
+        writer.u8(self.kv_sharing.into()).u8(self.spec_decode.into()).u8(self.text_mode.into());
+        writer.u8(self.oblivious_embed.into()).u8(self.moe_on_cpu.into()).u8(LOGGING_NONE).u16(0);
         writer.u32(self.max_prompt).u32(self.max_output);
-        writer
-            .u32(self.epoch_max_seconds)
-            .u32(self.epoch_max_requests);
+        writer.u32(self.epoch_max_seconds).u32(self.epoch_max_requests);
         writer.u32(self.ack_window).u32(self.min_model_svn);
         writer.into_array()
     }
@@ -168,11 +155,7 @@ const fn undefined<T>(field: &'static str, found: u32) -> Result<T, StatementErr
 }
 
 const fn not_zero(field: &'static str, found: u16) -> Result<u16, StatementError> {
-    if found == 0 {
-        undefined(field, 0)
-    } else {
-        Ok(found)
-    }
+    if found == 0 { undefined(field, 0) } else { Ok(found) }
 }
 
 fn boolean(field: &'static str, found: u8) -> Result<bool, StatementError> {

@@ -216,10 +216,7 @@ impl Statement {
         check_flags(flags, FLAG_GPU_REQUIRED | FLAG_DEBUG_BUILD | FLAG_SIMULATED)?;
         let simulated = flags & FLAG_SIMULATED != 0;
         if simulated != (tee == Tee::Simulated) {
-            return Err(StatementError::Simulated {
-                flag: simulated,
-                tee,
-            });
+            return Err(StatementError::Simulated { flag: simulated, tee });
         }
         let statement = Self {
             kind,
@@ -258,11 +255,7 @@ impl Statement {
     /// What the platform's report has to carry for this statement.
     #[must_use]
     pub fn report_data(&self) -> ReportData {
-        ReportData {
-            kind: self.kind,
-            epoch: self.epoch,
-            statement_digest: self.digest(),
-        }
+        ReportData { kind: self.kind, epoch: self.epoch, statement_digest: self.digest() }
     }
 
     /// The challenge for the GPUs' evidence: SHA-256( `"chrysalis1 gpu nonce\0"` || statement with
@@ -278,27 +271,11 @@ impl Statement {
             | bit(FLAG_DEBUG_BUILD, self.debug_build)
             | bit(FLAG_SIMULATED, simulated);
         let mut writer = Writer::with_capacity(STATEMENT_LEN);
-        writer
-            .bytes(STATEMENT_MAGIC)
-            .u8(self.kind as u8)
-            .u8(self.tee as u8)
-            .u16(flags);
-        writer
-            .u32(self.epoch)
-            .bytes(&self.boot_id)
-            .bytes(&self.nonce);
-        writer
-            .bytes(&self.key_config_digest)
-            .bytes(&self.receipt_key);
-        writer
-            .bytes(&self.content_digest)
-            .bytes(&self.package_digest)
-            .bytes(&self.policy_digest);
-        writer
-            .bytes(gpu_digest)
-            .u16(gpu_count)
-            .u16(gpu_flags)
-            .u32(self.model_svn);
+        writer.bytes(STATEMENT_MAGIC).u8(self.kind as u8).u8(self.tee as u8).u16(flags);
+        writer.u32(self.epoch).bytes(&self.boot_id).bytes(&self.nonce);
+        writer.bytes(&self.key_config_digest).bytes(&self.receipt_key);
+        writer.bytes(&self.content_digest).bytes(&self.package_digest).bytes(&self.policy_digest);
+        writer.bytes(gpu_digest).u16(gpu_count).u16(gpu_flags).u32(self.model_svn);
         writer.bytes(&self.prev_digest).bytes(&self.runtime_digest);
         writer.bytes(&self.launch_config_digest).u64(self.uptime_ms);
         writer.into_array()
@@ -313,11 +290,7 @@ impl Statement {
         } else {
             self.gpu_digest != [0; 48]
         };
-        if consistent {
-            Ok(())
-        } else {
-            Err(StatementError::GpuFields { count })
-        }
+        if consistent { Ok(()) } else { Err(StatementError::GpuFields { count }) }
     }
 }
 
@@ -337,11 +310,7 @@ impl ReportData {
     #[must_use]
     pub fn to_bytes(&self) -> [u8; REPORT_DATA_LEN] {
         let mut writer = Writer::with_capacity(REPORT_DATA_LEN);
-        writer
-            .bytes(REPORT_DATA_MAGIC)
-            .u8(self.kind as u8)
-            .u8(HASH_SHA384)
-            .zeros(2);
+        writer.bytes(REPORT_DATA_MAGIC).u8(self.kind as u8).u8(HASH_SHA384).zeros(2);
         writer.u32(self.epoch).bytes(&self.statement_digest);
         writer.into_array()
     }
@@ -359,11 +328,7 @@ impl ReportData {
             return Err(StatementError::Hash { found });
         }
         reader.zeros(2)?;
-        let data = Self {
-            kind,
-            epoch: reader.u32()?,
-            statement_digest: reader.array()?,
-        };
+        let data = Self { kind, epoch: reader.u32()?, statement_digest: reader.array()? };
         reader.finish()?;
         Ok(data)
     }
@@ -378,11 +343,7 @@ pub fn gpu_digest(evidence: &[u8]) -> [u8; 48] {
 
 /// Refuses bits that are not among the `defined`.
 pub(crate) const fn check_flags(found: u16, defined: u16) -> Result<(), StatementError> {
-    if found & !defined == 0 {
-        Ok(())
-    } else {
-        Err(StatementError::Flags { found, defined })
-    }
+    if found & !defined == 0 { Ok(()) } else { Err(StatementError::Flags { found, defined }) }
 }
 
 const fn bit(mask: u16, set: bool) -> u16 {
@@ -396,10 +357,7 @@ const fn gpu_flag_bits(flags: GpuFlags) -> u16 {
 }
 
 fn read_gpu_flags(found: u16) -> Result<GpuFlags, StatementError> {
-    check_flags(
-        found,
-        GPU_CC_ON | GPU_PPCIE | GPU_DEVTOOLS | GPU_NVLINK_CLEAR,
-    )?;
+    check_flags(found, GPU_CC_ON | GPU_PPCIE | GPU_DEVTOOLS | GPU_NVLINK_CLEAR)?;
     if found & GPU_DEVTOOLS != 0 {
         return Err(StatementError::GpuDevtools);
     }

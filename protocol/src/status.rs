@@ -90,11 +90,7 @@ impl Status {
         let mut counter = || {
             let found = reader.u64()?;
             let rounded = round_counter(found) == found;
-            if rounded {
-                Ok(found)
-            } else {
-                Err(MessageError::Counter { found })
-            }
+            if rounded { Ok(found) } else { Err(MessageError::Counter { found }) }
         };
         let status = Self {
             state,
@@ -129,34 +125,17 @@ mod tests {
     #[test]
     fn counters_keep_two_digits() {
         let rounded = [0, 7, 42, 99, 100, 129, 1_999, 123_456, u64::MAX].map(round_counter);
-        let expected = [
-            0,
-            7,
-            42,
-            99,
-            100,
-            120,
-            1_900,
-            120_000,
-            18_000_000_000_000_000_000,
-        ];
+        let expected = [0, 7, 42, 99, 100, 120, 1_900, 120_000, 18_000_000_000_000_000_000];
         assert_eq!(rounded, expected);
     }
 
     #[test]
     fn an_exact_counter_never_leaves_and_is_never_read() {
-        let status = Status {
-            state: State::Serving,
-            accepted: 1_234,
-            ..Status::default()
-        };
+        let status = Status { state: State::Serving, accepted: 1_234, ..Status::default() };
         let bytes = status.to_bytes();
         assert_eq!(Status::from_bytes(&bytes).unwrap().accepted, 1_200);
         let mut exact = bytes;
         exact[16..24].copy_from_slice(&1_234u64.to_be_bytes());
-        assert_eq!(
-            Status::from_bytes(&exact),
-            Err(MessageError::Counter { found: 1_234 })
-        );
+        assert_eq!(Status::from_bytes(&exact), Err(MessageError::Counter { found: 1_234 }));
     }
 }

@@ -36,11 +36,7 @@ impl BlobReq {
     /// [`MessageError`] names the field that is wrong.
     pub fn from_bytes(body: &[u8]) -> Result<Self, MessageError> {
         let mut reader = Reader::new(body);
-        let request = Self {
-            blob: reader.u32()?,
-            len: reader.u32()?,
-            offset: reader.u64()?,
-        };
+        let request = Self { blob: reader.u32()?, len: reader.u32()?, offset: reader.u64()? };
         reader.finish()?;
         check_blob_range(request.len as usize)?;
         Ok(request)
@@ -63,11 +59,7 @@ impl<'a> BlobResp<'a> {
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut writer = Writer::new();
-        writer
-            .u32(self.blob)
-            .u32(0)
-            .u64(self.offset)
-            .bytes(self.bytes);
+        writer.u32(self.blob).u32(0).u64(self.offset).bytes(self.bytes);
         writer.into_bytes()
     }
 
@@ -79,11 +71,7 @@ impl<'a> BlobResp<'a> {
         let mut reader = Reader::new(body);
         let blob = reader.u32()?;
         reader.zeros(4)?;
-        let response = Self {
-            blob,
-            offset: reader.u64()?,
-            bytes: reader.rest(),
-        };
+        let response = Self { blob, offset: reader.u64()?, bytes: reader.rest() };
         check_blob_range(response.bytes.len())?;
         Ok(response)
     }
@@ -112,10 +100,7 @@ impl KeyrelReq {
     /// [`MessageError::Codec`].
     pub fn from_bytes(body: &[u8]) -> Result<Self, MessageError> {
         let mut reader = Reader::new(body);
-        let request = Self {
-            package_id: reader.array()?,
-            package_digest: reader.array()?,
-        };
+        let request = Self { package_id: reader.array()?, package_digest: reader.array()? };
         reader.finish()?;
         Ok(request)
     }
@@ -148,9 +133,5 @@ impl KeyrelResp {
 }
 
 const fn check_blob_range(len: usize) -> Result<(), MessageError> {
-    if len == 0 || len > BLOB_RANGE_MAX {
-        Err(MessageError::BlobRange { len })
-    } else {
-        Ok(())
-    }
+    if len == 0 || len > BLOB_RANGE_MAX { Err(MessageError::BlobRange { len }) } else { Ok(()) }
 }

@@ -108,12 +108,7 @@ pub struct EnclaveOptions {
 impl EnclaveOptions {
     /// Default config and limits.
     pub fn new(package: PathBuf, listen: Address) -> Self {
-        Self {
-            package,
-            listen,
-            config: LaunchConfig::default(),
-            limits: Limits::default(),
-        }
+        Self { package, listen, config: LaunchConfig::default(), limits: Limits::default() }
     }
 }
 
@@ -153,11 +148,7 @@ impl Enclave {
             .name("boot".into())
             .spawn(move || boot.run(report))
             .map_err(|error| BootError::Thread(error.to_string()))?;
-        Ok(Self {
-            thread,
-            inbox,
-            counters,
-        })
+        Ok(Self { thread, inbox, counters })
     }
 
     /// What the enclave has counted so far.
@@ -170,9 +161,7 @@ impl Enclave {
     /// # Errors
     /// Why it ended, unless somebody asked for it.
     pub fn wait(self) -> Result<(), BootError> {
-        self.thread
-            .join()
-            .unwrap_or_else(|_| Err(BootError::Thread("it panicked".into())))
+        self.thread.join().unwrap_or_else(|_| Err(BootError::Thread("it panicked".into())))
     }
 
     /// Asks for the end and waits for it.
@@ -209,10 +198,7 @@ impl Boot {
         if found < minimum {
             return Err(BootError::ModelSvn { found, minimum });
         }
-        let attester = Box::new(Simulated::new(
-            options.config.digest(),
-            SIMULATED_MEASUREMENT,
-        )?);
+        let attester = Box::new(Simulated::new(options.config.digest(), SIMULATED_MEASUREMENT)?);
         let mut rng = SystemRng::default();
         let receipt_key = ReceiptKey::from_seed(&Secret::random(&mut rng))?;
         let mut boot_id = [0; 16];
@@ -229,24 +215,11 @@ impl Boot {
             runtime_digest: own_digest(),
             launch_config_digest: options.config.digest(),
         };
-        let listen_error = |source| BootError::Listen {
-            address: options.listen.clone(),
-            source,
-        };
+        let listen_error = |source| BootError::Listen { address: options.listen.clone(), source };
         let listener = Listener::bind(&options.listen).map_err(listen_error)?;
         let hub =
             Hub::start(listener, options.limits, Arc::clone(&counters)).map_err(listen_error)?;
-        Ok(Self {
-            options,
-            files,
-            main,
-            public,
-            identity,
-            receipt_key,
-            attester,
-            hub,
-            counters,
-        })
+        Ok(Self { options, files, main, public, identity, receipt_key, attester, hub, counters })
     }
 
     fn run(mut self, mut report: impl FnMut(Progress) + Send) -> Result<(), BootError> {
@@ -266,10 +239,7 @@ impl Boot {
         } else {
             self.files.client_bundle()?
         };
-        package
-            .meta()
-            .check_client_bundle(&bundle)
-            .map_err(BootError::ClientBundle)?;
+        package.meta().check_client_bundle(&bundle).map_err(BootError::ClientBundle)?;
         let Some(model) = self.load(&package, &mut report)? else {
             return Ok(());
         };
@@ -282,13 +252,8 @@ impl Boot {
     fn await_key(&mut self) -> Result<Option<PackageKey>, BootError> {
         let limits = self.options.limits;
         let counters = Arc::clone(&self.counters);
-        let mut wait = KeyWait::new(
-            &self.identity,
-            &self.public,
-            &mut *self.attester,
-            limits,
-            counters,
-        );
+        let mut wait =
+            KeyWait::new(&self.identity, &self.public, &mut *self.attester, limits, counters);
         match self.hub.drive(&mut wait) {
             HubExit::Done => Ok(wait.into_key()),
             HubExit::Shutdown => Ok(None),
@@ -303,10 +268,7 @@ impl Boot {
         report: &mut (impl FnMut(Progress) + Send),
     ) -> Result<Option<Box<dyn Model>>, BootError> {
         let config = &self.options.config;
-        let device = Cpu::new(CpuOptions {
-            threads: config.threads(),
-            ..CpuOptions::default()
-        })?;
+        let device = Cpu::new(CpuOptions { threads: config.threads(), ..CpuOptions::default() })?;
         let options = LoadOptions {
             max_tokens: config.max_tokens_per_step().max(config.max_sequences()),
             max_logit_rows: config.max_sequences(),
@@ -316,17 +278,11 @@ impl Boot {
         };
         let counters = Arc::clone(&self.counters);
         let stop = Arc::new(AtomicBool::new(false));
-        let blobs = Stoppable {
-            source: self.files.blobs(),
-            stop: Arc::clone(&stop),
-        };
+        let blobs = Stoppable { source: self.files.blobs(), stop: Arc::clone(&stop) };
         let (loaded, waker) = (Arc::new(AtomicBool::new(false)), self.hub.sender());
         let done = Arc::clone(&loaded);
-        let mut wait = LoadWait {
-            limits: self.options.limits,
-            counters: Arc::clone(&counters),
-            loaded,
-        };
+        let mut wait =
+            LoadWait { limits: self.options.limits, counters: Arc::clone(&counters), loaded };
         let hub = &mut self.hub;
         thread::scope(|scope| {
             let loader = scope.spawn(move || {
@@ -342,9 +298,8 @@ impl Boot {
             });
             let exit = hub.drive(&mut wait);
             stop.store(exit != HubExit::Done, Ordering::Relaxed);
-            let decoder = loader
-                .join()
-                .map_err(|_| BootError::Thread("the loader panicked".into()))?;
+            let decoder =
+                loader.join().map_err(|_| BootError::Thread("the loader panicked".into()))?;
             match exit {
                 HubExit::Done => Ok(Some(Box::new(decoder?) as Box<dyn Model>)),
                 _ => Ok(None),
@@ -359,23 +314,11 @@ impl Boot {
         bundle: Vec<u8>,
         report: &mut impl FnMut(Progress),
     ) -> Result<(), BootError> {
-        let Self {
-            options,
-            identity,
-            receipt_key,
-            mut attester,
-            mut hub,
-            counters,
-            ..
-        } = self;
+        let Self { options, identity, receipt_key, mut attester, mut hub, counters, .. } = self;
         let vocab_size = model.vocab_size();
         let engine = Engine::new(model, engine_limits(&options.config))?;
         let max_context = u32::try_from(engine.max_context()).unwrap_or(u32::MAX);
-        let facts = ModelFacts {
-            vocab_size,
-            max_context,
-            generation,
-        };
+        let facts = ModelFacts { vocab_size, max_context, generation };
         let worker = Worker::start(engine, hub.sender())
             .map_err(|error| BootError::Thread(error.to_string()))?;
         let mut rng = SystemRng::default();

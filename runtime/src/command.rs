@@ -87,27 +87,20 @@ fn run(args: Args) -> Result<(), CommandError> {
     let config = match &args.config {
         None => LaunchConfig::default(),
         Some(path) => {
-            let bytes = fs::read(path).map_err(|source| CommandError::ReadConfig {
-                path: path.clone(),
-                source,
-            })?;
-            LaunchConfig::parse(&bytes).map_err(|source| CommandError::Config {
-                path: path.clone(),
-                source,
-            })?
+            let bytes = fs::read(path)
+                .map_err(|source| CommandError::ReadConfig { path: path.clone(), source })?;
+            LaunchConfig::parse(&bytes)
+                .map_err(|source| CommandError::Config { path: path.clone(), source })?
         }
     };
     let AttesterKind::Simulated = args.attester;
     say("attester simulated: the evidence proves nothing about this machine");
     let address = args.listen.clone();
-    let options = EnclaveOptions {
-        config,
-        ..EnclaveOptions::new(args.package, args.listen)
-    };
+    let options = EnclaveOptions { config, ..EnclaveOptions::new(args.package, args.listen) };
     let enclave = Enclave::start(options, move |progress| match progress {
-        Progress::AwaitingKey => say(&format!(
-            "listening on {address}, waiting for the package key"
-        )),
+        Progress::AwaitingKey => {
+            say(&format!("listening on {address}, waiting for the package key"))
+        }
         Progress::Loading(done, total) if done == total => say(&format!("{total} segments loaded")),
         Progress::Loading(..) => {}
         Progress::Serving => say(&format!("serving on {address}")),

@@ -76,12 +76,7 @@ struct Key {
 }
 
 const fn key(name: &'static str, default: u32, min: u32, max: u32) -> Key {
-    Key {
-        name,
-        default,
-        min,
-        max,
-    }
+    Key { name, default, min, max }
 }
 
 const PAD_PROFILE: usize = 0;
@@ -128,10 +123,7 @@ pub struct LaunchConfig {
 impl Default for LaunchConfig {
     /// The config of an empty file.
     fn default() -> Self {
-        Self {
-            values: KEYS.map(|key| key.default),
-            digest: sha256(&[]),
-        }
+        Self { values: KEYS.map(|key| key.default), digest: sha256(&[]) }
     }
 }
 
@@ -142,10 +134,7 @@ impl LaunchConfig {
     /// [`ConfigError`] names the line and what is wrong with it.
     pub fn parse(bytes: &[u8]) -> Result<Self, ConfigError> {
         if bytes.len() > BYTES_MAX {
-            return Err(ConfigError::TooLong {
-                found: bytes.len(),
-                limit: BYTES_MAX,
-            });
+            return Err(ConfigError::TooLong { found: bytes.len(), limit: BYTES_MAX });
         }
         let text = std::str::from_utf8(bytes).map_err(|_| ConfigError::NotText)?;
         let mut values: [Option<u32>; KEYS.len()] = [None; KEYS.len()];
@@ -155,10 +144,7 @@ impl LaunchConfig {
                 parse_line(index + 1, content, &mut values)?;
             }
         }
-        let mut config = Self {
-            digest: sha256(bytes),
-            ..Self::default()
-        };
+        let mut config = Self { digest: sha256(bytes), ..Self::default() };
         for (value, given) in config.values.iter_mut().zip(values) {
             *value = given.unwrap_or(*value);
         }
@@ -239,16 +225,10 @@ fn parse_line(line: usize, content: &str, values: &mut [Option<u32>]) -> Result<
     let (name, value) = (name.trim(), value.trim());
     let known = KEYS.iter().zip(values).find(|(key, _)| key.name == name);
     let Some((key, slot)) = known else {
-        return Err(ConfigError::UnknownKey {
-            line,
-            key: name.to_owned(),
-        });
+        return Err(ConfigError::UnknownKey { line, key: name.to_owned() });
     };
     if slot.is_some() {
-        return Err(ConfigError::Repeated {
-            line,
-            key: name.to_owned(),
-        });
+        return Err(ConfigError::Repeated { line, key: name.to_owned() });
     }
     match value.parse::<u32>() {
         Ok(number) if (key.min..=key.max).contains(&number) => *slot = Some(number),
@@ -298,15 +278,10 @@ mod tests {
     #[test]
     fn values_are_taken_and_every_byte_is_measured() {
         let config = LaunchConfig::parse(b"# fast\npad_profile = 0\nthreads=2 # both\n").unwrap();
-        assert_eq!(
-            (config.rhythm().profile, config.threads()),
-            (PadProfile::Off, Some(2))
-        );
+        assert_eq!((config.rhythm().profile, config.threads()), (PadProfile::Off, Some(2)));
         assert_ne!(
             config.digest(),
-            LaunchConfig::parse(b"pad_profile = 0\nthreads=2\n")
-                .unwrap()
-                .digest()
+            LaunchConfig::parse(b"pad_profile = 0\nthreads=2\n").unwrap().digest()
         );
     }
 
@@ -316,26 +291,14 @@ mod tests {
         assert_eq!(error("\nnonsense"), ConfigError::Form { line: 2 });
         assert_eq!(
             error("logging = 1"),
-            ConfigError::UnknownKey {
-                line: 1,
-                key: "logging".into()
-            }
+            ConfigError::UnknownKey { line: 1, key: "logging".into() }
         );
         assert_eq!(
             error("threads = 1\nthreads = 1"),
-            ConfigError::Repeated {
-                line: 2,
-                key: "threads".into()
-            }
+            ConfigError::Repeated { line: 2, key: "threads".into() }
         );
-        assert!(matches!(
-            error("tick_ms = 0"),
-            ConfigError::Range { line: 1, .. }
-        ));
-        assert!(matches!(
-            error("tick_ms = -1"),
-            ConfigError::Range { line: 1, .. }
-        ));
+        assert!(matches!(error("tick_ms = 0"), ConfigError::Range { line: 1, .. }));
+        assert!(matches!(error("tick_ms = -1"), ConfigError::Range { line: 1, .. }));
         assert_eq!(LaunchConfig::parse(&[0xFF]), Err(ConfigError::NotText));
     }
 }

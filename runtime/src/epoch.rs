@@ -137,10 +137,7 @@ impl Epoch {
     ) -> Result<Self, AttesterError> {
         let number = previous.map_or(1, |epoch| epoch.number.saturating_add(1));
         let keys = KemKeyPair::generate(rng);
-        let key_config = KeyConfig {
-            epoch: number,
-            sealing_key: keys.sealing_key().clone(),
-        };
+        let key_config = KeyConfig { epoch: number, sealing_key: keys.sealing_key().clone() };
         let mut statement = identity.statement(Kind::Serve, number, key_config.digest(), now_ms);
         statement.prev_digest = previous.map_or([0; 48], |epoch| epoch.statement_digest);
         let evidence = attester.attest(&statement.report_data().to_bytes())?;
@@ -169,11 +166,7 @@ pub struct Epochs {
 impl Epochs {
     /// Starts with the first epoch.
     pub fn new(first: Epoch, grace_ms: u64) -> Self {
-        Self {
-            current: first,
-            previous: None,
-            grace_ms,
-        }
+        Self { current: first, previous: None, grace_ms }
     }
 
     /// The epoch that new clients are told of.
@@ -189,9 +182,7 @@ impl Epochs {
 
     /// When the current epoch has lived its time.
     pub fn due_ms(&self, policy: &ServingPolicy) -> u64 {
-        self.current
-            .began_ms
-            .saturating_add(u64::from(policy.epoch_max_seconds) * 1_000)
+        self.current.began_ms.saturating_add(u64::from(policy.epoch_max_seconds) * 1_000)
     }
 
     /// The next epoch begins; the one before the last is forgotten, its key wiped.
@@ -202,10 +193,7 @@ impl Epochs {
 
     /// Forgets the previous epoch when its grace is over.
     pub fn expire(&mut self, now_ms: u64) {
-        if self
-            .previous
-            .as_ref()
-            .is_some_and(|(_, at)| now_ms.saturating_sub(*at) >= self.grace_ms)
+        if self.previous.as_ref().is_some_and(|(_, at)| now_ms.saturating_sub(*at) >= self.grace_ms)
         {
             self.previous = None;
         }
@@ -217,9 +205,6 @@ impl Epochs {
         if self.current.key_id == *key_id {
             return Some(&mut self.current);
         }
-        self.previous
-            .as_mut()
-            .map(|(epoch, _)| epoch)
-            .filter(|epoch| epoch.key_id == *key_id)
+        self.previous.as_mut().map(|(epoch, _)| epoch).filter(|epoch| epoch.key_id == *key_id)
     }
 }

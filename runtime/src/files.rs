@@ -40,9 +40,7 @@ pub struct PackageFiles {
 impl PackageFiles {
     /// The package whose main file is `path`.
     pub fn new(path: &Path) -> Self {
-        Self {
-            path: path.to_owned(),
-        }
+        Self { path: path.to_owned() }
     }
 
     /// Header, signature, meta and table.
@@ -58,18 +56,12 @@ impl PackageFiles {
     /// # Errors
     /// [`FileError`].
     pub fn client_bundle(&self) -> Result<Vec<u8>, FileError> {
-        read(
-            &self.path.with_extension("client"),
-            CLIENT_BUNDLE_MAX as u64,
-        )
+        read(&self.path.with_extension("client"), CLIENT_BUNDLE_MAX as u64)
     }
 
     /// The blobs, opened as they are needed.
     pub fn blobs(&self) -> Blobs {
-        Blobs {
-            path: self.path.clone(),
-            open: None,
-        }
+        Blobs { path: self.path.clone(), open: None }
     }
 }
 
@@ -94,18 +86,11 @@ impl BlobSource for Blobs {
 }
 
 fn read(path: &Path, limit: u64) -> Result<Vec<u8>, FileError> {
-    let io_error = |source| FileError::Io {
-        path: path.to_owned(),
-        source,
-    };
+    let io_error = |source| FileError::Io { path: path.to_owned(), source };
     let file = File::open(path).map_err(io_error)?;
     let found = file.metadata().map_err(io_error)?.len();
     if found > limit {
-        return Err(FileError::TooLong {
-            path: path.to_owned(),
-            found,
-            limit,
-        });
+        return Err(FileError::TooLong { path: path.to_owned(), found, limit });
     }
     let mut bytes = Vec::new();
     // The size above is a hint of a hostile disk: the limit holds for what is read.

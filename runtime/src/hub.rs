@@ -94,11 +94,7 @@ struct Queue {
 
 impl Outbox {
     fn new(limit: usize) -> Self {
-        Self {
-            queue: Mutex::default(),
-            ready: Condvar::new(),
-            limit,
-        }
+        Self { queue: Mutex::default(), ready: Condvar::new(), limit }
     }
 
     /// Queues a frame; `false` when the host has let too much pile up.
@@ -114,10 +110,7 @@ impl Outbox {
     }
 
     fn close(&self) {
-        self.queue
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .closed = true;
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner).closed = true;
         self.ready.notify_one();
     }
 
@@ -128,10 +121,7 @@ impl Outbox {
             if queue.closed {
                 return None;
             }
-            queue = self
-                .ready
-                .wait(queue)
-                .unwrap_or_else(PoisonError::into_inner);
+            queue = self.ready.wait(queue).unwrap_or_else(PoisonError::into_inner);
         }
         queue.bytes = 0;
         Some(std::mem::take(&mut queue.frames))
@@ -171,10 +161,7 @@ impl Shared {
     fn flush(&self) {
         let writers = self.writers.lock().unwrap_or_else(PoisonError::into_inner);
         // Whoever does not read by then has left.
-        drop(
-            self.written
-                .wait_timeout_while(writers, FLUSH, |writers| *writers > 0),
-        );
+        drop(self.written.wait_timeout_while(writers, FLUSH, |writers| *writers > 0));
     }
 }
 
@@ -182,11 +169,7 @@ struct Writing(Arc<Shared>);
 
 impl Drop for Writing {
     fn drop(&mut self) {
-        *self
-            .0
-            .writers
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) -= 1;
+        *self.0.writers.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
         self.0.written.notify_all();
     }
 }
@@ -246,9 +229,8 @@ impl Hub {
                 Err(RecvTimeoutError::Disconnected) => return HubExit::Shutdown,
             };
             // What is already there is handled before the clock is read again.
-            for inbound in first
-                .into_iter()
-                .chain(self.inbox.try_iter().take(INBOX).collect::<Vec<_>>())
+            for inbound in
+                first.into_iter().chain(self.inbox.try_iter().take(INBOX).collect::<Vec<_>>())
             {
                 match self.dispatch(handler, inbound, &mut out) {
                     None => {}
@@ -273,16 +255,7 @@ impl Hub {
             }
             Inbound::Frame(id, kind, stream, body) => {
                 if self.outboxes.contains_key(&id) {
-                    handler.frame(
-                        id,
-                        &Frame {
-                            kind,
-                            stream,
-                            body: &body,
-                        },
-                        now,
-                        out,
-                    );
+                    handler.frame(id, &Frame { kind, stream, body: &body }, now, out);
                 }
             }
             Inbound::Closed(id) => {
@@ -304,12 +277,9 @@ impl Hub {
         while !out.is_empty() {
             for output in std::mem::take(out) {
                 let (id, delivered) = match output {
-                    Output::Send(id, bytes) => (
-                        id,
-                        self.outboxes
-                            .get(&id)
-                            .is_none_or(|outbox| outbox.push(bytes)),
-                    ),
+                    Output::Send(id, bytes) => {
+                        (id, self.outboxes.get(&id).is_none_or(|outbox| outbox.push(bytes)))
+                    }
                     Output::Reset(id) => (id, false),
                 };
                 if !delivered && let Some(outbox) = self.outboxes.remove(&id) {
@@ -408,10 +378,7 @@ fn read_frames(connection: &mut Connection, id: ConnectionId, shared: &Shared) {
     let mut buffer = Vec::with_capacity(READ_BYTES);
     let mut chunk = vec![0; READ_BYTES];
     let mut began: Option<Instant> = None;
-    if connection
-        .set_read_timeout(Some(Duration::from_secs(1)))
-        .is_err()
-    {
+    if connection.set_read_timeout(Some(Duration::from_secs(1))).is_err() {
         return;
     }
     while !shared.stop.load(Ordering::Relaxed) {
@@ -434,12 +401,7 @@ fn read_frames(connection: &mut Connection, id: ConnectionId, shared: &Shared) {
                     let left = rest.len();
                     if shared
                         .sender
-                        .send(Inbound::Frame(
-                            id,
-                            whole.kind,
-                            whole.stream,
-                            whole.body.to_vec(),
-                        ))
+                        .send(Inbound::Frame(id, whole.kind, whole.stream, whole.body.to_vec()))
                         .is_err()
                     {
                         return;

@@ -51,16 +51,7 @@ impl<'a> KeyWait<'a> {
         counters: Arc<Counters>,
     ) -> Self {
         let (rng, offers) = (SystemRng::default(), HashMap::new());
-        Self {
-            identity,
-            package,
-            attester,
-            rng,
-            limits,
-            counters,
-            offers,
-            key: None,
-        }
+        Self { identity, package, attester, rng, limits, counters, offers, key: None }
     }
 
     /// The package key, once it was released.
@@ -71,29 +62,13 @@ impl<'a> KeyWait<'a> {
     /// States a fresh key pair for a challenge, and remembers it for this connection.
     fn offer(&mut self, id: ConnectionId, challenge: [u8; 32], now_ms: u64) -> Option<Vec<u8>> {
         let keys = KemKeyPair::generate(&mut self.rng);
-        let key_config = KeyConfig {
-            epoch: 0,
-            sealing_key: keys.sealing_key().clone(),
-        };
+        let key_config = KeyConfig { epoch: 0, sealing_key: keys.sealing_key().clone() };
         let mut statement =
-            self.identity
-                .statement(Kind::KeyRelease, 0, key_config.digest(), now_ms);
+            self.identity.statement(Kind::KeyRelease, 0, key_config.digest(), now_ms);
         statement.nonce = challenge;
-        let evidence = self
-            .attester
-            .attest(&statement.report_data().to_bytes())
-            .ok()?;
-        self.offers.insert(
-            id,
-            Offer {
-                keys,
-                statement_digest: statement.digest(),
-            },
-        );
-        Some(
-            self.identity
-                .bundle(&statement, &evidence, &key_config, None),
-        )
+        let evidence = self.attester.attest(&statement.report_data().to_bytes()).ok()?;
+        self.offers.insert(id, Offer { keys, statement_digest: statement.digest() });
+        Some(self.identity.bundle(&statement, &evidence, &key_config, None))
     }
 
     /// Opens a release and checks that it brings the key of this package.
@@ -125,24 +100,19 @@ impl Handler for KeyWait<'_> {
                 reply::send(id, FrameKind::KeyrelReq, 0, &request.to_bytes(), out);
             }
             FrameKind::EvidenceReq => match EvidenceReq::from_bytes(frame.body) {
-                Ok(EvidenceReq {
-                    kind: Kind::KeyRelease,
-                    nonce,
-                }) => match self.offer(id, nonce, now_ms) {
-                    Some(bundle) => reply::evidence(id, stream, &bundle, out),
-                    None => reply::close(id, stream, CloseCode::Internal, out),
-                },
+                Ok(EvidenceReq { kind: Kind::KeyRelease, nonce }) => {
+                    match self.offer(id, nonce, now_ms) {
+                        Some(bundle) => reply::evidence(id, stream, &bundle, out),
+                        None => reply::close(id, stream, CloseCode::Internal, out),
+                    }
+                }
                 Ok(_) => reply::close(id, stream, CloseCode::Busy, out),
                 Err(_) => out.push(Output::Reset(id)),
             },
             FrameKind::KeyrelResp => match KeyrelResp::from_bytes(frame.body) {
                 Ok(response) => {
                     let key = self.take(id, response.sealed.as_slice());
-                    let code = if key.is_some() {
-                        CloseCode::Ok
-                    } else {
-                        CloseCode::Rejected
-                    };
+                    let code = if key.is_some() { CloseCode::Ok } else { CloseCode::Rejected };
                     self.key = self.key.take().or(key);
                     reply::close(id, stream, code, out);
                 }

@@ -65,12 +65,7 @@ pub fn decoder<D: Device>(
     mut loaded: impl FnMut(u64),
 ) -> Result<Decoder<D>, LoadError> {
     let config = ModelConfig::try_from(&package.meta().architecture)?;
-    let tensors: Vec<_> = package
-        .meta()
-        .tensors
-        .iter()
-        .map(TensorSpec::from)
-        .collect();
+    let tensors: Vec<_> = package.meta().tensors.iter().map(TensorSpec::from).collect();
     let mut loader = WeightLoader::new(&*device, &config, &tensors)?;
     let (filled, segments) = sync_channel(BUFFERS);
     let (emptied, buffers) = sync_channel(BUFFERS);
@@ -79,11 +74,9 @@ pub fn decoder<D: Device>(
         drop(emptied.send(Zeroizing::new(vec![0; package.segment_len_max()])));
     }
     thread::scope(|scope| {
-        thread::Builder::new()
-            .name("open".into())
-            .spawn_scoped(scope, move || {
-                open_segments(package, source, &buffers, &filled);
-            })?;
+        thread::Builder::new().name("open".into()).spawn_scoped(scope, move || {
+            open_segments(package, source, &buffers, &filled);
+        })?;
         for (index, segment) in (0..).zip(segments) {
             let segment = segment?;
             for piece in package.pieces(index) {

@@ -35,12 +35,7 @@ impl Pacer {
             PadProfile::Flat => max_frames.saturating_add(2).next_multiple_of(quantum),
             _ => 0,
         };
-        Self {
-            rhythm,
-            started_ms: now_ms,
-            sent: 0,
-            envelope,
-        }
+        Self { rhythm, started_ms: now_ms, sent: 0, envelope }
     }
 
     /// Whether a frame must go out now, with something in it or not.
@@ -52,9 +47,7 @@ impl Pacer {
     pub fn next_ms(&self) -> u64 {
         match self.rhythm.profile {
             PadProfile::Off => self.started_ms,
-            _ => self
-                .started_ms
-                .saturating_add(self.sent.saturating_mul(self.rhythm.tick_ms)),
+            _ => self.started_ms.saturating_add(self.sent.saturating_mul(self.rhythm.tick_ms)),
         }
     }
 
@@ -82,11 +75,7 @@ impl Pacer {
 mod tests {
     use super::*;
 
-    const TICK: Rhythm = Rhythm {
-        profile: PadProfile::Tick,
-        tick_ms: 50,
-        length_quantum: 16,
-    };
+    const TICK: Rhythm = Rhythm { profile: PadProfile::Tick, tick_ms: 50, length_quantum: 16 };
 
     fn frames_until_end(mut pacer: Pacer, done_after: u64) -> u64 {
         let mut count = 0;
@@ -121,10 +110,7 @@ mod tests {
 
     #[test]
     fn the_flat_profile_has_one_length_for_every_answer() {
-        let flat = Rhythm {
-            profile: PadProfile::Flat,
-            ..TICK
-        };
+        let flat = Rhythm { profile: PadProfile::Flat, ..TICK };
         for done_after in [1, 17, 80, 101] {
             assert_eq!(frames_until_end(Pacer::new(flat, 100, 0), done_after), 112);
         }
@@ -132,10 +118,7 @@ mod tests {
 
     #[test]
     fn profile_zero_waits_for_nothing() {
-        let off = Rhythm {
-            profile: PadProfile::Off,
-            ..TICK
-        };
+        let off = Rhythm { profile: PadProfile::Off, ..TICK };
         let pacer = Pacer::new(off, 100, 7);
         assert!(pacer.is_immediate() && pacer.may_end() && !pacer.is_due(u64::MAX));
     }

@@ -23,10 +23,7 @@ pub struct ReplaySet {
 impl ReplaySet {
     /// An empty set that takes at most `capacity` requests.
     pub fn new(capacity: usize) -> Self {
-        Self {
-            seen: HashSet::with_capacity(capacity.min(4_096)),
-            capacity,
-        }
+        Self { seen: HashSet::with_capacity(capacity.min(4_096)), capacity }
     }
 
     /// Takes an encapsulated key by the SHA-256 of its bytes.

@@ -22,17 +22,7 @@ pub(crate) fn send(
 /// Queues the end of a stream; a busy enclave asks for a second.
 pub(crate) fn close(id: ConnectionId, stream: u64, code: CloseCode, out: &mut Vec<Output>) {
     let retry_after_s = u16::from(code == CloseCode::Busy);
-    send(
-        id,
-        FrameKind::Close,
-        stream,
-        &Close {
-            code,
-            retry_after_s,
-        }
-        .to_bytes(),
-        out,
-    );
+    send(id, FrameKind::Close, stream, &Close { code, retry_after_s }.to_bytes(), out);
 }
 
 /// Queues an evidence bundle in pieces.
@@ -54,13 +44,7 @@ pub(crate) fn hello(
         out.push(Output::Reset(id));
         return false;
     }
-    send(
-        id,
-        FrameKind::HelloAck,
-        0,
-        &wire_limits(limits).to_bytes(),
-        out,
-    );
+    send(id, FrameKind::HelloAck, 0, &wire_limits(limits).to_bytes(), out);
     send(id, FrameKind::Status, 0, &status.to_bytes(), out);
     true
 }

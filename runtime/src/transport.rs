@@ -99,17 +99,13 @@ impl Listener {
             Self::Vsock(listener) => listener.as_fd(),
         };
         let wait = Timespec::try_from(wait).map_err(io::Error::other)?;
-        if poll(
-            &mut [PollFd::from_borrowed_fd(descriptor, PollFlags::IN)],
-            Some(&wait),
-        )? == 0
-        {
+        if poll(&mut [PollFd::from_borrowed_fd(descriptor, PollFlags::IN)], Some(&wait))? == 0 {
             return Ok(None);
         }
         match self {
-            Self::Unix(listener) => listener
-                .accept()
-                .map(|(stream, _)| Some(Connection::Unix(stream))),
+            Self::Unix(listener) => {
+                listener.accept().map(|(stream, _)| Some(Connection::Unix(stream)))
+            }
             Self::Vsock(listener) => {
                 let (stream, peer) = listener.accept()?;
                 Ok((peer.cid() == VMADDR_CID_HOST).then_some(Connection::Vsock(stream)))
@@ -205,15 +201,7 @@ mod tests {
         for text in ["unix:/run/chrysalis.sock", "vsock:5000"] {
             assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
         }
-        for text in [
-            "",
-            "unix:",
-            "vsock:",
-            "vsock:-1",
-            "tcp:1",
-            "/run/x",
-            "vsock:5000x",
-        ] {
+        for text in ["", "unix:", "vsock:", "vsock:-1", "tcp:1", "/run/x", "vsock:5000x"] {
             assert_eq!(text.parse::<Address>(), Err(AddressError(text.to_owned())));
         }
     }
@@ -224,10 +212,7 @@ mod tests {
         let address = Address::Unix(folder.path().join("socket"));
         drop(Listener::bind(&address).unwrap());
         let live = Listener::bind(&address).unwrap();
-        assert_eq!(
-            Listener::bind(&address).unwrap_err().kind(),
-            io::ErrorKind::AddrInUse
-        );
+        assert_eq!(Listener::bind(&address).unwrap_err().kind(), io::ErrorKind::AddrInUse);
         drop(live);
     }
 

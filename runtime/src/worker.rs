@@ -34,19 +34,14 @@ impl Worker {
     /// The system's, when no thread can be started.
     pub fn start(engine: Engine, events: SyncSender<Inbound>) -> io::Result<Self> {
         let (commands, inbox) = channel();
-        let thread = thread::Builder::new()
-            .name("engine".into())
-            .spawn(move || {
-                // The binary aborts on a panic; a host that embeds the enclave learns of it here.
-                let ran = catch_unwind(AssertUnwindSafe(|| run(engine, &inbox, &events)));
-                if ran.is_err() {
-                    drop(events.send(Inbound::EngineFailed("it panicked".into())));
-                }
-            })?;
-        Ok(Self {
-            commands: Some(commands),
-            thread: Some(thread),
-        })
+        let thread = thread::Builder::new().name("engine".into()).spawn(move || {
+            // The binary aborts on a panic; a host that embeds the enclave learns of it here.
+            let ran = catch_unwind(AssertUnwindSafe(|| run(engine, &inbox, &events)));
+            if ran.is_err() {
+                drop(events.send(Inbound::EngineFailed("it panicked".into())));
+            }
+        })?;
+        Ok(Self { commands: Some(commands), thread: Some(thread) })
     }
 
     /// Sends a command; the engine's end shows as [`Inbound::EngineFailed`].
@@ -84,11 +79,7 @@ fn run(mut engine: Engine, inbox: &Receiver<Command>, out: &SyncSender<Inbound>)
             }
         }
         let stepped = engine.step(&mut events);
-        if !events.is_empty()
-            && out
-                .send(Inbound::Engine(std::mem::take(&mut events)))
-                .is_err()
-        {
+        if !events.is_empty() && out.send(Inbound::Engine(std::mem::take(&mut events))).is_err() {
             return;
         }
         match stepped {
@@ -117,12 +108,7 @@ fn obey(engine: &mut Engine, command: Command, events: &mut Vec<Event>) {
                     AddError::Busy { .. } => FinishReason::Busy,
                     _ => FinishReason::Error,
                 };
-                events.push(Event::Finished {
-                    id,
-                    reason,
-                    prompt_tokens: 0,
-                    output_tokens: 0,
-                });
+                events.push(Event::Finished { id, reason, prompt_tokens: 0, output_tokens: 0 });
             }
         }
         Command::Cancel(id) => engine.cancel(id),

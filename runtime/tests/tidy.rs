@@ -1,6 +1,12 @@
 //! The rules of docs/architecture.md and CONTRIBUTING.md that a program can check: who may know whom, where a package
 //! lives, where `unsafe` stands, how long a file is, and what the enclave must never link.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a rule that cannot be read is a failed test"
+)]
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,28 +20,8 @@ const KNOWS: &[(&str, &[&str])] = &[
     ("models", &["kernels", "protocol"]),
     ("runtime", &["protocol", "attestation", "kernels", "models"]),
     ("client", &["protocol", "attestation", "models"]),
-    (
-        "cli",
-        &[
-            "protocol",
-            "attestation",
-            "kernels",
-            "models",
-            "runtime",
-            "client",
-        ],
-    ),
-    (
-        "benches",
-        &[
-            "protocol",
-            "attestation",
-            "kernels",
-            "models",
-            "runtime",
-            "client",
-        ],
-    ),
+    ("cli", &["protocol", "attestation", "kernels", "models", "runtime", "client"]),
+    ("benches", &["protocol", "attestation", "kernels", "models", "runtime", "client"]),
 ];
 
 /// Packages with one home, or with the few homes that docs/architecture.md gives them.
@@ -75,10 +61,7 @@ const UNSAFE_FOLDER: &str = "kernels/src";
 const FILE_LINES_MAX: usize = 500;
 
 fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .expect("a workspace above")
-        .to_owned()
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("a workspace above").to_owned()
 }
 
 /// Every tracked kind of source file below the root, as (path from the root, text).
@@ -91,10 +74,7 @@ fn sources(extensions: &[&str]) -> Vec<(String, String)> {
                 if !name.starts_with('.') && !["target", "corpus", "artifacts"].contains(&&*name) {
                     walk(&path, extensions, found);
                 }
-            } else if path
-                .extension()
-                .is_some_and(|e| extensions.iter().any(|x| e == *x))
-            {
+            } else if path.extension().is_some_and(|e| extensions.iter().any(|x| e == *x)) {
                 found.push(path);
             }
         }
@@ -102,16 +82,8 @@ fn sources(extensions: &[&str]) -> Vec<(String, String)> {
     let mut found = Vec::new();
     walk(&root(), extensions, &mut found);
     found.sort();
-    let relative = |path: &Path| {
-        path.strip_prefix(root())
-            .unwrap()
-            .to_string_lossy()
-            .into_owned()
-    };
-    found
-        .iter()
-        .map(|path| (relative(path), fs::read_to_string(path).unwrap()))
-        .collect()
+    let relative = |path: &Path| path.strip_prefix(root()).unwrap().to_string_lossy().into_owned();
+    found.iter().map(|path| (relative(path), fs::read_to_string(path).unwrap())).collect()
 }
 
 /// `[dependencies]` of a manifest: package names, as written.
@@ -122,10 +94,11 @@ fn dependencies(folder: &str) -> Vec<String> {
     for line in text.lines() {
         if line.starts_with('[') {
             inside = line == "[dependencies]";
-        } else if inside && !line.trim_start().starts_with('#') {
-            if let Some(end) = line.find(['.', ' ', '=']) {
-                names.push(line[..end].to_owned());
-            }
+        } else if inside
+            && !line.trim_start().starts_with('#')
+            && let Some(end) = line.find(['.', ' ', '='])
+        {
+            names.push(line[..end].to_owned());
         }
     }
     names
@@ -148,10 +121,7 @@ fn packages_stay_in_their_homes() {
     for (package, homes) in HOMES {
         for (folder, names) in &used {
             if names.iter().any(|name| name == package) {
-                assert!(
-                    homes.contains(folder),
-                    "{package} lives in {homes:?}, not in {folder}"
-                );
+                assert!(homes.contains(folder), "{package} lives in {homes:?}, not in {folder}");
             }
         }
     }
@@ -160,39 +130,17 @@ fn packages_stay_in_their_homes() {
 #[test]
 fn the_enclave_links_no_parser_of_foreign_text_and_no_async_runtime() {
     let output = Command::new(env!("CARGO"))
-        .args([
-            "tree",
-            "--offline",
-            "-p",
-            "chrysalis-runtime",
-            "-e",
-            "normal",
-            "--prefix",
-            "none",
-        ])
+        .args(["tree", "--offline", "-p", "chrysalis-runtime", "-e", "normal", "--prefix", "none"])
         .args(["--format", "{p}"])
         .current_dir(root())
         .output()
         .expect("cargo tree");
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let tree = String::from_utf8(output.stdout).unwrap();
-    let names: Vec<_> = tree
-        .lines()
-        .filter_map(|line| line.split(' ').next())
-        .collect();
-    assert!(
-        names.contains(&"chrysalis-kernels"),
-        "cargo tree listed nothing of ours"
-    );
+    let names: Vec<_> = tree.lines().filter_map(|line| line.split(' ').next()).collect();
+    assert!(names.contains(&"chrysalis-kernels"), "cargo tree listed nothing of ours");
     for never in NEVER_IN_THE_ENCLAVE {
-        assert!(
-            !names.contains(never),
-            "{never} is in the enclave's dependency tree"
-        );
+        assert!(!names.contains(never), "{never} is in the enclave's dependency tree");
     }
 }
 
@@ -206,15 +154,9 @@ fn unsafe_stands_in_kernels_only_and_each_use_has_its_argument() {
                 argued |= code.contains("SAFETY:") || code.contains("# Safety");
                 continue;
             }
-            let uses = ["unsafe {", "unsafe fn", "unsafe impl"]
-                .iter()
-                .any(|u| code.contains(u));
+            let uses = ["unsafe {", "unsafe fn", "unsafe impl"].iter().any(|u| code.contains(u));
             if uses && !path.ends_with("tests/tidy.rs") {
-                assert!(
-                    path.starts_with(UNSAFE_FOLDER),
-                    "{path}:{} uses unsafe",
-                    index + 1
-                );
+                assert!(path.starts_with(UNSAFE_FOLDER), "{path}:{} uses unsafe", index + 1);
                 assert!(argued, "{path}:{} has no SAFETY argument", index + 1);
             }
             // A comment argues for the statement that follows it, attributes included.
@@ -227,19 +169,10 @@ fn unsafe_stands_in_kernels_only_and_each_use_has_its_argument() {
 fn files_say_what_they_are_for_and_fit_on_a_few_screens() {
     for (path, text) in sources(&["rs"]) {
         let first = text.lines().next().unwrap_or_default();
-        assert!(
-            first.starts_with("//!") || first.starts_with("#!["),
-            "{path} opens without //!"
-        );
-        let code = text
-            .split("#[cfg(test)]\nmod tests")
-            .next()
-            .unwrap_or_default();
+        assert!(first.starts_with("//!") || first.starts_with("#!["), "{path} opens without //!");
+        let code = text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
         let lines = code.lines().count();
-        assert!(
-            lines <= FILE_LINES_MAX,
-            "{path} has {lines} lines, {FILE_LINES_MAX} at most"
-        );
+        assert!(lines <= FILE_LINES_MAX, "{path} has {lines} lines, {FILE_LINES_MAX} at most");
     }
 }
 
@@ -260,15 +193,10 @@ fn nothing_is_left_unfinished() {
             continue;
         }
         for word in words {
-            let hit = text.lines().position(|line| {
-                line.split(|c: char| !c.is_alphanumeric())
-                    .any(|w| w == word)
-            });
-            assert!(
-                hit.is_none(),
-                "{path}:{} has a {word}",
-                hit.unwrap_or(0) + 1
-            );
+            let hit = text
+                .lines()
+                .position(|line| line.split(|c: char| !c.is_alphanumeric()).any(|w| w == word));
+            assert!(hit.is_none(), "{path}:{} has a {word}", hit.unwrap_or(0) + 1);
         }
         assert!(!text.contains("#[ignore"), "{path} ignores a test");
     }

@@ -20,19 +20,10 @@ use crate::report::{
 pub const CHIP_ID: [u8; 64] = *b"CHRYSALIS SIMULATED CHIP: PROVES NOTHING. KEY IS PUBLIC. 0000001";
 
 /// Patch levels of the simulated platform.
-pub const TCB: Tcb = Tcb {
-    fmc: None,
-    bootloader: 10,
-    tee: 0,
-    snp: 0x1B,
-    microcode: 0x54,
-};
+pub const TCB: Tcb = Tcb { fmc: None, bootloader: 10, tee: 0, snp: 0x1B, microcode: 0x54 };
 
 /// The simulated platform.
-#[expect(
-    missing_debug_implementations,
-    reason = "it holds a private key, though a public one"
-)]
+#[expect(missing_debug_implementations, reason = "it holds a private key, though a public one")]
 pub struct Simulated {
     key: EcdsaKeyPair,
     vcek: Vec<u8>,
@@ -68,14 +59,9 @@ impl Attester for Simulated {
     fn attest(&mut self, report_data: &[u8; 64]) -> Result<Evidence, AttesterError> {
         self.report.report_data = *report_data;
         let signed = self.report.to_signed_bytes();
-        let signature = self
-            .key
-            .sign(&SystemRandom::new(), &signed)
-            .map_err(|_| AttesterError::Sign)?;
-        let (r, s) = signature
-            .as_ref()
-            .split_at_checked(48)
-            .ok_or(AttesterError::Sign)?;
+        let signature =
+            self.key.sign(&SystemRandom::new(), &signed).map_err(|_| AttesterError::Sign)?;
+        let (r, s) = signature.as_ref().split_at_checked(48).ok_or(AttesterError::Sign)?;
         let mut report = Writer::with_capacity(REPORT_LEN);
         report.bytes(&signed);
         for component in [r, s] {
@@ -93,11 +79,7 @@ impl Attester for Simulated {
 /// The claims of an up-to-date Genoa machine in the state that the default rules ask for.
 #[must_use]
 pub fn honest_report(host_data: [u8; 32], measurement: [u8; 48]) -> Report {
-    let firmware = Firmware {
-        major: 1,
-        minor: 58,
-        build: 1,
-    };
+    let firmware = Firmware { major: 1, minor: 58, build: 1 };
     Report {
         version: 3,
         guest_svn: 0,
@@ -124,11 +106,7 @@ pub fn honest_report(host_data: [u8; 32], measurement: [u8; 48]) -> Report {
         report_id: [0x5A; 32],
         report_id_ma: [0xFF; 32],
         reported_tcb: TCB,
-        cpuid: Cpuid {
-            family: 0x19,
-            model: 0x11,
-            stepping: 1,
-        },
+        cpuid: Cpuid { family: 0x19, model: 0x11, stepping: 1 },
         chip_id: CHIP_ID,
         committed_tcb: TCB,
         current_firmware: firmware,

@@ -37,8 +37,7 @@ impl AppraisalPolicy {
         bundle: &[u8],
         challenge: &Challenge,
     ) -> Result<VerifiedEnclave, Rejection> {
-        self.steps(bundle, challenge, Kind::Serve, self.max_age)
-            .map(VerifiedEnclave::new)
+        self.steps(bundle, challenge, Kind::Serve, self.max_age).map(VerifiedEnclave::new)
     }
 
     /// Judges the evidence of an enclave that asks for a package key: the same steps, for a
@@ -51,8 +50,7 @@ impl AppraisalPolicy {
         bundle: &[u8],
         challenge: &Challenge,
     ) -> Result<VerifiedKeyRelease, Rejection> {
-        self.steps(bundle, challenge, Kind::KeyRelease, MaxAge::Fresh)
-            .map(VerifiedKeyRelease::new)
+        self.steps(bundle, challenge, Kind::KeyRelease, MaxAge::Fresh).map(VerifiedKeyRelease::new)
     }
 
     fn steps(
@@ -90,19 +88,14 @@ impl AppraisalPolicy {
 
         // 8. GPU evidence and flags. None can be judged here, so none may be stated.
         if statement.gpu_count != 0 || bundle.gpu.is_some() {
-            return Err(Rejection::Gpu {
-                count: statement.gpu_count,
-            });
+            return Err(Rejection::Gpu { count: statement.gpu_count });
         }
 
         // 9. Platform trust choice.
         if let PlatformTrust::Pinned(chips) = &self.platform {
             let found = report.report().chip_id;
             if !chips.contains(&found) {
-                return Err(Rejection::Chip {
-                    found,
-                    count: chips.len(),
-                });
+                return Err(Rejection::Chip { found, count: chips.len() });
             }
         }
 
@@ -110,23 +103,13 @@ impl AppraisalPolicy {
         let fresh = self.freshness(&bundle, &statement, &report, challenge, max_age)?;
 
         // 11. The proof.
-        Ok(Appraised {
-            statement,
-            key_config,
-            serving,
-            package,
-            report,
-            fresh,
-        })
+        Ok(Appraised { statement, key_config, serving, package, report, fresh })
     }
 
     /// Step 2, behind the layout: purpose and platform.
     fn statement(&self, statement: &Statement, expected: Kind) -> Result<Roots, Rejection> {
         if statement.kind != expected {
-            return Err(Rejection::Kind {
-                found: statement.kind,
-                expected,
-            });
+            return Err(Rejection::Kind { found: statement.kind, expected });
         }
         if statement.debug_build && !self.dangerous.allow_debug_build {
             return Err(Rejection::DebugBuild);
@@ -148,10 +131,7 @@ impl AppraisalPolicy {
         statement: &Statement,
         challenge: &Challenge,
     ) -> Result<VerifiedReport, Rejection> {
-        let certificate = bundle
-            .endorsements
-            .vcek
-            .ok_or(Rejection::EndorsementMissing)?;
+        let certificate = bundle.endorsements.vcek.ok_or(Rejection::EndorsementMissing)?;
         let report = verify_snp(report, certificate, roots, challenge.now_unix)?;
         platform::appraise(self, &report, &statement.launch_config_digest)?;
         Ok(report)
@@ -172,17 +152,11 @@ impl AppraisalPolicy {
             let (found, minimum) = (statement.model_svn, self.minimum_svn);
             return Err(Rejection::ModelSvn { found, minimum });
         }
-        let package = PublicHeader::from_parts(header, signature).map_err(|error| {
-            Rejection::PublisherSignature {
-                reason: error.to_string(),
-            }
-        })?;
+        let package = PublicHeader::from_parts(header, signature)
+            .map_err(|error| Rejection::PublisherSignature { reason: error.to_string() })?;
         let found = package.header().publisher_key_id;
         if !self.publishers.contains(&found) {
-            return Err(Rejection::Publisher {
-                found,
-                count: self.publishers.len(),
-            });
+            return Err(Rejection::Publisher { found, count: self.publishers.len() });
         }
         Ok(package)
     }
@@ -240,19 +214,14 @@ impl AppraisalPolicy {
 /// Step 3: the report's 64 bytes commit to this statement.
 fn report_data(report: &[u8], statement: &Statement) -> Result<(), Rejection> {
     let mut reader = Reader::new(report);
-    let bytes = reader
-        .bytes(REPORT_DATA_OFFSET)
-        .and_then(|_| reader.array::<64>());
+    let bytes = reader.bytes(REPORT_DATA_OFFSET).and_then(|_| reader.array::<64>());
     let bytes = bytes.map_err(|error| Rejection::ReportData(StatementError::Codec(error)))?;
     let found = ReportData::from_bytes(&bytes).map_err(Rejection::ReportData)?;
     let expected = statement.report_data();
     let fields = [
         ("kind", found.kind == expected.kind),
         ("epoch", found.epoch == expected.epoch),
-        (
-            "digest",
-            found.statement_digest == expected.statement_digest,
-        ),
+        ("digest", found.statement_digest == expected.statement_digest),
     ];
     match fields.into_iter().find(|&(_, equal)| !equal) {
         Some((field, _)) => Err(Rejection::ReportDataMismatch { field }),
@@ -267,10 +236,8 @@ fn key_config(bytes: &[u8], statement: &Statement) -> Result<KeyConfig, Rejectio
     if sha384(&[b"chrysalis1 keyconfig\0", bytes]) != statement.key_config_digest {
         return Err(Rejection::Digest { section });
     }
-    let key_config = KeyConfig::from_bytes(bytes).map_err(|error| Rejection::Layout {
-        section,
-        reason: error.to_string(),
-    })?;
+    let key_config = KeyConfig::from_bytes(bytes)
+        .map_err(|error| Rejection::Layout { section, reason: error.to_string() })?;
     if key_config.epoch != statement.epoch {
         let (found, expected) = (key_config.epoch, statement.epoch);
         return Err(Rejection::KeyEpoch { found, expected });
@@ -283,10 +250,8 @@ fn serving_policy(bytes: &[u8], statement: &Statement) -> Result<ServingPolicy, 
     if sha384(&[b"chrysalis1 policy\0", bytes]) != statement.policy_digest {
         return Err(Rejection::Digest { section });
     }
-    ServingPolicy::from_bytes(bytes).map_err(|error| Rejection::Layout {
-        section,
-        reason: error.to_string(),
-    })
+    ServingPolicy::from_bytes(bytes)
+        .map_err(|error| Rejection::Layout { section, reason: error.to_string() })
 }
 
 fn package(bytes: &[u8], statement: &Statement) -> Result<(Header, SignatureBlock), Rejection> {

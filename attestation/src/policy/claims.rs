@@ -7,10 +7,7 @@ use super::verified::Appraised;
 
 /// The claims of an appraised enclave, flat, hexadecimal where they are bytes.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize)]
-#[expect(
-    missing_docs,
-    reason = "the names are those of docs/formats.md and of AMD's table"
-)]
+#[expect(missing_docs, reason = "the names are those of docs/formats.md and of AMD's table")]
 pub struct Claims {
     pub tee: String,
     pub simulated: bool,
@@ -54,12 +51,7 @@ impl Appraised {
         let statement = self.statement();
         let report = self.report.report();
         Claims {
-            tee: if self.simulated() {
-                "simulated"
-            } else {
-                "sev-snp"
-            }
-            .to_owned(),
+            tee: if self.simulated() { "simulated" } else { "sev-snp" }.to_owned(),
             simulated: self.simulated(),
             fresh: self.fresh(),
             epoch: statement.epoch,
@@ -129,10 +121,7 @@ impl Appraised {
                  key can open what is sealed to it.",
                 statement.epoch
             ),
-            format!(
-                "The serving policy (no logging; {:?}) is within the demand.",
-                self.serving
-            ),
+            format!("The serving policy (no logging; {:?}) is within the demand.", self.serving),
         ]);
         if self.fresh() {
             proved.push("The evidence was made after, and over, this challenge.".to_owned());

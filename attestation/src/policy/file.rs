@@ -63,11 +63,7 @@ impl AppraisalPolicy {
             content_digests: list(file.content_digests, "content_digests", MODEL)?,
             publishers: list(file.publishers, "publishers", PUBLISHER)?,
             client_bundles: list(file.client_bundles, "client_bundles", CLIENT_BUNDLE)?,
-            minimum_svn: required(
-                file.minimum_svn,
-                "minimum_svn",
-                "minimum_svn = 0, or higher",
-            )?,
+            minimum_svn: required(file.minimum_svn, "minimum_svn", "minimum_svn = 0, or higher")?,
             measurements: list(file.measurements, "measurements", MEASUREMENT)?,
             allow_simulated: required(
                 file.allow_simulated,
@@ -165,22 +161,12 @@ impl AppraisalPolicy {
         out.say(
             "# Optional: cloud providers whose loaned keys (VLEK) stand in for the chip's own.",
         );
-        let providers: Vec<String> = self
-            .loaned_key_providers
-            .iter()
-            .map(|p| quoted(p))
-            .collect();
-        out.key(
-            "loaned_key_providers",
-            format_args!("[{}]", providers.join(", ")),
-        );
+        let providers: Vec<String> = self.loaned_key_providers.iter().map(|p| quoted(p)).collect();
+        out.key("loaned_key_providers", format_args!("[{}]", providers.join(", ")));
         out.say("\n# Rules that are switched off. Each of these weakens what is proved.");
         out.key("dangerous_allow_milan", self.dangerous.allow_milan);
         out.key("dangerous_allow_smt", self.dangerous.allow_smt);
-        out.key(
-            "dangerous_allow_debug_build",
-            self.dangerous.allow_debug_build,
-        );
+        out.key("dangerous_allow_debug_build", self.dangerous.allow_debug_build);
     }
 }
 
@@ -189,11 +175,8 @@ impl ServingDemand {
         out.say("# How the enclave has to serve; its serving policy is attested.");
         out.say("[serving]");
         out.say("# \"tick\": length hidden up to a quantum. \"flat\": fully. \"off\": not at all.");
-        let profiles: Vec<String> = self
-            .pad_profiles
-            .iter()
-            .map(|&profile| quoted(profile_name(profile)))
-            .collect();
+        let profiles: Vec<String> =
+            self.pad_profiles.iter().map(|&profile| quoted(profile_name(profile))).collect();
         out.key("pad_profiles", format_args!("[{}]", profiles.join(", ")));
         out.key("max_tick_ms", self.max_tick_ms);
         out.key("max_epoch_seconds", self.max_epoch_seconds);
@@ -225,13 +208,7 @@ pub(super) fn hex(bytes: &[u8]) -> String {
 }
 
 fn from_hex<const N: usize>(key: &'static str, text: &str) -> Result<[u8; N], PolicyError> {
-    let wrong = || {
-        value(
-            key,
-            text,
-            &format!("{} hexadecimal digits", N.saturating_mul(2)),
-        )
-    };
+    let wrong = || value(key, text, &format!("{} hexadecimal digits", N.saturating_mul(2)));
     let (pairs, rest) = text.as_bytes().as_chunks::<2>();
     if pairs.len() != N || !rest.is_empty() {
         return Err(wrong());
@@ -264,11 +241,7 @@ fn list<const N: usize>(
 }
 
 fn value(key: &'static str, value: &str, expected: &str) -> PolicyError {
-    PolicyError::Value {
-        key,
-        value: value.to_owned(),
-        expected: expected.to_owned(),
-    }
+    PolicyError::Value { key, value: value.to_owned(), expected: expected.to_owned() }
 }
 
 fn platform(
@@ -344,20 +317,13 @@ impl ServingFile {
     fn check(self) -> Result<ServingDemand, PolicyError> {
         let profiles = required(self.pad_profiles, "serving.pad_profiles", PROFILES)?;
         if profiles.is_empty() {
-            return Err(PolicyError::Empty {
-                key: "serving.pad_profiles",
-                write: PROFILES,
-            });
+            return Err(PolicyError::Empty { key: "serving.pad_profiles", write: PROFILES });
         }
         let profile = |name: &String| match name.as_str() {
             "off" => Ok(PadProfile::Off),
             "tick" => Ok(PadProfile::Tick),
             "flat" => Ok(PadProfile::Flat),
-            other => Err(value(
-                "serving.pad_profiles",
-                other,
-                "\"off\", \"tick\" or \"flat\"",
-            )),
+            other => Err(value("serving.pad_profiles", other, "\"off\", \"tick\" or \"flat\"")),
         };
         Ok(ServingDemand {
             pad_profiles: profiles.iter().map(profile).collect::<Result<_, _>>()?,
@@ -414,14 +380,7 @@ struct TcbFloor {
 
 impl TcbFloor {
     fn check(self) -> Result<(Product, Tcb), PolicyError> {
-        let Self {
-            product,
-            fmc,
-            bootloader,
-            tee,
-            snp,
-            microcode,
-        } = self;
+        let Self { product, fmc, bootloader, tee, snp, microcode } = self;
         let product = match (product.as_str(), fmc) {
             ("milan", None) => Product::Milan,
             ("genoa", None) => Product::Genoa,
@@ -431,16 +390,7 @@ impl TcbFloor {
                 return Err(value("tcb_floor.product", other, expected));
             }
         };
-        Ok((
-            product,
-            Tcb {
-                fmc,
-                bootloader,
-                tee,
-                snp,
-                microcode,
-            },
-        ))
+        Ok((product, Tcb { fmc, bootloader, tee, snp, microcode }))
     }
 }
 
@@ -459,10 +409,7 @@ impl Out {
     }
 
     fn list<const N: usize>(&mut self, key: &str, values: &[[u8; N]]) {
-        let values: String = values
-            .iter()
-            .map(|v| format!("    \"{}\",\n", hex(v)))
-            .collect();
+        let values: String = values.iter().map(|v| format!("    \"{}\",\n", hex(v))).collect();
         self.key(key, format_args!("[\n{values}]"));
     }
 }

@@ -113,31 +113,16 @@ impl ServingDemand {
     /// The first demand that `policy` does not meet.
     fn unmet(&self, policy: &ServingPolicy) -> Option<&'static str> {
         let demands = [
-            (
-                "pad_profile",
-                self.pad_profiles.contains(&policy.pad_profile),
-            ),
+            ("pad_profile", self.pad_profiles.contains(&policy.pad_profile)),
             ("tick_ms", policy.tick_ms <= self.max_tick_ms),
-            (
-                "epoch_max_seconds",
-                policy.epoch_max_seconds <= self.max_epoch_seconds,
-            ),
-            (
-                "epoch_max_requests",
-                policy.epoch_max_requests <= self.max_epoch_requests,
-            ),
+            ("epoch_max_seconds", policy.epoch_max_seconds <= self.max_epoch_seconds),
+            ("epoch_max_requests", policy.epoch_max_requests <= self.max_epoch_requests),
             ("text_mode", self.allow_text_mode || !policy.text_mode),
             ("kv_sharing", self.allow_kv_sharing || !policy.kv_sharing),
             ("spec_decode", self.allow_spec_decode || !policy.spec_decode),
             ("moe_on_cpu", self.allow_moe_on_cpu || !policy.moe_on_cpu),
-            (
-                "oblivious_embed",
-                !self.require_oblivious_embed || policy.oblivious_embed,
-            ),
+            ("oblivious_embed", !self.require_oblivious_embed || policy.oblivious_embed),
         ];
-        demands
-            .into_iter()
-            .find(|&(_, met)| !met)
-            .map(|(field, _)| field)
+        demands.into_iter().find(|&(_, met)| !met).map(|(field, _)| field)
     }
 }

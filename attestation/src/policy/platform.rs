@@ -148,16 +148,11 @@ pub(super) fn appraise(
     tcb_order(report)?;
     let floors = FLOORS.iter().chain(&policy.tcb_floors);
     for &(_, floor) in floors.filter(|(of, _)| *of == product) {
-        for (field, found) in [
-            ("reported_tcb", report.reported_tcb),
-            ("launch_tcb", report.launch_tcb),
-        ] {
+        for (field, found) in
+            [("reported_tcb", report.reported_tcb), ("launch_tcb", report.launch_tcb)]
+        {
             if !found.at_least(floor) {
-                return Err(PlatformError::TcbFloor {
-                    field,
-                    found,
-                    floor,
-                });
+                return Err(PlatformError::TcbFloor { field, found, floor });
             }
         }
     }
@@ -174,16 +169,10 @@ pub(super) fn appraise(
     }
     if !policy.measurements.contains(&report.measurement) {
         let count = policy.measurements.len();
-        return Err(PlatformError::Measurement {
-            found: report.measurement,
-            count,
-        });
+        return Err(PlatformError::Measurement { found: report.measurement, count });
     }
     if report.host_data != *host_data {
-        return Err(PlatformError::HostData {
-            found: report.host_data,
-            expected: *host_data,
-        });
+        return Err(PlatformError::HostData { found: report.host_data, expected: *host_data });
     }
 
     // 10. The required mitigations, at launch and now.
@@ -193,11 +182,7 @@ pub(super) fn appraise(
         ("current_mit_vector", report.current_mitigations),
     ] {
         if found & required != required {
-            return Err(PlatformError::Mitigations {
-                field,
-                found,
-                required,
-            });
+            return Err(PlatformError::Mitigations { field, found, required });
         }
     }
     Ok(())
@@ -209,12 +194,7 @@ fn tcb_order(report: &Report) -> Result<(), PlatformError> {
     let current = ("current_tcb", report.current_tcb);
     for ((lower, lower_tcb), (upper, upper_tcb)) in [(reported, committed), (committed, current)] {
         if !upper_tcb.at_least(lower_tcb) {
-            return Err(PlatformError::TcbOrder {
-                lower,
-                lower_tcb,
-                upper,
-                upper_tcb,
-            });
+            return Err(PlatformError::TcbOrder { lower, lower_tcb, upper, upper_tcb });
         }
     }
     if report.committed_tcb != report.current_tcb
@@ -242,12 +222,7 @@ fn bits(policy: &AppraisalPolicy, report: &Report, product: Product) -> Result<(
     for (field, value, rules) in fields {
         for &(when, mask, set, code, rule) in rules {
             if applies(when) && (value & mask != 0) != set {
-                return Err(PlatformError::Bit {
-                    code,
-                    rule,
-                    field,
-                    value,
-                });
+                return Err(PlatformError::Bit { code, rule, field, value });
             }
         }
     }
@@ -298,33 +273,11 @@ const MACHINE_RULES: &[Rule] = &[
 ];
 
 /// The firmware that brought `PAGE_SWAP_DISABLE` (Heracles).
-const PAGE_SWAP_FIRMWARE: Firmware = Firmware {
-    major: 1,
-    minor: 58,
-    build: 0,
-};
+const PAGE_SWAP_FIRMWARE: Firmware = Firmware { major: 1, minor: 58, build: 0 };
 
 /// Patch levels below which nothing is accepted. AMD-SB-3019 (EntrySign, CVE-2024-56161): SNP
 /// patch level 0x17 on Genoa, 0x18 on Milan.
 const FLOORS: [(Product, Tcb); 2] = [
-    (
-        Product::Milan,
-        Tcb {
-            fmc: None,
-            bootloader: 0,
-            tee: 0,
-            snp: 0x18,
-            microcode: 0,
-        },
-    ),
-    (
-        Product::Genoa,
-        Tcb {
-            fmc: None,
-            bootloader: 0,
-            tee: 0,
-            snp: 0x17,
-            microcode: 0,
-        },
-    ),
+    (Product::Milan, Tcb { fmc: None, bootloader: 0, tee: 0, snp: 0x18, microcode: 0 }),
+    (Product::Genoa, Tcb { fmc: None, bootloader: 0, tee: 0, snp: 0x17, microcode: 0 }),
 ];

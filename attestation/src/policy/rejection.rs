@@ -203,19 +203,12 @@ impl Rejection {
             Self::EndorsementMissing => "certificate.missing",
             Self::Evidence(error) => error.code(),
             Self::Platform(error) => error.code(),
-            Self::Digest {
-                section: "key_config",
-            } => "key_config.digest",
+            Self::Digest { section: "key_config" } => "key_config.digest",
             Self::Digest { section: "policy" } => "serving_policy.digest",
             Self::Digest { section: "content" } => "package.content_digest",
             Self::Digest { .. } => "package.digest",
-            Self::Layout {
-                section: "key_config",
-                ..
-            } => "key_config.layout",
-            Self::Layout {
-                section: "policy", ..
-            } => "serving_policy.layout",
+            Self::Layout { section: "key_config", .. } => "key_config.layout",
+            Self::Layout { section: "policy", .. } => "serving_policy.layout",
             Self::Layout { .. } => "package.layout",
             Self::KeyEpoch { .. } => "key_config.epoch",
             Self::PackageSvn { .. } => "package.svn",

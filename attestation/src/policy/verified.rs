@@ -190,12 +190,7 @@ impl VerifiedKeyRelease {
             lease_tokens: terms.lease_tokens,
         };
         let to = &self.0.key_config.sealing_key;
-        Ok(key_release::seal(
-            to,
-            &self.0.statement.digest(),
-            &release,
-            rng,
-        )?)
+        Ok(key_release::seal(to, &self.0.statement.digest(), &release, rng)?)
     }
 }
 

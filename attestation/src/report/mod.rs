@@ -229,12 +229,7 @@ impl<'a> SignedReport<'a> {
         for (to, from) in signature.iter_mut().zip(r.iter().chain(&s)) {
             *to = *from;
         }
-        Ok(Self {
-            report,
-            product,
-            signed,
-            signature,
-        })
+        Ok(Self { report, product, signed, signature })
     }
 }
 
@@ -344,12 +339,7 @@ impl Report {
             .zeros(21)
             .bytes(&self.chip_id)
             .bytes(&self.committed_tcb.to_bytes());
-        for Firmware {
-            major,
-            minor,
-            build,
-        } in [self.current_firmware, self.committed_firmware]
-        {
+        for Firmware { major, minor, build } in [self.current_firmware, self.committed_firmware] {
             w.bytes(&[build, minor, major, 0]);
         }
         w.bytes(&self.launch_tcb.to_bytes())
@@ -371,21 +361,13 @@ fn u64_le(reader: &mut Reader<'_>) -> Result<u64, CodecError> {
 fn firmware(reader: &mut Reader<'_>) -> Result<Firmware, CodecError> {
     let [build, minor, major] = reader.array()?;
     reader.zeros(1)?;
-    Ok(Firmware {
-        major,
-        minor,
-        build,
-    })
+    Ok(Firmware { major, minor, build })
 }
 
 fn cpuid(reader: &mut Reader<'_>) -> Result<Cpuid, CodecError> {
     let [family, model, stepping] = reader.array()?;
     reader.zeros(21)?;
-    Ok(Cpuid {
-        family,
-        model,
-        stepping,
-    })
+    Ok(Cpuid { family, model, stepping })
 }
 
 /// A mitigation vector; reserved before version 5.

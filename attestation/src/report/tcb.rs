@@ -86,20 +86,12 @@ pub struct Tcb {
 impl Tcb {
     pub(super) fn parse(product: Product, bytes: [u8; 8]) -> Result<Self, ReportError> {
         let tcb = match (product, bytes) {
-            (Product::Turin, [fmc, bootloader, tee, snp, .., microcode]) => Self {
-                fmc: Some(fmc),
-                bootloader,
-                tee,
-                snp,
-                microcode,
-            },
-            (_, [bootloader, tee, .., snp, microcode]) => Self {
-                fmc: None,
-                bootloader,
-                tee,
-                snp,
-                microcode,
-            },
+            (Product::Turin, [fmc, bootloader, tee, snp, .., microcode]) => {
+                Self { fmc: Some(fmc), bootloader, tee, snp, microcode }
+            }
+            (_, [bootloader, tee, .., snp, microcode]) => {
+                Self { fmc: None, bootloader, tee, snp, microcode }
+            }
         };
         if tcb.to_bytes() == bytes {
             Ok(tcb)
@@ -111,13 +103,7 @@ impl Tcb {
     /// The eight bytes of a report's field.
     #[must_use]
     pub const fn to_bytes(self) -> [u8; 8] {
-        let Self {
-            fmc,
-            bootloader,
-            tee,
-            snp,
-            microcode,
-        } = self;
+        let Self { fmc, bootloader, tee, snp, microcode } = self;
         match fmc {
             Some(fmc) => [fmc, bootloader, tee, snp, 0, 0, 0, microcode],
             None => [bootloader, tee, 0, 0, 0, 0, snp, microcode],
@@ -137,20 +123,11 @@ impl Tcb {
 
 impl fmt::Display for Tcb {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            bootloader,
-            tee,
-            snp,
-            microcode,
-            ..
-        } = self;
+        let Self { bootloader, tee, snp, microcode, .. } = self;
         if let Some(fmc) = self.fmc {
             write!(f, "fmc {fmc} ")?;
         }
-        write!(
-            f,
-            "boot loader {bootloader} tee {tee} snp {snp} microcode {microcode}"
-        )
+        write!(f, "boot loader {bootloader} tee {tee} snp {snp} microcode {microcode}")
     }
 }
 

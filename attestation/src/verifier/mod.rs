@@ -113,12 +113,7 @@ pub fn verify_snp(
 ) -> Result<VerifiedReport, VerifyError> {
     // 1. Length, version, reserved bytes, TCB layouts. 2. Algorithm and signing key.
     // 3. The product, by the CPU's identity in the report.
-    let SignedReport {
-        report,
-        product,
-        signed,
-        signature,
-    } = SignedReport::parse(report)?;
+    let SignedReport { report, product, signed, signature } = SignedReport::parse(report)?;
     if report.mask_chip_key {
         return Err(VerifyError::MaskChipKey);
     }
@@ -128,20 +123,14 @@ pub fn verify_snp(
     let issuer = Issuer::pinned(roots, product, report.signing_key)?;
     let key = verify_certificate(certificate, &issuer, report.signing_key, product, now)?;
     if key.tcb != report.reported_tcb {
-        return Err(VerifyError::Tcb {
-            certificate: key.tcb,
-            reported: report.reported_tcb,
-        });
+        return Err(VerifyError::Tcb { certificate: key.tcb, reported: report.reported_tcb });
     }
     if let Some(hwid) = &key.hwid {
         let len = product.hwid_len();
         let (chip_id, rest) = report.chip_id.split_at_checked(len).unwrap_or_default();
         if hwid.as_slice() != chip_id || rest.iter().any(|&byte| byte != 0) {
             let reported = report.chip_id.to_vec();
-            return Err(VerifyError::ChipId {
-                certificate: hwid.clone(),
-                reported,
-            });
+            return Err(VerifyError::ChipId { certificate: hwid.clone(), reported });
         }
     }
 
@@ -150,12 +139,7 @@ pub fn verify_snp(
     UnparsedPublicKey::new(&ECDSA_P384_SHA384_FIXED, &key.point)
         .verify(signed, &signature)
         .map_err(|_| VerifyError::Signature)?;
-    Ok(VerifiedReport {
-        report,
-        product,
-        roots,
-        csp_id: key.csp_id,
-    })
+    Ok(VerifiedReport { report, product, roots, csp_id: key.csp_id })
 }
 
 /// Verifies the certificate of a signing key alone.

@@ -87,22 +87,10 @@ mod tests {
     #[test]
     fn each_root_signed_itself_and_its_issuers() {
         let sets: [(&[u8], &[&[u8]]); 4] = [
-            (
-                include_bytes!("../roots/milan/ark.der"),
-                &[MILAN_ASK, MILAN_ASVK],
-            ),
-            (
-                include_bytes!("../roots/genoa/ark.der"),
-                &[GENOA_ASK, GENOA_ASVK],
-            ),
-            (
-                include_bytes!("../roots/turin/ark.der"),
-                &[TURIN_ASK, TURIN_ASVK],
-            ),
-            (
-                include_bytes!("../roots/simulated/ark.der"),
-                &[SIMULATED_ASK],
-            ),
+            (include_bytes!("../roots/milan/ark.der"), &[MILAN_ASK, MILAN_ASVK]),
+            (include_bytes!("../roots/genoa/ark.der"), &[GENOA_ASK, GENOA_ASVK]),
+            (include_bytes!("../roots/turin/ark.der"), &[TURIN_ASK, TURIN_ASVK]),
+            (include_bytes!("../roots/simulated/ark.der"), &[SIMULATED_ASK]),
         ];
         for (ark, issued) in sets {
             let root = Issuer::read("root", ark).expect("a pinned root is a certificate");
@@ -133,18 +121,12 @@ mod tests {
             ("turin/ark.der", include_bytes!("../roots/turin/ark.der")),
             ("turin/ask.der", TURIN_ASK),
             ("turin/asvk.der", TURIN_ASVK),
-            (
-                "simulated/ark.der",
-                include_bytes!("../roots/simulated/ark.der"),
-            ),
+            ("simulated/ark.der", include_bytes!("../roots/simulated/ark.der")),
             ("simulated/ask.der", SIMULATED_ASK),
         ];
         for (name, der) in pinned {
-            let fingerprint: String = digest(&SHA256, der)
-                .as_ref()
-                .iter()
-                .map(|byte| format!("{byte:02x}"))
-                .collect();
+            let fingerprint: String =
+                digest(&SHA256, der).as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
             assert!(
                 readme.contains(&format!("| {name} | {fingerprint} |")),
                 "{name} {fingerprint}"

@@ -150,31 +150,21 @@ pub(super) fn verify_certificate(
 
     // 3. Issued by the pinned key of the product, under its name. No chain is built.
     if encode(tbs.issuer())? != issuer.subject {
-        return Err(CertificateError::Issuer {
-            expected: issuer.name,
-        });
+        return Err(CertificateError::Issuer { expected: issuer.name });
     }
     let signature = certificate.signature().as_bytes().unwrap_or_default();
     UnparsedPublicKey::new(&RSA_PSS_2048_8192_SHA384, &issuer.key)
         .verify(&encode(tbs)?, signature)
-        .map_err(|_| CertificateError::Signature {
-            issuer: issuer.name,
-        })?;
+        .map_err(|_| CertificateError::Signature { issuer: issuer.name })?;
 
     // 4. Valid at the caller's time.
     let validity = tbs.validity();
     let not_before = validity.not_before.to_unix_duration().as_secs();
     let not_after = validity.not_after.to_unix_duration().as_secs();
-    for (not_before, not_after) in [
-        (not_before, not_after),
-        (issuer.not_before, issuer.not_after),
-    ] {
+    for (not_before, not_after) in [(not_before, not_after), (issuer.not_before, issuer.not_after)]
+    {
         if now < not_before || now > not_after {
-            return Err(CertificateError::Validity {
-                not_before,
-                not_after,
-                now,
-            });
+            return Err(CertificateError::Validity { not_before, not_after, now });
         }
     }
 
@@ -192,10 +182,7 @@ pub(super) fn verify_certificate(
     let name = extensions.text(PRODUCT_NAME)?;
     // "Genoa", or with a stepping: "Milan-B0".
     if name.split('-').next() != Some(product.name()) {
-        return Err(CertificateError::Product {
-            found: name,
-            expected: product,
-        });
+        return Err(CertificateError::Product { found: name, expected: product });
     }
     Ok(EndorsedKey {
         point: point(tbs.subject_public_key_info())?,
@@ -218,35 +205,23 @@ pub(super) fn parse(der: &[u8]) -> Result<Certificate, CertificateError> {
     if encode(&certificate)? == der {
         Ok(certificate)
     } else {
-        Err(CertificateError::Der(
-            "written again, it differs".to_owned(),
-        ))
+        Err(CertificateError::Der("written again, it differs".to_owned()))
     }
 }
 
 pub(super) fn encode(value: &impl Encode) -> Result<Vec<u8>, CertificateError> {
-    value
-        .to_der()
-        .map_err(|error| CertificateError::Der(error.to_string()))
+    value.to_der().map_err(|error| CertificateError::Der(error.to_string()))
 }
 
 /// The uncompressed P-384 point of a SubjectPublicKeyInfo.
 fn point(spki: &SubjectPublicKeyInfoOwned) -> Result<[u8; 97], CertificateError> {
-    let curve = spki
-        .algorithm
-        .parameters
-        .as_ref()
-        .and_then(|any| any.decode_as().ok());
+    let curve = spki.algorithm.parameters.as_ref().and_then(|any| any.decode_as().ok());
     if spki.algorithm.oid != EC_PUBLIC_KEY || curve != Some(SECP384R1) {
         return Err(CertificateError::Key);
     }
     let bytes = spki.subject_public_key.as_bytes().unwrap_or_default();
     let point: [u8; 97] = bytes.try_into().map_err(|_| CertificateError::Key)?;
-    if matches!(point, [4, ..]) {
-        Ok(point)
-    } else {
-        Err(CertificateError::Key)
-    }
+    if matches!(point, [4, ..]) { Ok(point) } else { Err(CertificateError::Key) }
 }
 
 /// The extensions of a certificate, each at most once, none critical and unknown.
@@ -258,19 +233,10 @@ impl<'a> Extensions<'a> {
             let oid = extension.extn_id;
             let known = KNOWN.contains(&oid);
             if extension.critical && !known {
-                return Err(CertificateError::CriticalExtension {
-                    oid: oid.to_string(),
-                });
+                return Err(CertificateError::CriticalExtension { oid: oid.to_string() });
             }
-            if extensions
-                .iter()
-                .take(count)
-                .any(|earlier| earlier.extn_id == oid)
-            {
-                return Err(CertificateError::Extension {
-                    oid,
-                    problem: "there twice",
-                });
+            if extensions.iter().take(count).any(|earlier| earlier.extn_id == oid) {
+                return Err(CertificateError::Extension { oid, problem: "there twice" });
             }
         }
         Ok(Self(extensions))
@@ -282,46 +248,34 @@ impl<'a> Extensions<'a> {
     }
 
     fn bytes(&self, oid: ObjectIdentifier) -> Result<&'a [u8], CertificateError> {
-        self.find(oid).ok_or(CertificateError::Extension {
-            oid,
-            problem: "missing",
-        })
+        self.find(oid).ok_or(CertificateError::Extension { oid, problem: "missing" })
     }
 
     fn absent(&self, oid: ObjectIdentifier) -> Result<(), CertificateError> {
         match self.find(oid) {
             None => Ok(()),
-            Some(_) => Err(CertificateError::Extension {
-                oid,
-                problem: "not for this kind of key",
-            }),
+            Some(_) => {
+                Err(CertificateError::Extension { oid, problem: "not for this kind of key" })
+            }
         }
     }
 
     fn text(&self, oid: ObjectIdentifier) -> Result<String, CertificateError> {
         match Ia5StringRef::from_der(self.bytes(oid)?) {
             Ok(text) => Ok(text.as_str().to_owned()),
-            Err(_) => Err(CertificateError::Extension {
-                oid,
-                problem: "not an ia5 string",
-            }),
+            Err(_) => Err(CertificateError::Extension { oid, problem: "not an ia5 string" }),
         }
     }
 
     fn level(&self, oid: ObjectIdentifier) -> Result<u8, CertificateError> {
-        u8::from_der(self.bytes(oid)?).map_err(|_| CertificateError::Extension {
-            oid,
-            problem: "not an integer below 256",
-        })
+        u8::from_der(self.bytes(oid)?)
+            .map_err(|_| CertificateError::Extension { oid, problem: "not an integer below 256" })
     }
 
     fn tcb(&self, product: Product) -> Result<Tcb, CertificateError> {
         for oid in RESERVED_LEVELS {
             if self.find(oid).is_some() && self.level(oid)? != 0 {
-                return Err(CertificateError::Extension {
-                    oid,
-                    problem: "reserved and not zero",
-                });
+                return Err(CertificateError::Extension { oid, problem: "reserved and not zero" });
             }
         }
         let fmc = match product {
@@ -357,17 +311,8 @@ const FMC: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.4.1.3704.1.3
 const HWID: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.4.1.3704.1.4");
 const CSP_ID: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.4.1.3704.1.5");
 /// The extensions whose content this file judges.
-const KNOWN: [ObjectIdentifier; 9] = [
-    STRUCT_VERSION,
-    PRODUCT_NAME,
-    BOOTLOADER,
-    TEE,
-    SNP,
-    MICROCODE,
-    FMC,
-    HWID,
-    CSP_ID,
-];
+const KNOWN: [ObjectIdentifier; 9] =
+    [STRUCT_VERSION, PRODUCT_NAME, BOOTLOADER, TEE, SNP, MICROCODE, FMC, HWID, CSP_ID];
 
 /// The two encodings that AMD uses of `rsassaPss` with SHA-384, MGF1 with SHA-384 and 48 bytes of
 /// salt: without the trailer field, and (older certificates) with its default written out.

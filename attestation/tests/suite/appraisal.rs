@@ -12,24 +12,16 @@ use chrysalis_protocol::statement::{Kind, PadProfile, Tee};
 /// Expected step and code; what is changed before the statement is made; after it is signed.
 type Row = (u8, &'static str, fn(&mut World), fn(&mut Parts));
 
-const OLDER: Tcb = Tcb {
-    snp: TCB.snp - 1,
-    ..TCB
-};
+const OLDER: Tcb = Tcb { snp: TCB.snp - 1, ..TCB };
 
 #[test]
 fn the_honest_enclave_is_accepted() {
     let world = World::honest();
-    let verified = world
-        .policy
-        .appraise(&world.parts().bundle(), &world.challenge)
-        .expect("it is honest");
+    let verified =
+        world.policy.appraise(&world.parts().bundle(), &world.challenge).expect("it is honest");
     assert_eq!(verified.statement(), &world.statement);
     assert_eq!(verified.statement_digest(), world.statement.digest());
-    assert_eq!(
-        verified.seal_to().sealing_key,
-        &world.key_config.sealing_key
-    );
+    assert_eq!(verified.seal_to().sealing_key, &world.key_config.sealing_key);
     assert_eq!(verified.receipt_key(), world.statement.receipt_key);
     assert_eq!((verified.chip_id(), verified.tcb()), (CHIP_ID, TCB));
     assert!(verified.simulated() && verified.fresh());
@@ -78,11 +70,7 @@ fn each_rule_refuses_its_one_altered_claim() {
         let mut parts = world.parts();
         after(&mut parts);
         let rejection = world.appraise(&parts).expect_err(code);
-        assert_eq!(
-            (rejection.step(), rejection.code()),
-            (step, code),
-            "{rejection}"
-        );
+        assert_eq!((rejection.step(), rejection.code()), (step, code), "{rejection}");
         assert!(!rejection.to_string().is_empty());
         count += 1;
     }
@@ -276,19 +264,11 @@ const MODEL: &[Row] = &[
 ];
 
 fn cpu(family: u8, model: u8) -> Cpuid {
-    Cpuid {
-        family,
-        model,
-        stepping: 0,
-    }
+    Cpuid { family, model, stepping: 0 }
 }
 
 fn firmware(minor: u8) -> Firmware {
-    Firmware {
-        major: 1,
-        minor,
-        build: 1,
-    }
+    Firmware { major: 1, minor, build: 1 }
 }
 
 fn all_tcbs(world: &mut World, tcb: Tcb) {
@@ -314,16 +294,7 @@ fn turin(world: &mut World) {
     world.report.platform_info |= platform_info::CIPHERTEXT_HIDING;
     world.report.launch_mitigations = 0b111;
     world.report.current_mitigations = 0b111;
-    all_tcbs(
-        world,
-        Tcb {
-            fmc: Some(1),
-            bootloader: 1,
-            tee: 1,
-            snp: 4,
-            microcode: 0x51,
-        },
-    );
+    all_tcbs(world, Tcb { fmc: Some(1), bootloader: 1, tee: 1, snp: 4, microcode: 0x51 });
 }
 
 /// A Milan in the best state that a Milan can be in.
@@ -339,9 +310,7 @@ fn loaned(world: &mut World) {
     let draft = world.honest_vcek();
     draft.subject = "SEV-VLEK".to_owned();
     draft.extensions.retain(|(oid, ..)| *oid != amd(&[4]));
-    draft
-        .extensions
-        .push((amd(&[5]), false, tlv(0x16, b"CN=a-provider")));
+    draft.extensions.push((amd(&[5]), false, tlv(0x16, b"CN=a-provider")));
 }
 
 fn vcek(world: &mut World, product: &str, tcb: Tcb, hwid: &[u8]) {
@@ -349,42 +318,26 @@ fn vcek(world: &mut World, product: &str, tcb: Tcb, hwid: &[u8]) {
 }
 
 fn extension(world: &mut World, oid: &[u8], critical: bool) {
-    world
-        .honest_vcek()
-        .extensions
-        .push((oid.to_vec(), critical, integer(0)));
+    world.honest_vcek().extensions.push((oid.to_vec(), critical, integer(0)));
 }
 
 fn without(world: &mut World, oid: &[u8]) {
-    world
-        .honest_vcek()
-        .extensions
-        .retain(|(other, ..)| other != oid);
+    world.honest_vcek().extensions.retain(|(other, ..)| other != oid);
 }
 
 fn reserved_level(world: &mut World) {
-    world
-        .honest_vcek()
-        .extensions
-        .push((amd(&[3, 5]), false, integer(1)));
+    world.honest_vcek().extensions.push((amd(&[3, 5]), false, integer(1)));
 }
 
 fn sha256_inside(world: &mut World) {
     let draft = world.honest_vcek();
-    let at = draft
-        .algorithm
-        .windows(2)
-        .position(|w| w == b"\x02\x02")
-        .expect("sha-384");
+    let at = draft.algorithm.windows(2).position(|w| w == b"\x02\x02").expect("sha-384");
     draft.algorithm[at + 1] = 1;
 }
 
 fn compressed_point(world: &mut World) {
     let draft = world.honest_vcek();
-    let ec = seq(&[
-        tlv(6, b"\x2a\x86\x48\xce\x3d\x02\x01"),
-        tlv(6, b"\x2b\x81\x04\x00\x22"),
-    ]);
+    let ec = seq(&[tlv(6, b"\x2a\x86\x48\xce\x3d\x02\x01"), tlv(6, b"\x2b\x81\x04\x00\x22")]);
     let point = [&[0, 2], [0x11; 48].as_slice()].concat();
     draft.spki = seq(&[ec, tlv(3, &point)]);
 }

@@ -9,10 +9,7 @@ use chrysalis_protocol::statement::PadProfile;
 #[test]
 fn a_written_policy_is_read_back() {
     let mut policy = World::honest().policy;
-    assert_eq!(
-        AppraisalPolicy::from_toml(&policy.to_toml()),
-        Ok(policy.clone())
-    );
+    assert_eq!(AppraisalPolicy::from_toml(&policy.to_toml()), Ok(policy.clone()));
 
     policy.platform = PlatformTrust::AnyGenuine;
     policy.max_age = MaxAge::Epoch;
@@ -21,16 +18,7 @@ fn a_written_policy_is_read_back() {
     policy.serving.require_oblivious_embed = true;
     policy.tcb_floors = vec![
         (Product::Genoa, TCB),
-        (
-            Product::Turin,
-            Tcb {
-                fmc: Some(1),
-                bootloader: 1,
-                tee: 1,
-                snp: 4,
-                microcode: 0x51,
-            },
-        ),
+        (Product::Turin, Tcb { fmc: Some(1), bootloader: 1, tee: 1, snp: 4, microcode: 0x51 }),
     ];
     policy.required_mitigations = 0x3F;
     policy.loaned_key_providers = vec!["CN=\"a\" provider".to_owned()];
@@ -75,47 +63,22 @@ fn each_expectation_that_is_left_out_is_named() {
     }
     let head = text.split("[serving]").next().unwrap();
     let refused = AppraisalPolicy::from_toml(head);
-    assert!(
-        matches!(
-            refused,
-            Err(PolicyError::Missing {
-                key: "[serving]",
-                ..
-            })
-        ),
-        "{refused:?}"
-    );
+    assert!(matches!(refused, Err(PolicyError::Missing { key: "[serving]", .. })), "{refused:?}");
 }
 
 #[test]
 fn an_unknown_key_an_empty_list_and_a_wrong_value_are_refused() {
     let text = World::honest().policy.to_toml();
-    for line in [
-        "allow_simulate = true",
-        "platforms = \"pinned\"",
-        "dangerous = true",
-    ] {
+    for line in ["allow_simulate = true", "platforms = \"pinned\"", "dangerous = true"] {
         let refused = AppraisalPolicy::from_toml(&format!("{line}\n{text}"));
-        assert!(
-            matches!(refused, Err(PolicyError::Toml(_))),
-            "{line}: {refused:?}"
-        );
+        assert!(matches!(refused, Err(PolicyError::Toml(_))), "{line}: {refused:?}");
     }
     let refused = AppraisalPolicy::from_toml(&format!("{text}\nlogging = 1\n"));
     assert!(matches!(refused, Err(PolicyError::Toml(_))), "{refused:?}");
 
     let empty = format!("measurements = []\n{}", without(&text, "measurements"));
     let refused = AppraisalPolicy::from_toml(&empty);
-    assert!(
-        matches!(
-            refused,
-            Err(PolicyError::Empty {
-                key: "measurements",
-                ..
-            })
-        ),
-        "{refused:?}"
-    );
+    assert!(matches!(refused, Err(PolicyError::Empty { key: "measurements", .. })), "{refused:?}");
 
     let chip: String = CHIP_ID.iter().map(|byte| format!("{byte:02x}")).collect();
     for (from, to) in [
@@ -127,16 +90,10 @@ fn an_unknown_key_an_empty_list_and_a_wrong_value_are_refused() {
         ("\"tick\"", "\"none\""),
     ] {
         let refused = AppraisalPolicy::from_toml(&text.replace(from, to));
-        assert!(
-            matches!(refused, Err(PolicyError::Value { .. })),
-            "{to}: {refused:?}"
-        );
+        assert!(matches!(refused, Err(PolicyError::Value { .. })), "{to}: {refused:?}");
     }
     let refused = AppraisalPolicy::from_toml(&text.replace("\"pinned\"", "\"any-genuine\""));
-    assert!(
-        matches!(refused, Err(PolicyError::ChipIds { .. })),
-        "{refused:?}"
-    );
+    assert!(matches!(refused, Err(PolicyError::ChipIds { .. })), "{refused:?}");
 }
 
 /// The file without one key, also where its value takes several lines.

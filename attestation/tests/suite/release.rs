@@ -11,23 +11,15 @@ use chrysalis_protocol::rand_core::{TryCryptoRng, TryRng};
 use chrysalis_protocol::secret::Secret;
 use chrysalis_protocol::statement::Kind;
 
-const TERMS: ReleaseTerms = ReleaseTerms {
-    min_model_svn: 3,
-    lease_seconds: 60,
-    lease_tokens: 0,
-};
+const TERMS: ReleaseTerms = ReleaseTerms { min_model_svn: 3, lease_seconds: 60, lease_tokens: 0 };
 
 #[test]
 fn the_appraised_enclave_opens_the_key_of_its_package() {
     let world = asking();
     let bundle = world.parts().bundle();
-    let verified = world
-        .policy
-        .appraise_key_release(&bundle, &world.challenge)
-        .expect("it is honest");
-    let sealed = verified
-        .seal(&package_key(), &TERMS, &mut Counter(0))
-        .expect("its key");
+    let verified =
+        world.policy.appraise_key_release(&bundle, &world.challenge).expect("it is honest");
+    let sealed = verified.seal(&package_key(), &TERMS, &mut Counter(0)).expect("its key");
     let digest = world.statement.digest();
     let opened = key_release::open(sealing_keys(), &digest, &sealed).expect("for this enclave");
     assert_eq!(opened.package_id, world.header.package_id);
@@ -40,37 +32,24 @@ fn the_appraised_enclave_opens_the_key_of_its_package() {
 fn another_packages_key_is_not_sealed() {
     let world = asking();
     let bundle = world.parts().bundle();
-    let verified = world
-        .policy
-        .appraise_key_release(&bundle, &world.challenge)
-        .expect("it is honest");
+    let verified =
+        world.policy.appraise_key_release(&bundle, &world.challenge).expect("it is honest");
     let other = PackageKey::new(Secret::from([1; 32]));
     let refused = verified.seal(&other, &TERMS, &mut Counter(0));
-    assert_eq!(
-        refused.map(|_| ()),
-        Err(ReleaseError::Key {
-            package_id: world.header.package_id
-        })
-    );
+    assert_eq!(refused.map(|_| ()), Err(ReleaseError::Key { package_id: world.header.package_id }));
 }
 
 #[test]
 fn a_serve_statement_gets_no_key_and_a_release_statement_no_request() {
     let world = World::honest();
     let bundle = world.parts().bundle();
-    let refused = world
-        .policy
-        .appraise_key_release(&bundle, &world.challenge)
-        .map(|_| ());
+    let refused = world.policy.appraise_key_release(&bundle, &world.challenge).map(|_| ());
     let (found, expected) = (Kind::Serve, Kind::KeyRelease);
     assert_eq!(refused, Err(Rejection::Kind { found, expected }));
 
     let world = asking();
     let (found, expected) = (Kind::KeyRelease, Kind::Serve);
-    assert_eq!(
-        world.appraise(&world.parts()),
-        Err(Rejection::Kind { found, expected })
-    );
+    assert_eq!(world.appraise(&world.parts()), Err(Rejection::Kind { found, expected }));
 }
 
 #[test]
@@ -79,16 +58,10 @@ fn a_key_release_is_always_fresh() {
     world.policy.max_age = MaxAge::Epoch;
     world.challenge.nonce = None;
     let bundle = world.parts().bundle();
-    let refused = world
-        .policy
-        .appraise_key_release(&bundle, &world.challenge)
-        .map(|_| ());
+    let refused = world.policy.appraise_key_release(&bundle, &world.challenge).map(|_| ());
     assert_eq!(refused, Err(Rejection::ChallengeMissing));
     world.challenge.nonce = Some([0; 32]);
-    let refused = world
-        .policy
-        .appraise_key_release(&bundle, &world.challenge)
-        .map(|_| ());
+    let refused = world.policy.appraise_key_release(&bundle, &world.challenge).map(|_| ());
     assert_eq!(refused, Err(Rejection::Stale));
 }
 

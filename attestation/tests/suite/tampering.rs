@@ -22,10 +22,7 @@ fn every_flipped_bit_of_every_section_is_refused() {
         assert!(refused.is_err(), "bit {bit} of the bundle");
     }
     let seconds = start.elapsed().as_secs_f32();
-    println!(
-        "{} flipped bits, none accepted, in {seconds:.1} s",
-        bundle.len() * 8
-    );
+    println!("{} flipped bits, none accepted, in {seconds:.1} s", bundle.len() * 8);
 }
 
 #[test]
@@ -60,20 +57,11 @@ fn every_cut_and_every_extension_is_refused() {
     let world = World::honest();
     let bundle = world.parts().bundle();
     for len in 0..bundle.len() {
-        assert!(
-            world
-                .policy
-                .appraise(&bundle[..len], &world.challenge)
-                .is_err(),
-            "cut at {len}"
-        );
+        assert!(world.policy.appraise(&bundle[..len], &world.challenge).is_err(), "cut at {len}");
     }
     for byte in 0..=255 {
         let longer = [bundle.as_slice(), &[byte]].concat();
-        assert!(
-            world.policy.appraise(&longer, &world.challenge).is_err(),
-            "{byte} appended"
-        );
+        assert!(world.policy.appraise(&longer, &world.challenge).is_err(), "{byte} appended");
     }
 }
 
@@ -124,10 +112,7 @@ fn evidence_does_not_bind_what_it_was_not_made_for() {
     for (other, change) in others {
         let mut elsewhere = World::honest();
         change(&mut elsewhere);
-        world
-            .policy
-            .content_digests
-            .push(elsewhere.statement.content_digest);
+        world.policy.content_digests.push(elsewhere.statement.content_digest);
         let foreign = elsewhere.parts();
         for (section, swap) in sections {
             let mut parts = honest.clone();
@@ -138,11 +123,7 @@ fn evidence_does_not_bind_what_it_was_not_made_for() {
             let rejection = world.appraise(&parts);
             let fresh_signature_only =
                 section == "report" && parts.report[..0x2A0] == honest.report[..0x2A0];
-            assert_eq!(
-                rejection.is_ok(),
-                fresh_signature_only,
-                "{section} of {other}"
-            );
+            assert_eq!(rejection.is_ok(), fresh_signature_only, "{section} of {other}");
             swaps += 1;
         }
     }
@@ -166,12 +147,7 @@ fn a_batch_report_refreshes_only_the_statement_it_names() {
         change(&mut statement);
         let (report, _) = world.attest(&statement);
         let path = tree.path(1).expect("three leaves");
-        Freshness {
-            statement: &statement.to_bytes(),
-            report: &report,
-            path,
-        }
-        .to_bytes()
+        Freshness { statement: &statement.to_bytes(), report: &report, path }.to_bytes()
     };
 
     parts.freshness = Some(refresh(&world, |_| {}));
@@ -194,11 +170,7 @@ fn a_batch_report_refreshes_only_the_statement_it_names() {
     ];
     for (name, change) in changes {
         parts.freshness = Some(refresh(&world, change));
-        assert_eq!(
-            world.appraise(&parts),
-            Err(Rejection::FreshnessMismatch),
-            "{name}"
-        );
+        assert_eq!(world.appraise(&parts), Err(Rejection::FreshnessMismatch), "{name}");
     }
 
     // The same statement, on another guest or under the serve statement's own report.
@@ -209,20 +181,14 @@ fn a_batch_report_refreshes_only_the_statement_it_names() {
     twin.report = world.report.clone();
     twin.report.measurement[0] ^= 1;
     parts.freshness = Some(refresh(&twin, |_| {}));
-    assert_eq!(
-        world.appraise(&parts).expect_err("another image").code(),
-        "platform.measurement"
-    );
+    assert_eq!(world.appraise(&parts).expect_err("another image").code(), "platform.measurement");
 
     let section = refresh(&world, |_| {});
     for bit in (0..section.len() * 8).step_by(7) {
         let mut section = section.clone();
         section[bit / 8] ^= 1 << (bit % 8);
         parts.freshness = Some(section);
-        assert!(
-            world.appraise(&parts).is_err(),
-            "bit {bit} of the freshness section"
-        );
+        assert!(world.appraise(&parts).is_err(), "bit {bit} of the freshness section");
     }
 }
 
@@ -232,24 +198,12 @@ fn epoch_old_evidence_is_accepted_only_where_the_policy_says_so() {
     world.statement.nonce = [0; 32];
     world.challenge.nonce = None;
     let bundle = world.parts().bundle();
-    let refused = world
-        .policy
-        .appraise(&bundle, &world.challenge)
-        .expect_err("not fresh");
+    let refused = world.policy.appraise(&bundle, &world.challenge).expect_err("not fresh");
     assert_eq!(refused, Rejection::ChallengeMissing);
     world.policy.max_age = MaxAge::Epoch;
-    let verified = world
-        .policy
-        .appraise(&bundle, &world.challenge)
-        .expect("old enough");
+    let verified = world.policy.appraise(&bundle, &world.challenge).expect("old enough");
     assert!(!verified.fresh());
-    assert!(
-        verified
-            .explain()
-            .not_proved
-            .iter()
-            .any(|line| line.starts_with("Freshness"))
-    );
+    assert!(verified.explain().not_proved.iter().any(|line| line.starts_with("Freshness")));
 }
 
 #[test]

@@ -18,20 +18,15 @@ const JUNE_2025: u64 = 1_748_736_000;
 #[test]
 fn genoa_and_turin_reports_are_authentic() {
     let Some(folder) = vectors() else { return };
-    for (name, product, version) in [
-        ("genoa", Product::Genoa, 3),
-        ("turin", Product::Turin, 5),
-        ("milan", Product::Milan, 3),
-    ] {
+    for (name, product, version) in
+        [("genoa", Product::Genoa, 3), ("turin", Product::Turin, 5), ("milan", Product::Milan, 3)]
+    {
         let verified = microsoft(&folder, name, JUNE_2026).expect("a genuine report");
         assert_eq!(verified.product(), product);
         assert_eq!(verified.report().version, version);
         assert_eq!(verified.report().policy, 0x3_001F);
         assert_ne!(verified.report().host_data, [0; 32]);
-        assert_eq!(
-            verified.report().to_signed_bytes(),
-            report(&folder, name)[..0x2A0]
-        );
+        assert_eq!(verified.report().to_signed_bytes(), report(&folder, name)[..0x2A0]);
     }
 }
 
@@ -44,18 +39,12 @@ fn every_flipped_bit_of_a_genuine_report_and_its_vcek_is_refused() {
         let vcek = certificate(&folder, name);
         for bit in 0..report.len() * 8 {
             let report = flipped(&report, bit);
-            assert!(
-                verify_snp(&report, &vcek, Roots::Amd, JUNE_2026).is_err(),
-                "{name} {bit}"
-            );
+            assert!(verify_snp(&report, &vcek, Roots::Amd, JUNE_2026).is_err(), "{name} {bit}");
             count += 1;
         }
         for bit in 0..vcek.len() * 8 {
             let vcek = flipped(&vcek, bit);
-            assert!(
-                verify_snp(&report, &vcek, Roots::Amd, JUNE_2026).is_err(),
-                "{name} {bit}"
-            );
+            assert!(verify_snp(&report, &vcek, Roots::Amd, JUNE_2026).is_err(), "{name} {bit}");
             count += 1;
         }
     }
@@ -66,26 +55,10 @@ fn every_flipped_bit_of_a_genuine_report_and_its_vcek_is_refused() {
 fn a_report_is_not_believed_under_the_simulated_roots_or_another_products_key() {
     let Some(folder) = vectors() else { return };
     let genoa = report(&folder, "genoa");
-    let refused = verify_snp(
-        &genoa,
-        &certificate(&folder, "genoa"),
-        Roots::Simulated,
-        JUNE_2026,
-    );
-    assert_eq!(
-        refused.map(|_| ()).map_err(|error| error.code()),
-        Err("certificate.issuer")
-    );
-    let refused = verify_snp(
-        &genoa,
-        &certificate(&folder, "turin"),
-        Roots::Amd,
-        JUNE_2026,
-    );
-    assert_eq!(
-        refused.map(|_| ()).map_err(|error| error.code()),
-        Err("certificate.issuer")
-    );
+    let refused = verify_snp(&genoa, &certificate(&folder, "genoa"), Roots::Simulated, JUNE_2026);
+    assert_eq!(refused.map(|_| ()).map_err(|error| error.code()), Err("certificate.issuer"));
+    let refused = verify_snp(&genoa, &certificate(&folder, "turin"), Roots::Amd, JUNE_2026);
+    assert_eq!(refused.map(|_| ()).map_err(|error| error.code()), Err("certificate.issuer"));
 }
 
 #[test]
@@ -94,10 +67,7 @@ fn an_expired_vcek_is_refused() {
     for now in [JUNE_2025, 2_000_000_000] {
         let refused = microsoft(&folder, "genoa", now).expect_err("outside its validity");
         assert!(
-            matches!(
-                refused,
-                VerifyError::Certificate(CertificateError::Validity { .. })
-            ),
+            matches!(refused, VerifyError::Certificate(CertificateError::Validity { .. })),
             "{refused}"
         );
     }
@@ -109,10 +79,7 @@ fn version_2_is_refused_because_the_product_would_be_a_guess() {
     let vcek = read(&folder, "snp/milan/trustee_test-vcek.der");
     let report = read(&folder, "snp/milan/trustee_test-report.bin");
     let refused = verify_snp(&report, &vcek, Roots::Amd, JUNE_2026).expect_err("version 2");
-    assert_eq!(
-        refused,
-        VerifyError::Report(ReportError::Version { version: 2 })
-    );
+    assert_eq!(refused, VerifyError::Report(ReportError::Version { version: 2 }));
 }
 
 #[test]
@@ -134,22 +101,10 @@ fn chip_certificates_are_good_alone() {
 fn invalid_chip_certificates_are_refused() {
     let Some(folder) = vectors() else { return };
     for name in ["legacy", "new"] {
-        let der = read(
-            &folder,
-            &format!("snp/milan/trustee_test-vcek-invalid-{name}.der"),
-        );
-        let refused = verify_signing_key(
-            &der,
-            SigningKey::Vcek,
-            Product::Milan,
-            Roots::Amd,
-            JUNE_2026,
-        );
-        assert_eq!(
-            refused.map_err(|error| error.code()),
-            Err("certificate.signature"),
-            "{name}"
-        );
+        let der = read(&folder, &format!("snp/milan/trustee_test-vcek-invalid-{name}.der"));
+        let refused =
+            verify_signing_key(&der, SigningKey::Vcek, Product::Milan, Roots::Amd, JUNE_2026);
+        assert_eq!(refused.map_err(|error| error.code()), Err("certificate.signature"), "{name}");
     }
 }
 
@@ -165,19 +120,11 @@ fn a_report_under_a_loaned_key_is_authentic_and_names_its_provider() {
 }
 
 fn microsoft(folder: &Path, name: &str, now: u64) -> Result<VerifiedReport, VerifyError> {
-    verify_snp(
-        &report(folder, name),
-        &certificate(folder, name),
-        Roots::Amd,
-        now,
-    )
+    verify_snp(&report(folder, name), &certificate(folder, name), Roots::Amd, now)
 }
 
 fn report(folder: &Path, name: &str) -> Vec<u8> {
-    read(
-        folder,
-        &format!("snp/microsoft_tav/{name}_attestation_report.bin"),
-    )
+    read(folder, &format!("snp/microsoft_tav/{name}_attestation_report.bin"))
 }
 
 /// The DER of a PEM file.
@@ -186,11 +133,7 @@ fn certificate(folder: &Path, name: &str) -> Vec<u8> {
     let pem = String::from_utf8(pem).expect("PEM is text");
     let mut der = Vec::new();
     let mut bits = (0_u32, 0_u32);
-    for byte in pem
-        .lines()
-        .filter(|line| !line.starts_with('-'))
-        .flat_map(str::bytes)
-    {
+    for byte in pem.lines().filter(|line| !line.starts_with('-')).flat_map(str::bytes) {
         let value = match byte {
             b'A'..=b'Z' => byte - b'A',
             b'a'..=b'z' => byte - b'a' + 26,

@@ -13,17 +13,11 @@ fn a_file_that_is_no_model_is_named_and_leaves_nothing() {
     let (three, one) = (3_u32.to_le_bytes(), 1_u64.to_le_bytes());
     let gguf_head = [&b"GGUF"[..], &three, &one, &0_u64.to_le_bytes(), &[9]].concat();
     let sources = [
-        (
-            folder.path("nowhere"),
-            "nowhere is neither a Hugging Face folder nor a .gguf file",
-        ),
+        (folder.path("nowhere"), "nowhere is neither a Hugging Face folder nor a .gguf file"),
         (folder.path("nowhere.gguf"), "nowhere.gguf: "),
         ("/dev/full".to_owned(), "/dev/full is neither"),
         (folder.write("notes.txt", b"hello"), "notes.txt is neither"),
-        (
-            folder.write("text.gguf", b"hello there, I am text"),
-            "text.gguf: ",
-        ),
+        (folder.write("text.gguf", b"hello there, I am text"), "text.gguf: "),
         (folder.write("cut.gguf", &gguf_head), "cut.gguf: "),
     ];
     for (source, why) in sources {
@@ -58,11 +52,7 @@ fn a_folder_that_is_no_model_is_named_and_leaves_nothing() {
     altered("config.json", &odd, "has the shape");
     altered("config.json", &|_| Some(b"{".to_vec()), "config.json");
     altered("tokenizer.json", &|_| None, "there is no tokenizer.json");
-    altered(
-        "tokenizer.json",
-        &|_| Some(b"{".to_vec()),
-        "tokenizer.json: ",
-    );
+    altered("tokenizer.json", &|_| Some(b"{".to_vec()), "tokenizer.json: ");
     altered("model.safetensors", &|_| None, "model.safetensors");
     let cut = |mut bytes: Vec<u8>| {
         bytes.truncate(100_000);
@@ -109,15 +99,7 @@ fn a_disk_that_takes_no_more_leaves_no_package() {
     // A limit of the size of files stands for a full disk; the signal that goes with it is ignored.
     let script = "trap '' XFSZ; ulimit -f 100; exec \"$0\" \"$@\"";
     let outcome: Outcome = Command::new("sh")
-        .args([
-            "-c",
-            script,
-            env!("CARGO_BIN_EXE_chrysalis"),
-            "pack",
-            &source,
-            "-o",
-            &package,
-        ])
+        .args(["-c", script, env!("CARGO_BIN_EXE_chrysalis"), "pack", &source, "-o", &package])
         .output()
         .unwrap()
         .into();
@@ -148,37 +130,21 @@ fn a_killed_packer_leaves_no_package_and_stands_in_nobodys_way() {
         .unwrap();
     let blob = folder.path(".large.b0000.partial");
     while !fs::metadata(&blob).is_ok_and(|blob| blob.len() > 0) {
-        assert_eq!(
-            packer.try_wait().unwrap(),
-            None,
-            "the packer ended before its first segment"
-        );
+        assert_eq!(packer.try_wait().unwrap(), None, "the packer ended before its first segment");
         std::thread::sleep(Duration::from_millis(1));
     }
     // A second packer of the same package keeps away.
     chrysalis(&["pack", &source, "-o", &package]).refused(1, "another packer is writing");
     packer.kill().unwrap();
-    assert_eq!(
-        packer.wait().unwrap().code(),
-        None,
-        "it ended before it was killed"
-    );
+    assert_eq!(packer.wait().unwrap().code(), None, "it ended before it was killed");
     let names = folder.names();
     let hidden = |name: &&String| name.starts_with(".large.");
-    let named: Vec<_> = names
-        .iter()
-        .filter(|name| name.starts_with("large."))
-        .collect();
+    let named: Vec<_> = names.iter().filter(|name| name.starts_with("large.")).collect();
     assert_eq!(named, ["large.key", "large.publisher"], "{names:?}");
     assert!(names.iter().filter(hidden).count() > 0, "{names:?}");
 
     folder.packed(&source, "large.chry", &[]);
-    assert_eq!(
-        folder.names().iter().filter(hidden).count(),
-        0,
-        "{:?}",
-        folder.names()
-    );
+    assert_eq!(folder.names().iter().filter(hidden).count(), 0, "{:?}", folder.names());
 }
 
 #[test]
@@ -201,24 +167,11 @@ fn a_key_that_does_not_open_the_package_is_refused() {
     }
     // The publisher's key is no package key, and the other way around.
     let publisher = folder.path("tiny.publisher");
-    let outcome = chrysalis(&[
-        "pack",
-        &source,
-        "-o",
-        &folder.path("new.chry"),
-        "--publisher-key",
-        &no_key,
-    ]);
+    let outcome =
+        chrysalis(&["pack", &source, "-o", &folder.path("new.chry"), "--publisher-key", &no_key]);
     outcome.refused(1, "no.key does not hold an Ed25519 key");
-    chrysalis(&[
-        "pack",
-        &source,
-        "-o",
-        &folder.path("new.chry"),
-        "--key",
-        &publisher,
-    ])
-    .refused(1, "tiny.publisher");
+    chrysalis(&["pack", &source, "-o", &folder.path("new.chry"), "--key", &publisher])
+        .refused(1, "tiny.publisher");
     assert!(!folder.names().contains(&"new.chry".to_owned()));
 
     fs::remove_file(folder.path("tiny.key")).unwrap();
@@ -252,21 +205,9 @@ fn an_altered_package_is_refused_by_every_command() {
     };
     altered("tiny.chry", &|bytes| bytes[40] ^= 1, &both("tiny.chry: "));
     altered("tiny.chry", &|bytes| bytes[300] ^= 1, &both("tiny.chry: "));
-    altered(
-        "tiny.chry",
-        &|bytes| bytes.truncate(600),
-        &both("tiny.chry: "),
-    );
-    altered(
-        "tiny.chry",
-        &|bytes| bytes.truncate(10),
-        &both("tiny.chry: "),
-    );
-    altered(
-        "tiny.chry",
-        &|bytes| *bytes.last_mut().unwrap() ^= 1,
-        &both("tiny.chry: "),
-    );
+    altered("tiny.chry", &|bytes| bytes.truncate(600), &both("tiny.chry: "));
+    altered("tiny.chry", &|bytes| bytes.truncate(10), &both("tiny.chry: "));
+    altered("tiny.chry", &|bytes| *bytes.last_mut().unwrap() ^= 1, &both("tiny.chry: "));
     altered(
         "tiny.client",
         &|bytes| bytes[100] ^= 1,

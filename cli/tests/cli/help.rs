@@ -7,11 +7,7 @@ fn every_command_explains_its_flags() {
     let all = chrysalis(&["--help"]);
     assert_eq!(all.code, Some(0));
     for (name, flags) in COMMANDS {
-        assert!(
-            all.stdout.contains(&format!("\n  {name} ")),
-            "{name} is not in {}",
-            all.stdout
-        );
+        assert!(all.stdout.contains(&format!("\n  {name} ")), "{name} is not in {}", all.stdout);
         let help = chrysalis(&[name, "--help"]);
         assert_eq!(help.code, Some(0), "{name}");
         for flag in flags.split(' ') {
@@ -26,20 +22,12 @@ fn every_command_explains_its_flags() {
 
 #[test]
 fn a_wrong_command_line_has_exit_code_2() {
-    for args in [
-        &[][..],
-        &["sing"],
-        &["pack"],
-        &["pack", "x", "-o", "x.chry", "--loud"],
-        &["ask", "hello"],
-    ] {
+    for args in
+        [&[][..], &["sing"], &["pack"], &["pack", "x", "-o", "x.chry", "--loud"], &["ask", "hello"]]
+    {
         let outcome = chrysalis(args);
         assert_eq!(outcome.code, Some(2), "{args:?}");
-        assert!(
-            outcome.stderr.contains("Usage: chrysalis"),
-            "{}",
-            outcome.stderr
-        );
+        assert!(outcome.stderr.contains("Usage: chrysalis"), "{}", outcome.stderr);
     }
 }
 
@@ -47,18 +35,8 @@ fn a_wrong_command_line_has_exit_code_2() {
 fn the_program_is_also_the_enclave() {
     let help = chrysalis(&["enclave", "--help"]);
     assert_eq!(help.code, Some(0));
-    for flag in [
-        "chrysalis-enclave",
-        "--package",
-        "--listen",
-        "--attester",
-        "--config",
-    ] {
-        assert!(
-            help.stdout.contains(flag),
-            "{flag} is not in {}",
-            help.stdout
-        );
+    for flag in ["chrysalis-enclave", "--package", "--listen", "--attester", "--config"] {
+        assert!(help.stdout.contains(flag), "{flag} is not in {}", help.stdout);
     }
     // It is a role, not a command that people are offered.
     assert!(!chrysalis(&["--help"]).stdout.contains("\n  enclave "));
@@ -74,20 +52,13 @@ fn the_enclave_takes_no_platform_for_granted() {
 fn a_reader_that_left_is_no_failure() {
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
-    let outcome: Outcome = command(&["--version"])
-        .stdout(writer)
-        .output()
-        .unwrap()
-        .into();
+    let outcome: Outcome = command(&["--version"]).stdout(writer).output().unwrap().into();
     assert_eq!((outcome.code, outcome.stderr.as_str()), (Some(0), ""));
 }
 
 /// Each command, and what its help has to name.
 const COMMANDS: [(&str, &str); 9] = [
-    (
-        "demo",
-        "[PROMPT] --model --cache --max-tokens --threads --json",
-    ),
+    ("demo", "[PROMPT] --model --cache --max-tokens --threads --json"),
     (
         "pack",
         "<SOURCE> --output --key --open --publisher-key --svn --dtype keep bf16 q8 q4 --force --json",
@@ -101,9 +72,6 @@ const COMMANDS: [(&str, &str); 9] = [
         "<PROMPT> --connect --policy --system --max-tokens --temperature --top-p --top-k --min-p \
          --repetition-penalty --seed --stop --raw --json",
     ),
-    (
-        "bench",
-        "--package --key --threads --prompt --generate --batch --json",
-    ),
+    ("bench", "--package --key --threads --prompt --generate --batch --json"),
     ("eval", "--package --key --text --json"),
 ];

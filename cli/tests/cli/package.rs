@@ -36,16 +36,10 @@ fn a_sealed_package_comes_with_keys_and_a_policy_that_fits() {
     assert_eq!(report["files"].as_array().unwrap().len(), 3);
 
     let policy = fs::read_to_string(folder.path("tiny.policy.toml")).unwrap();
-    assert!(
-        policy.starts_with("# WARNING: this policy accepts a simulated platform"),
-        "{policy}"
-    );
+    assert!(policy.starts_with("# WARNING: this policy accepts a simulated platform"), "{policy}");
     for fact in ["content_digest", "publisher", "client_bundle"] {
         let value = report[fact].as_str().unwrap();
-        assert!(
-            policy.contains(&format!("\"{value}\"")),
-            "{fact} {value} is not in {policy}"
-        );
+        assert!(policy.contains(&format!("\"{value}\"")), "{fact} {value} is not in {policy}");
     }
     let policy = AppraisalPolicy::from_toml(&policy).unwrap();
     assert_eq!((policy.minimum_svn, policy.allow_simulated), (7, true));
@@ -67,8 +61,7 @@ fn a_sealed_package_shows_its_header_and_with_the_key_the_rest() {
     let text = chrysalis(&["inspect", &package]);
     assert_eq!(text.code, Some(0));
     assert!(
-        text.stdout
-            .contains("all that can be seen without the package key"),
+        text.stdout.contains("all that can be seen without the package key"),
         "{}",
         text.stdout
     );
@@ -82,10 +75,7 @@ fn a_sealed_package_shows_its_header_and_with_the_key_the_rest() {
     assert_eq!(contents["client_bundle"]["state"], "ok");
     assert_eq!(contents["client_bundle"]["licence_text"], true);
     let tensors = contents["tensors"].as_array().unwrap();
-    let embedding = tensors
-        .iter()
-        .find(|tensor| tensor["name"] == "token_embd.weight")
-        .unwrap();
+    let embedding = tensors.iter().find(|tensor| tensor["name"] == "token_embd.weight").unwrap();
     assert_eq!(embedding["dims"], serde_json::json!([251, 64]));
     assert_eq!(embedding["dtype"], "F32");
     let text = chrysalis(&["inspect", &package, "--key", &key]);
@@ -99,14 +89,8 @@ fn sealed_or_open_a_model_has_one_content_digest() {
     let sealed = folder.packed(&source, "sealed.chry", &[]);
     let open = folder.packed(&source, "open.chry", &["--open"]);
     let [sealed, open] = [sealed, open].map(|path| chrysalis(&["inspect", &path, "--json"]).json());
-    assert_eq!(
-        sealed["header"]["content_digest"],
-        open["header"]["content_digest"]
-    );
-    assert_ne!(
-        sealed["header"]["package_digest"],
-        open["header"]["package_digest"]
-    );
+    assert_eq!(sealed["header"]["content_digest"], open["header"]["content_digest"]);
+    assert_ne!(sealed["header"]["package_digest"], open["header"]["package_digest"]);
     assert_eq!(sealed["contents"], open["contents"]);
     assert!(!folder.names().contains(&"open.key".to_owned()));
 }
@@ -131,10 +115,8 @@ fn a_package_is_replaced_only_by_force_and_keys_never() {
     let (key, publisher) = (folder.path("tiny.key"), folder.path("tiny.publisher"));
     let keys = || [fs::read(&key).unwrap(), fs::read(&publisher).unwrap()];
     let keys_before = keys();
-    let report = chrysalis(&[
-        "pack", &source, "-o", &package, "--force", "--dtype", "q8", "--json",
-    ])
-    .json();
+    let report =
+        chrysalis(&["pack", &source, "-o", &package, "--force", "--dtype", "q8", "--json"]).json();
     assert_eq!(
         (&report["key_made"], &report["publisher_key_made"]),
         (&Value::Bool(false), &Value::Bool(false))
@@ -154,20 +136,12 @@ fn matrices_are_stored_as_asked() {
         ("q8", "Q8_0", "Q8_0"),
         ("q4", "Q4_1", "Q8_0"),
     ] {
-        let package = folder.packed(
-            &source,
-            &format!("{dtype}.chry"),
-            &["--open", "--dtype", dtype],
-        );
+        let package =
+            folder.packed(&source, &format!("{dtype}.chry"), &["--open", "--dtype", dtype]);
         let report = chrysalis(&["inspect", &package, "--json"]).json();
         let tensors = report["contents"]["tensors"].as_array().unwrap();
-        let stored = |name| {
-            tensors
-                .iter()
-                .find(|tensor| tensor["name"] == name)
-                .unwrap()["dtype"]
-                .clone()
-        };
+        let stored =
+            |name| tensors.iter().find(|tensor| tensor["name"] == name).unwrap()["dtype"].clone();
         assert_eq!(stored("blk.0.attn_q.weight"), matrix, "{dtype}");
         assert_eq!(stored("token_embd.weight"), embedding, "{dtype}");
         assert_eq!(stored("blk.0.attn_norm.weight"), "F32", "{dtype}");
@@ -180,45 +154,25 @@ fn perplexity_is_the_same_sealed_or_open_and_on_any_number_of_threads() {
     let source = folder.tiny_llama();
     let text = folder.write(
         "text.txt",
-        "A caterpillar seals itself away, and what leaves has wings.\n"
-            .repeat(9)
-            .as_bytes(),
+        "A caterpillar seals itself away, and what leaves has wings.\n".repeat(9).as_bytes(),
     );
     let sealed = folder.packed(&source, "sealed.chry", &[]);
     let open = folder.packed(&source, "open.chry", &["--open"]);
     let eval = |package: &str, threads: &str| {
-        chrysalis(&[
-            "eval",
-            "--package",
-            package,
-            "--text",
-            &text,
-            "--threads",
-            threads,
-            "--json",
-        ])
-        .json()
+        chrysalis(&["eval", "--package", package, "--text", &text, "--threads", threads, "--json"])
+            .json()
     };
     let report = eval(&sealed, "1");
     // 540 characters are 540 tokens, in windows of the model's 256 positions; the first of each is not scored.
     assert_eq!(
-        (
-            &report["tokens"],
-            &report["tokens_scored"],
-            &report["windows"]
-        ),
+        (&report["tokens"], &report["tokens_scored"], &report["windows"]),
         (&540.into(), &537.into(), &3.into())
     );
     for other in [eval(&open, "1"), eval(&sealed, "2")] {
         assert_eq!(other["perplexity"], report["perplexity"]);
     }
     let outcome = chrysalis(&["eval", "--package", &sealed, "--text", &text]);
-    assert!(
-        outcome.stdout.starts_with("perplexity "),
-        "{}{}",
-        outcome.stdout,
-        outcome.stderr
-    );
+    assert!(outcome.stdout.starts_with("perplexity "), "{}{}", outcome.stdout, outcome.stderr);
 }
 
 #[test]
@@ -227,16 +181,9 @@ fn perplexity_is_that_of_the_recorded_logits() {
     let source = folder.tiny_llama();
     let data = recorded("logits.f32");
     let tokens = String::from_utf8(recorded("tokens.txt")).unwrap();
-    let tokens: Vec<usize> = tokens
-        .split_whitespace()
-        .map(|id| id.parse().unwrap())
-        .collect();
-    let logits: Vec<f64> = data
-        .as_chunks()
-        .0
-        .iter()
-        .map(|bytes| f32::from_le_bytes(*bytes).into())
-        .collect();
+    let tokens: Vec<usize> = tokens.split_whitespace().map(|id| id.parse().unwrap()).collect();
+    let logits: Vec<f64> =
+        data.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes).into()).collect();
     let nll =
         |(row, &next): (&[f64], &usize)| row.iter().map(|x| x.exp()).sum::<f64>().ln() - row[next];
     let rows = logits.chunks(logits.len() / tokens.len());
@@ -252,10 +199,7 @@ fn perplexity_is_that_of_the_recorded_logits() {
     assert_eq!(report["tokens_scored"], tokens.len() - 1);
     let found = report["perplexity"].as_f64().unwrap();
     // The KV cache is f16; everything else is f32.
-    assert!(
-        (found / expected - 1.0).abs() < 2e-3,
-        "{found}, not {expected}"
-    );
+    assert!((found / expected - 1.0).abs() < 2e-3, "{found}, not {expected}");
 }
 
 #[test]
@@ -294,10 +238,6 @@ fn a_reader_that_leaves_ends_the_program_quietly() {
     let package = folder.packed(&source, "tiny.chry", &["--open"]);
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
-    let outcome: Outcome = command(&["inspect", &package])
-        .stdout(writer)
-        .output()
-        .unwrap()
-        .into();
+    let outcome: Outcome = command(&["inspect", &package]).stdout(writer).output().unwrap().into();
     assert_eq!((outcome.code, outcome.stderr.as_str()), (Some(0), ""));
 }

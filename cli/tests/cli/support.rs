@@ -28,11 +28,7 @@ impl Outcome {
     #[track_caller]
     pub(crate) fn refused(&self, code: i32, why: &str) {
         assert_eq!(self.code, Some(code), "{}{}", self.stdout, self.stderr);
-        assert!(
-            self.stderr.contains(why),
-            "{why:?} is not in {:?}",
-            self.stderr
-        );
+        assert!(self.stderr.contains(why), "{why:?} is not in {:?}", self.stderr);
     }
 }
 
@@ -68,12 +64,7 @@ impl Folder {
     }
 
     pub(crate) fn path(&self, name: &str) -> String {
-        self.0
-            .path()
-            .join(name)
-            .into_os_string()
-            .into_string()
-            .unwrap()
+        self.0.path().join(name).into_os_string().into_string().unwrap()
     }
 
     pub(crate) fn write(&self, name: &str, bytes: &[u8]) -> String {
@@ -85,9 +76,8 @@ impl Folder {
     /// Names of all files, sorted; of hidden ones too.
     pub(crate) fn names(&self) -> Vec<String> {
         let entries = fs::read_dir(self.0.path()).unwrap();
-        let mut names: Vec<String> = entries
-            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-            .collect();
+        let mut names: Vec<String> =
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
         names.sort();
         names
     }
@@ -158,11 +148,7 @@ pub(crate) fn numbered_tokens(source: &str) {
     let mut tokenizer = tokenizer();
     tokenizer["added_tokens"] = added_tokens(&tokens, false);
     tokenizer["model"]["vocab"] = vocab(tokens);
-    fs::write(
-        Path::new(source).join("tokenizer.json"),
-        tokenizer.to_string(),
-    )
-    .unwrap();
+    fs::write(Path::new(source).join("tokenizer.json"), tokenizer.to_string()).unwrap();
 }
 
 /// A safetensors file of F32 zeros.
@@ -179,8 +165,7 @@ fn write_zeros(path: &Path, shapes: &[(String, Vec<u64>)]) {
         .collect();
     let header = Value::from(header).to_string();
     let mut file = File::create(path).unwrap();
-    file.write_all(&(header.len() as u64).to_le_bytes())
-        .unwrap();
+    file.write_all(&(header.len() as u64).to_le_bytes()).unwrap();
     file.write_all(header.as_bytes()).unwrap();
     file.set_len(8 + header.len() as u64 + end).unwrap();
 }
@@ -188,10 +173,7 @@ fn write_zeros(path: &Path, shapes: &[(String, Vec<u64>)]) {
 /// One token for each printable ASCII character and the line feed, in the alphabet of byte-level BPE.
 fn tokenizer() -> Value {
     let printable = ('!'..='~').map(String::from);
-    let letters = ["\u{120}", "\u{10a}"]
-        .map(str::to_owned)
-        .into_iter()
-        .chain(printable);
+    let letters = ["\u{120}", "\u{10a}"].map(str::to_owned).into_iter().chain(printable);
     let special = ["<unk>", "<s>", "</s>"].map(str::to_owned);
     json!({
         "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "post_processor": null,
@@ -206,10 +188,7 @@ fn tokenizer() -> Value {
 
 /// Ids from 0 on.
 fn vocab(tokens: impl IntoIterator<Item = String>) -> Value {
-    let ids = tokens
-        .into_iter()
-        .zip(0..)
-        .map(|(token, id)| (token, json!(id)));
+    let ids = tokens.into_iter().zip(0..).map(|(token, id)| (token, json!(id)));
     Value::Object(ids.collect())
 }
 

@@ -88,11 +88,7 @@ impl Activations {
         tiles::for_each(pool, small, &mut [grid], &|_, mut tile, _| {
             for t in tile.rows.clone() {
                 let x = &x[t * cols..][..cols];
-                level.run(Quantise {
-                    x,
-                    out: tile.row(t),
-                    planes,
-                });
+                level.run(Quantise { x, out: tile.row(t), planes });
             }
         });
     }

@@ -55,17 +55,9 @@ impl<T: Element> Task for AttentionTile<'_, '_, T> {
             .flat_map(|row| heads.clone().map(move |head| (row, head)))
             .map(|(row, head)| {
                 let last = self.positions[row] as usize;
-                let first = self
-                    .window
-                    .map_or(0, |window| (last + 1).saturating_sub(window));
+                let first = self.window.map_or(0, |window| (last + 1).saturating_sub(window));
                 let q = &self.q[(row * self.num_heads + head) * dim..][..dim];
-                Query {
-                    q,
-                    row,
-                    col: (head - heads.start) * dim,
-                    first,
-                    last,
-                }
+                Query { q, row, col: (head - heads.start) * dim, first, last }
             })
             .collect();
         let mut rest = &queries[..];
@@ -73,32 +65,16 @@ impl<T: Element> Task for AttentionTile<'_, '_, T> {
             let (now, later) = rest.split_at(rest.len().min(4));
             let tile = &mut self;
             match now {
-                [a, b, c, d] => s.call(Together {
-                    tile,
-                    kv_head,
-                    queries: [*a, *b, *c, *d],
-                }),
+                [a, b, c, d] => s.call(Together { tile, kv_head, queries: [*a, *b, *c, *d] }),
                 [a, b, alone @ ..] => {
-                    s.call(Together {
-                        tile: &mut *tile,
-                        kv_head,
-                        queries: [*a, *b],
-                    });
+                    s.call(Together { tile: &mut *tile, kv_head, queries: [*a, *b] });
                     for a in alone {
-                        s.call(Together {
-                            tile: &mut *tile,
-                            kv_head,
-                            queries: [*a],
-                        });
+                        s.call(Together { tile: &mut *tile, kv_head, queries: [*a] });
                     }
                 }
                 alone => {
                     for a in alone {
-                        s.call(Together {
-                            tile: &mut *tile,
-                            kv_head,
-                            queries: [*a],
-                        });
+                        s.call(Together { tile: &mut *tile, kv_head, queries: [*a] });
                     }
                 }
             }
@@ -134,14 +110,7 @@ struct Weigh<'a, 't, 'b, 'q, T, const N: usize> {
 impl<T: Element, const N: usize> Task for Weigh<'_, '_, '_, '_, T, N> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Self {
-            tile,
-            kv_head,
-            queries,
-            weights,
-            range,
-            base,
-        } = self;
+        let Self { tile, kv_head, queries, weights, range, base } = self;
         tile.weigh(s, kv_head, queries, weights, range, base);
     }
 }
@@ -158,19 +127,10 @@ impl<T: Element> AttentionTile<'_, '_, T> {
             self.scores.resize(N * stride, 0.0);
         }
         let mut scores = std::mem::take(self.scores);
-        self.score(
-            s,
-            kv_head,
-            &queries,
-            first..last + 1,
-            &mut scores,
-            (base, stride),
-        );
+        self.score(s, kv_head, &queries, first..last + 1, &mut scores, (base, stride));
         let mut factors = [0.0; N];
-        for ((query, scores), factor) in queries
-            .iter()
-            .zip(scores.chunks_exact_mut(stride))
-            .zip(&mut factors)
+        for ((query, scores), factor) in
+            queries.iter().zip(scores.chunks_exact_mut(stride)).zip(&mut factors)
         {
             *factor = self.softmax(s, query, base, scores);
         }
@@ -204,39 +164,18 @@ impl<T: Element> AttentionTile<'_, '_, T> {
             let (queries, weights) = ([query], [weights]);
             let range = query.first..start.min(query.last + 1);
             let tile = &mut *self;
-            s.call(Weigh {
-                tile,
-                kv_head,
-                queries,
-                weights,
-                range,
-                base,
-            });
+            s.call(Weigh { tile, kv_head, queries, weights, range, base });
         }
         if S::MANY_REGISTERS {
             let (tile, range) = (&mut *self, start..end);
-            s.call(Weigh {
-                tile,
-                kv_head,
-                queries,
-                weights,
-                range,
-                base,
-            });
+            s.call(Weigh { tile, kv_head, queries, weights, range, base });
         }
         for (query, weights) in queries.into_iter().zip(weights) {
             let (queries, weights) = ([query], [weights]);
             let first = if S::MANY_REGISTERS { end } else { start };
             let range = first.max(start.min(query.last + 1))..query.last + 1;
             let tile = &mut *self;
-            s.call(Weigh {
-                tile,
-                kv_head,
-                queries,
-                weights,
-                range,
-                base,
-            });
+            s.call(Weigh { tile, kv_head, queries, weights, range, base });
         }
     }
 
@@ -368,10 +307,7 @@ impl<T: Element> AttentionTile<'_, '_, T> {
     }
 
     #[inline(always)]
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "the innermost loop, split for its registers"
-    )]
+    #[expect(clippy::too_many_arguments, reason = "the innermost loop, split for its registers")]
     fn weigh_values<S: Simd, const N: usize, const D: usize>(
         &mut self,
         s: S,
@@ -398,11 +334,7 @@ impl<T: Element> AttentionTile<'_, '_, T> {
             let to = ((index + 1) * size).min(range.end);
             let v = &v[(from - index * size) * self.layout.values..];
             let weights: [&[f32]; N] = std::array::from_fn(|n| &weights[n][from - base..to - base]);
-            for (p, v) in v
-                .chunks_exact(self.layout.values)
-                .take(to - from)
-                .enumerate()
-            {
+            for (p, v) in v.chunks_exact(self.layout.values).take(to - from).enumerate() {
                 let v: [S::F; D] = std::array::from_fn(|i| T::load(s, &v[d + i * LANES..]));
                 for n in 0..N {
                     let weight = s.splat(weights[n][p]);

@@ -1,10 +1,7 @@
 //! The vocabulary on AVX2 with FMA and F16C: two registers to a vector.
 #![expect(unsafe_code, reason = "calls of instructions that not every CPU has")]
 
-#[allow(
-    clippy::wildcard_imports,
-    reason = "the names of instructions, by the dozen"
-)]
+#[allow(clippy::wildcard_imports, reason = "the names of instructions, by the dozen")]
 use std::arch::x86_64::*;
 
 use super::simd::{Simd, Task};
@@ -70,10 +67,7 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn load(self, x: &[f32]) -> F {
         let (low, high) = (x[..8].as_ptr(), x[8..16].as_ptr());
-        F(
-            proven!(_mm256_loadu_ps(low)),
-            proven!(_mm256_loadu_ps(high)),
-        )
+        F(proven!(_mm256_loadu_ps(low)), proven!(_mm256_loadu_ps(high)))
     }
     #[inline(always)]
     fn store(self, x: F, out: &mut [f32]) {
@@ -85,14 +79,8 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn load_f16(self, x: &[u16]) -> F {
         let (low, high) = (x[..8].as_ptr().cast(), x[8..16].as_ptr().cast());
-        let (low, high) = (
-            proven!(_mm_loadu_si128(low)),
-            proven!(_mm_loadu_si128(high)),
-        );
-        F(
-            proven!(_mm256_cvtph_ps(low)),
-            proven!(_mm256_cvtph_ps(high)),
-        )
+        let (low, high) = (proven!(_mm_loadu_si128(low)), proven!(_mm_loadu_si128(high)));
+        F(proven!(_mm256_cvtph_ps(low)), proven!(_mm256_cvtph_ps(high)))
     }
     #[inline(always)]
     fn store_f16(self, x: F, out: &mut [u16]) {
@@ -106,96 +94,50 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn load_bf16(self, x: &[u16]) -> F {
         let (low, high) = (x[..8].as_ptr().cast(), x[8..16].as_ptr().cast());
-        let (low, high) = (
-            proven!(_mm_loadu_si128(low)),
-            proven!(_mm_loadu_si128(high)),
-        );
-        let (low, high) = (
-            proven!(_mm256_cvtepu16_epi32(low)),
-            proven!(_mm256_cvtepu16_epi32(high)),
-        );
-        let (low, high) = (
-            proven!(_mm256_slli_epi32::<16>(low)),
-            proven!(_mm256_slli_epi32::<16>(high)),
-        );
-        F(
-            proven!(_mm256_castsi256_ps(low)),
-            proven!(_mm256_castsi256_ps(high)),
-        )
+        let (low, high) = (proven!(_mm_loadu_si128(low)), proven!(_mm_loadu_si128(high)));
+        let (low, high) =
+            (proven!(_mm256_cvtepu16_epi32(low)), proven!(_mm256_cvtepu16_epi32(high)));
+        let (low, high) =
+            (proven!(_mm256_slli_epi32::<16>(low)), proven!(_mm256_slli_epi32::<16>(high)));
+        F(proven!(_mm256_castsi256_ps(low)), proven!(_mm256_castsi256_ps(high)))
     }
     #[inline(always)]
     fn load_u8(self, x: &[u8]) -> F {
         let (low, high) = (x[..8].as_ptr().cast(), x[8..16].as_ptr().cast());
-        let (low, high) = (
-            proven!(_mm_loadl_epi64(low)),
-            proven!(_mm_loadl_epi64(high)),
-        );
-        let (low, high) = (
-            proven!(_mm256_cvtepu8_epi32(low)),
-            proven!(_mm256_cvtepu8_epi32(high)),
-        );
-        F(
-            proven!(_mm256_cvtepi32_ps(low)),
-            proven!(_mm256_cvtepi32_ps(high)),
-        )
+        let (low, high) = (proven!(_mm_loadl_epi64(low)), proven!(_mm_loadl_epi64(high)));
+        let (low, high) = (proven!(_mm256_cvtepu8_epi32(low)), proven!(_mm256_cvtepu8_epi32(high)));
+        F(proven!(_mm256_cvtepi32_ps(low)), proven!(_mm256_cvtepi32_ps(high)))
     }
     #[inline(always)]
     fn load_i8(self, x: &[u8]) -> F {
         let (low, high) = (x[..8].as_ptr().cast(), x[8..16].as_ptr().cast());
-        let (low, high) = (
-            proven!(_mm_loadl_epi64(low)),
-            proven!(_mm_loadl_epi64(high)),
-        );
-        let (low, high) = (
-            proven!(_mm256_cvtepi8_epi32(low)),
-            proven!(_mm256_cvtepi8_epi32(high)),
-        );
-        F(
-            proven!(_mm256_cvtepi32_ps(low)),
-            proven!(_mm256_cvtepi32_ps(high)),
-        )
+        let (low, high) = (proven!(_mm_loadl_epi64(low)), proven!(_mm_loadl_epi64(high)));
+        let (low, high) = (proven!(_mm256_cvtepi8_epi32(low)), proven!(_mm256_cvtepi8_epi32(high)));
+        F(proven!(_mm256_cvtepi32_ps(low)), proven!(_mm256_cvtepi32_ps(high)))
     }
     #[inline(always)]
     fn add(self, a: F, b: F) -> F {
-        F(
-            proven!(_mm256_add_ps(a.0, b.0)),
-            proven!(_mm256_add_ps(a.1, b.1)),
-        )
+        F(proven!(_mm256_add_ps(a.0, b.0)), proven!(_mm256_add_ps(a.1, b.1)))
     }
     #[inline(always)]
     fn sub(self, a: F, b: F) -> F {
-        F(
-            proven!(_mm256_sub_ps(a.0, b.0)),
-            proven!(_mm256_sub_ps(a.1, b.1)),
-        )
+        F(proven!(_mm256_sub_ps(a.0, b.0)), proven!(_mm256_sub_ps(a.1, b.1)))
     }
     #[inline(always)]
     fn mul(self, a: F, b: F) -> F {
-        F(
-            proven!(_mm256_mul_ps(a.0, b.0)),
-            proven!(_mm256_mul_ps(a.1, b.1)),
-        )
+        F(proven!(_mm256_mul_ps(a.0, b.0)), proven!(_mm256_mul_ps(a.1, b.1)))
     }
     #[inline(always)]
     fn div(self, a: F, b: F) -> F {
-        F(
-            proven!(_mm256_div_ps(a.0, b.0)),
-            proven!(_mm256_div_ps(a.1, b.1)),
-        )
+        F(proven!(_mm256_div_ps(a.0, b.0)), proven!(_mm256_div_ps(a.1, b.1)))
     }
     #[inline(always)]
     fn max(self, a: F, b: F) -> F {
-        F(
-            proven!(_mm256_max_ps(a.0, b.0)),
-            proven!(_mm256_max_ps(a.1, b.1)),
-        )
+        F(proven!(_mm256_max_ps(a.0, b.0)), proven!(_mm256_max_ps(a.1, b.1)))
     }
     #[inline(always)]
     fn min(self, a: F, b: F) -> F {
-        F(
-            proven!(_mm256_min_ps(a.0, b.0)),
-            proven!(_mm256_min_ps(a.1, b.1)),
-        )
+        F(proven!(_mm256_min_ps(a.0, b.0)), proven!(_mm256_min_ps(a.1, b.1)))
     }
     #[inline(always)]
     fn fma(self, a: F, b: F, c: F) -> F {
@@ -212,17 +154,11 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     fn round(self, x: F) -> I {
-        I(
-            proven!(_mm256_cvtps_epi32(x.0)),
-            proven!(_mm256_cvtps_epi32(x.1)),
-        )
+        I(proven!(_mm256_cvtps_epi32(x.0)), proven!(_mm256_cvtps_epi32(x.1)))
     }
     #[inline(always)]
     fn bits_to_f(self, x: I) -> F {
-        F(
-            proven!(_mm256_castsi256_ps(x.0)),
-            proven!(_mm256_castsi256_ps(x.1)),
-        )
+        F(proven!(_mm256_castsi256_ps(x.0)), proven!(_mm256_castsi256_ps(x.1)))
     }
     #[inline(always)]
     fn splat_i(self, x: i32) -> I {
@@ -231,33 +167,21 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     fn add_i(self, a: I, b: I) -> I {
-        I(
-            proven!(_mm256_add_epi32(a.0, b.0)),
-            proven!(_mm256_add_epi32(a.1, b.1)),
-        )
+        I(proven!(_mm256_add_epi32(a.0, b.0)), proven!(_mm256_add_epi32(a.1, b.1)))
     }
     #[inline(always)]
     fn sub_i(self, a: I, b: I) -> I {
-        I(
-            proven!(_mm256_sub_epi32(a.0, b.0)),
-            proven!(_mm256_sub_epi32(a.1, b.1)),
-        )
+        I(proven!(_mm256_sub_epi32(a.0, b.0)), proven!(_mm256_sub_epi32(a.1, b.1)))
     }
     #[inline(always)]
     fn shl_i<const N: u32>(self, x: I) -> I {
         let by = proven!(_mm_cvtsi32_si128(N.cast_signed()));
-        I(
-            proven!(_mm256_sll_epi32(x.0, by)),
-            proven!(_mm256_sll_epi32(x.1, by)),
-        )
+        I(proven!(_mm256_sll_epi32(x.0, by)), proven!(_mm256_sll_epi32(x.1, by)))
     }
     #[inline(always)]
     fn shr_i<const N: u32>(self, x: I) -> I {
         let by = proven!(_mm_cvtsi32_si128(N.cast_signed()));
-        I(
-            proven!(_mm256_sra_epi32(x.0, by)),
-            proven!(_mm256_sra_epi32(x.1, by)),
-        )
+        I(proven!(_mm256_sra_epi32(x.0, by)), proven!(_mm256_sra_epi32(x.1, by)))
     }
     #[inline(always)]
     fn sum_i(self, x: I) -> i32 {
@@ -273,18 +197,12 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     fn to_f(self, x: I) -> F {
-        F(
-            proven!(_mm256_cvtepi32_ps(x.0)),
-            proven!(_mm256_cvtepi32_ps(x.1)),
-        )
+        F(proven!(_mm256_cvtepi32_ps(x.0)), proven!(_mm256_cvtepi32_ps(x.1)))
     }
     #[inline(always)]
     fn load_b(self, x: &[u8]) -> I {
         let (low, high) = (x[..32].as_ptr().cast(), x[32..64].as_ptr().cast());
-        I(
-            proven!(_mm256_loadu_si256(low)),
-            proven!(_mm256_loadu_si256(high)),
-        )
+        I(proven!(_mm256_loadu_si256(low)), proven!(_mm256_loadu_si256(high)))
     }
     #[inline(always)]
     fn store_b(self, x: I, out: &mut [u8]) {
@@ -296,42 +214,27 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn mask_b(self, x: I, mask: u8) -> I {
         let mask = proven!(_mm256_set1_epi8(mask.cast_signed()));
-        I(
-            proven!(_mm256_and_si256(x.0, mask)),
-            proven!(_mm256_and_si256(x.1, mask)),
-        )
+        I(proven!(_mm256_and_si256(x.0, mask)), proven!(_mm256_and_si256(x.1, mask)))
     }
     #[inline(always)]
     fn or_b(self, a: I, b: I) -> I {
-        I(
-            proven!(_mm256_or_si256(a.0, b.0)),
-            proven!(_mm256_or_si256(a.1, b.1)),
-        )
+        I(proven!(_mm256_or_si256(a.0, b.0)), proven!(_mm256_or_si256(a.1, b.1)))
     }
     #[inline(always)]
     fn shr_b(self, x: I, by: u32) -> I {
         let by = proven!(_mm_cvtsi32_si128(by.cast_signed()));
-        I(
-            proven!(_mm256_srl_epi16(x.0, by)),
-            proven!(_mm256_srl_epi16(x.1, by)),
-        )
+        I(proven!(_mm256_srl_epi16(x.0, by)), proven!(_mm256_srl_epi16(x.1, by)))
     }
     #[inline(always)]
     fn shl_b(self, x: I, by: u32) -> I {
         let by = proven!(_mm_cvtsi32_si128(by.cast_signed()));
-        I(
-            proven!(_mm256_sll_epi16(x.0, by)),
-            proven!(_mm256_sll_epi16(x.1, by)),
-        )
+        I(proven!(_mm256_sll_epi16(x.0, by)), proven!(_mm256_sll_epi16(x.1, by)))
     }
     #[inline(always)]
     fn dot<const WIDE: bool>(self, acc: I, w: I, a: i32) -> I {
         let a = self.splat_i(a);
         if WIDE {
-            I(
-                proven!(dot_wide(acc.0, w.0, a.0)),
-                proven!(dot_wide(acc.1, w.1, a.0)),
-            )
+            I(proven!(dot_wide(acc.0, w.0, a.0)), proven!(dot_wide(acc.1, w.1, a.0)))
         } else {
             I(proven!(dot(acc.0, w.0, a.0)), proven!(dot(acc.1, w.1, a.0)))
         }

@@ -1,10 +1,7 @@
 //! The vocabulary on AVX-512 with VNNI: one register to a vector.
 #![expect(unsafe_code, reason = "calls of instructions that not every CPU has")]
 
-#[allow(
-    clippy::wildcard_imports,
-    reason = "the names of instructions, by the dozen"
-)]
+#[allow(clippy::wildcard_imports, reason = "the names of instructions, by the dozen")]
 use std::arch::x86_64::*;
 
 use super::simd::{Simd, Task};

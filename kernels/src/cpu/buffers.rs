@@ -38,16 +38,9 @@ pub struct Step {
 impl Buffer {
     /// Zeros.
     pub(super) fn new(rows: usize, cols: usize) -> Result<Self, DeviceError> {
-        let too_large = DeviceError::OutOfMemory {
-            what: "activations",
-            bytes: usize::MAX,
-        };
+        let too_large = DeviceError::OutOfMemory { what: "activations", bytes: usize::MAX };
         let len = rows.checked_mul(cols).ok_or(too_large)?;
-        Ok(Self {
-            rows,
-            cols,
-            data: Aligned::zeroed("activations", len)?,
-        })
+        Ok(Self { rows, cols, data: Aligned::zeroed("activations", len)? })
     }
 
     pub(super) fn row(&self, t: usize) -> &[f32] {
@@ -68,9 +61,7 @@ impl Rope {
         let len = half * params.max_positions;
         let mut cos = Aligned::zeroed("rotation angles", len)?;
         let mut sin = Aligned::zeroed("rotation angles", len)?;
-        let rows = cos
-            .chunks_exact_mut(half.max(1))
-            .zip(sin.chunks_exact_mut(half.max(1)));
+        let rows = cos.chunks_exact_mut(half.max(1)).zip(sin.chunks_exact_mut(half.max(1)));
         for (position, (cos, sin)) in rows.enumerate() {
             for ((cos, sin), inv_freq) in cos.iter_mut().zip(sin).zip(&params.inv_freq) {
                 let (s, c) = (position as f32 * inv_freq).sin_cos();

@@ -88,22 +88,16 @@ impl Element for u16 {
 impl Cache {
     pub(super) fn new(shape: CacheShape) -> Result<Self, DeviceError> {
         let slots = shape.block_size.next_multiple_of(LANES);
-        let layout = Layout {
-            shape,
-            slots,
-            values: shape.head_dim.next_multiple_of(LANES),
-        };
+        let layout = Layout { shape, slots, values: shape.head_dim.next_multiple_of(LANES) };
         let count = shape.num_layers * shape.num_blocks * shape.num_kv_heads;
         let (k, v) = (count * layout.k_head(), count * layout.v_head());
         let data = match shape.dtype {
-            CacheDtype::F32 => Data::F32([
-                Aligned::zeroed("KV cache", k)?,
-                Aligned::zeroed("KV cache", v)?,
-            ]),
-            CacheDtype::F16 => Data::F16([
-                Aligned::zeroed("KV cache", k)?,
-                Aligned::zeroed("KV cache", v)?,
-            ]),
+            CacheDtype::F32 => {
+                Data::F32([Aligned::zeroed("KV cache", k)?, Aligned::zeroed("KV cache", v)?])
+            }
+            CacheDtype::F16 => {
+                Data::F16([Aligned::zeroed("KV cache", k)?, Aligned::zeroed("KV cache", v)?])
+            }
         };
         Ok(Self { layout, data })
     }
@@ -173,11 +167,7 @@ impl Store<'_> {
         let v = Grid::new(v, heads * v_head, &splits, v_head);
         let small = self.batch.num_tokens() < 16;
         tiles::for_each(pool, small, &mut [k, v], &|which, mut tile, _| {
-            let (source, width) = if which == 0 {
-                (self.k, k_head)
-            } else {
-                (self.v, v_head)
-            };
+            let (source, width) = if which == 0 { (self.k, k_head) } else { (self.v, v_head) };
             let head = tile.cols.start / width;
             for s in 0..self.batch.num_sequences() {
                 let blocks = self.batch.blocks(s);
@@ -189,18 +179,10 @@ impl Store<'_> {
                     let out = tile.row(blocks[position / layout.shape.block_size] as usize);
                     if which == 0 {
                         let out = &mut out[slot..];
-                        level.run(Write {
-                            values,
-                            out,
-                            stride: layout.slots,
-                        });
+                        level.run(Write { values, out, stride: layout.slots });
                     } else {
                         let out = &mut out[slot * layout.values..][..layout.values];
-                        level.run(Write {
-                            values,
-                            out,
-                            stride: 1,
-                        });
+                        level.run(Write { values, out, stride: 1 });
                     }
                 }
             }
@@ -218,17 +200,12 @@ struct Write<'a, T> {
 impl<T: Element> Task for Write<'_, T> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Self {
-            values,
-            out,
-            stride,
-        } = self;
+        let Self { values, out, stride } = self;
         for (i, values) in values.chunks(LANES).enumerate() {
             let mut converted = [T::ZERO; LANES];
             T::store(s, super::rows::load_tail(s, values), &mut converted);
             let out = out[i * LANES * stride..].iter_mut().step_by(stride);
-            out.zip(&converted[..values.len()])
-                .for_each(|(out, x)| *out = *x);
+            out.zip(&converted[..values.len()]).for_each(|(out, x)| *out = *x);
         }
     }
 }

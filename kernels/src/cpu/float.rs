@@ -46,26 +46,12 @@ pub(super) fn pair<S: Simd, T: Stored, const BF16: bool>(
         let (mut t, resume) = (rows.start, first > 0);
         while S::MANY_REGISTERS && t + 8 <= rows.end {
             let (x, cols, out) = (std::array::from_fn(|m| x(t + m)), cols.clone(), &mut *out);
-            s.call(Chunk::<T, BF16, 8> {
-                x,
-                weights,
-                resume,
-                t,
-                cols,
-                out,
-            });
+            s.call(Chunk::<T, BF16, 8> { x, weights, resume, t, cols, out });
             t += 8;
         }
         while t < rows.end {
             let (x, cols, out) = ([x(t)], cols.clone(), &mut *out);
-            s.call(Chunk::<T, BF16, 1> {
-                x,
-                weights,
-                resume,
-                t,
-                cols,
-                out,
-            });
+            s.call(Chunk::<T, BF16, 1> { x, weights, resume, t, cols, out });
             t += 1;
         }
     }
@@ -84,14 +70,7 @@ struct Chunk<'a, 'b, T, const BF16: bool, const R: usize> {
 impl<T: Stored, const BF16: bool, const R: usize> Task for Chunk<'_, '_, T, BF16, R> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Self {
-            x,
-            weights,
-            resume,
-            t,
-            cols,
-            out,
-        } = self;
+        let Self { x, weights, resume, t, cols, out } = self;
         let mut carry = [[0f32; PAIR]; R];
         if resume {
             for (m, carry) in carry.iter_mut().enumerate() {
@@ -101,10 +80,7 @@ impl<T: Stored, const BF16: bool, const R: usize> Task for Chunk<'_, '_, T, BF16
         let mut sums: [[S::F; 2]; R] =
             std::array::from_fn(|m| [s.load(&carry[m]), s.load(&carry[m][16..])]);
         for (k, weights) in weights.chunks_exact(PAIR).enumerate() {
-            let w = [
-                T::widen::<S, BF16>(s, weights),
-                T::widen::<S, BF16>(s, &weights[16..]),
-            ];
+            let w = [T::widen::<S, BF16>(s, weights), T::widen::<S, BF16>(s, &weights[16..])];
             for m in 0..R {
                 let x = s.splat(x[m][k]);
                 sums[m] = [s.fma(x, w[0], sums[m][0]), s.fma(x, w[1], sums[m][1])];

@@ -19,9 +19,7 @@ pub enum Isa {
 impl Isa {
     /// The best one that this CPU has.
     pub fn detect() -> Self {
-        let best = [Self::Avx512, Self::Avx2]
-            .into_iter()
-            .find(|isa| Level::new(*isa).is_some());
+        let best = [Self::Avx512, Self::Avx2].into_iter().find(|isa| Level::new(*isa).is_some());
         best.unwrap_or(Self::Scalar)
     }
 

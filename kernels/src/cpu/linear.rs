@@ -22,10 +22,7 @@ pub(super) struct Scratch {
 
 impl Default for Scratch {
     fn default() -> Self {
-        Self {
-            codes: vec![0; BLOCK_GROUPS * 2 * 512],
-            scales: vec![0.0; BLOCK_GROUPS * RECORD],
-        }
+        Self { codes: vec![0; BLOCK_GROUPS * 2 * 512], scales: vec![0.0; BLOCK_GROUPS * RECORD] }
     }
 }
 
@@ -58,13 +55,7 @@ pub(super) struct LinearTile<'a, 'b> {
 impl Task for LinearTile<'_, '_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Self {
-            input,
-            weight,
-            bias,
-            mut out,
-            scratch,
-        } = self;
+        let Self { input, weight, bias, mut out, scratch } = self;
         for first in out.cols.clone().step_by(PAIR) {
             let last = (first + PAIR).min(out.cols.end);
             let cols = first - out.cols.start..last - out.cols.start;
@@ -103,13 +94,8 @@ impl Task for LinearTile<'_, '_> {
                     }
                 }
                 Data::Quantised(q) => {
-                    let mut strip = Strip {
-                        q,
-                        pair: first / PAIR,
-                        input,
-                        cols: cols.clone(),
-                        out: &mut out,
-                    };
+                    let mut strip =
+                        Strip { q, pair: first / PAIR, input, cols: cols.clone(), out: &mut out };
                     if input.planes == 1 {
                         strip.run::<S, 1>(s, scratch);
                     } else {
@@ -120,9 +106,7 @@ impl Task for LinearTile<'_, '_> {
             if let Some(bias) = bias {
                 for t in out.rows.clone() {
                     let out = &mut out.row(t)[cols.clone()];
-                    out.iter_mut()
-                        .zip(&bias[first..last])
-                        .for_each(|(out, bias)| *out += bias);
+                    out.iter_mut().zip(&bias[first..last]).for_each(|(out, bias)| *out += bias);
                 }
             }
         }
@@ -169,21 +153,13 @@ impl Strip<'_, '_, '_> {
             scales::expand(s, format, range, halves, small, &mut scratch.scales);
             let codes = &codes[first * group_bytes..][..groups * group_bytes];
             let scales = &scratch.scales[..];
-            let block = Block {
-                first,
-                groups,
-                codes,
-                scales,
-            };
+            let block = Block { first, groups, codes, scales };
             // Few rows: the codes are unpacked in registers. More: once into the scratch memory.
             if (self.out.rows.len() <= 4 && !S::PLAIN) || format.bits == 8 {
                 self.rows_of::<S, PLANES>(s, format, format.bits, block);
             } else {
                 scales::unpack_codes(s, format, codes, &mut scratch.codes);
-                let block = Block {
-                    codes: &scratch.codes,
-                    ..block
-                };
+                let block = Block { codes: &scratch.codes, ..block };
                 self.rows_of::<S, PLANES>(s, format, 8, block);
             }
         }
@@ -347,10 +323,7 @@ fn kernel<
     let (group_bytes, record) = (BITS * 64, 8 * PLANES + Part::COUNT);
     // Masks, so that the compiler sees that the index lies within a record.
     let start = Part::start(dtype) & 7;
-    let groups = block
-        .codes
-        .chunks_exact(2 * group_bytes)
-        .zip(block.scales.chunks_exact(RECORD));
+    let groups = block.codes.chunks_exact(2 * group_bytes).zip(block.scales.chunks_exact(RECORD));
     for (g, (codes, scales)) in groups.take(block.groups).enumerate() {
         let codes = &codes[panel * group_bytes..][..N * group_bytes];
         let mut x = [&rows[0][..0]; R];
@@ -384,9 +357,7 @@ fn kernel<
                 }
             }
             for m in 0..R {
-                let scale = s.splat(f32::from_bits(
-                    x[m][8 * PLANES + Part::SCALE].cast_unsigned(),
-                ));
+                let scale = s.splat(f32::from_bits(x[m][8 * PLANES + Part::SCALE].cast_unsigned()));
                 for n in 0..N {
                     let mut sum = low[m][n];
                     if PLANES == 2 {

@@ -75,13 +75,7 @@ impl Format {
             Dtype::Q8_0 => (8, false),
             Dtype::F32 | Dtype::F16 | Dtype::Bf16 => return None,
         };
-        Some(Self {
-            dtype,
-            bits,
-            min,
-            groups: cols / 32,
-            per_stored: dtype.group_len() / 32,
-        })
+        Some(Self { dtype, bits, min, groups: cols / 32, per_stored: dtype.group_len() / 32 })
     }
 
     /// Bytes of the codes of a group of 32 in one panel.
@@ -91,11 +85,7 @@ impl Format {
 
     /// Bytes of the small scales of a pair.
     pub(super) fn small_bytes(self) -> usize {
-        if self.per_stored == 1 {
-            0
-        } else {
-            self.groups / self.per_stored * 512
-        }
+        if self.per_stored == 1 { 0 } else { self.groups / self.per_stored * 512 }
     }
 
     /// Bytes of a pair: small scales and codes.
@@ -117,11 +107,7 @@ impl Format {
 impl Matrix {
     /// Writes row `row`, dequantised, to `out`.
     pub(super) fn read_row(&self, row: usize, out: &mut [f32]) {
-        assert!(
-            row < self.rows && out.len() == self.cols,
-            "row {row} of {}",
-            self.rows
-        );
+        assert!(row < self.rows && out.len() == self.cols, "row {row} of {}", self.rows);
         let (pair, lane) = (row / PAIR, row % PAIR);
         let first = pair * PAIR * self.cols + lane;
         match &self.data {
@@ -161,10 +147,7 @@ impl Quantised {
                 let (scale, min) = match format.dtype {
                     Dtype::Q4K | Dtype::Q5K => {
                         let small = &small[stored * 256 + g % 8 * 32..][..32];
-                        (
-                            d * f32::from(small[lane]),
-                            -(d_min * f32::from(small[16 + lane])),
-                        )
+                        (d * f32::from(small[lane]), -(d_min * f32::from(small[16 + lane])))
                     }
                     Dtype::Q6K => {
                         let sub = g % 8 * 2 + i / 16;
@@ -174,11 +157,7 @@ impl Quantised {
                     _ => (d, d_min),
                 };
                 let q = (i32::from(code(codes, format.bits, lane, i)) - offset) as f32;
-                *out = if format.min {
-                    scale * q + min
-                } else {
-                    scale * q
-                };
+                *out = if format.min { scale * q + min } else { scale * q };
             }
         }
     }
@@ -243,18 +222,11 @@ impl Drop for Partial {
 
 impl Pending {
     pub(super) fn new(dtype: Dtype, rows: usize, cols: usize) -> Result<Self, DeviceError> {
-        let shape = || DeviceError::Shape {
-            dtype,
-            rows,
-            cols,
-            group: dtype.group_len(),
-        };
+        let shape = || DeviceError::Shape { dtype, rows, cols, group: dtype.group_len() };
         let row_bytes = dtype.row_bytes(cols).ok_or_else(shape)?;
         row_bytes.checked_mul(rows).ok_or_else(shape)?;
         let pairs = rows.div_ceil(PAIR);
-        let len = pairs
-            .checked_mul(PAIR)
-            .and_then(|rows| rows.checked_mul(cols));
+        let len = pairs.checked_mul(PAIR).and_then(|rows| rows.checked_mul(cols));
         let len = len.ok_or_else(shape)?;
         let data = match (dtype, Format::new(dtype, cols)) {
             (_, Some(format)) => Data::Quantised(Quantised {
@@ -266,18 +238,8 @@ impl Pending {
             (_, None) => Data::Half(Aligned::zeroed("weights", len)?),
         };
         let partial = Partial(Vec::with_capacity(row_bytes));
-        let matrix = Matrix {
-            dtype,
-            rows,
-            cols,
-            data,
-        };
-        Ok(Self {
-            matrix,
-            row_bytes,
-            done: 0,
-            partial,
-        })
+        let matrix = Matrix { dtype, rows, cols, data };
+        Ok(Self { matrix, row_bytes, done: 0, partial })
     }
 
     fn found(&self) -> usize {
@@ -291,13 +253,11 @@ impl Pending {
         match &mut self.matrix.data {
             Data::F32(out) => {
                 let out = out[first..].iter_mut().step_by(PAIR);
-                out.zip(bytes.as_chunks().0)
-                    .for_each(|(out, b)| *out = f32::from_le_bytes(*b));
+                out.zip(bytes.as_chunks().0).for_each(|(out, b)| *out = f32::from_le_bytes(*b));
             }
             Data::Half(out) => {
                 let out = out[first..].iter_mut().step_by(PAIR);
-                out.zip(bytes.as_chunks().0)
-                    .for_each(|(out, b)| *out = u16::from_le_bytes(*b));
+                out.zip(bytes.as_chunks().0).for_each(|(out, b)| *out = u16::from_le_bytes(*b));
             }
             Data::Quantised(q) => q.put_row(pair, lane / 16, lane % 16, bytes),
         }
@@ -315,10 +275,7 @@ impl Quantised {
         let mut group = Unpacked::default();
         for (s, block) in bytes.chunks_exact(dtype.group_bytes()).enumerate() {
             quant::unpack(dtype, block, &mut group);
-            for (g, values) in group.codes[..dtype.group_len()]
-                .chunks_exact(32)
-                .enumerate()
-            {
+            for (g, values) in group.codes[..dtype.group_len()].chunks_exact(32).enumerate() {
                 let g = s * format.per_stored + g;
                 let at = (g * 2 + panel) * format.group_bytes();
                 let codes = &mut codes[at..][..format.group_bytes()];

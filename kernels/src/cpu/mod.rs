@@ -100,13 +100,7 @@ impl Cpu {
             ActivationBits::Sixteen => 2,
         };
         let workers = (0..pool.num_threads()).map(|_| Mutex::default()).collect();
-        Ok(Self {
-            level,
-            pool,
-            planes,
-            shared: Mutex::default(),
-            workers,
-        })
+        Ok(Self { level, pool, planes, shared: Mutex::default(), workers })
     }
 
     fn worker(&self, worker: usize) -> MutexGuard<'_, Worker> {
@@ -119,12 +113,7 @@ impl Cpu {
         let width = out.cols;
         let small = rows < 2 || rows * width < SMALL;
         if small {
-            for (t, row) in out
-                .data
-                .chunks_exact_mut(width.max(1))
-                .take(rows)
-                .enumerate()
-            {
+            for (t, row) in out.data.chunks_exact_mut(width.max(1)).take(rows).enumerate() {
                 work(t, row);
             }
             return;
@@ -154,10 +143,7 @@ impl Device for Cpu {
 
     fn describe(&self) -> String {
         let (isa, threads) = (self.level.isa(), self.pool.num_threads());
-        format!(
-            "cpu, {isa:?}, {threads} threads, {}-bit activations",
-            8 * self.planes
-        )
+        format!("cpu, {isa:?}, {threads} threads, {}-bit activations", 8 * self.planes)
     }
 
     fn buffer(&self, rows: usize, cols: usize) -> Result<Buffer, DeviceError> {
@@ -204,12 +190,7 @@ impl Device for Cpu {
     fn rms_norm(&self, rows: usize, x: &Buffer, weight: &Vector, eps: f32, out: &mut Buffer) {
         assert_eq!((x.cols, x.cols), (weight.0.len(), out.cols), "norm width");
         self.each_row(rows, out, &|t, out| {
-            self.level.run(rows::RmsNorm {
-                x: x.row(t),
-                weight: &weight.0,
-                eps,
-                out,
-            });
+            self.level.run(rows::RmsNorm { x: x.row(t), weight: &weight.0, eps, out });
         });
     }
 
@@ -221,56 +202,29 @@ impl Device for Cpu {
             let (how, x) = ((self.level, &self.pool), (&x.data[..], x.cols));
             shared.activations.set(how, self.planes, rows, x);
         }
-        let pairs = outputs
-            .iter()
-            .map(|o| o.weight.rows.div_ceil(matrix::PAIR))
-            .sum();
+        let pairs = outputs.iter().map(|o| o.weight.rows.div_ceil(matrix::PAIR)).sum();
         let (tile_rows, tile_pairs) = tile_shape(rows, x.cols, pairs, self.pool.num_threads());
         shared.splits.clear();
         shared.splits.extend((0..rows).step_by(tile_rows));
         shared.splits.push(rows);
         let (mut grids, mut weights) = (Vec::new(), Vec::new());
         for Linear { weight, bias, out } in outputs {
-            assert_eq!(
-                (weight.cols, weight.rows),
-                (x.cols, out.cols),
-                "shape of a product"
-            );
+            assert_eq!((weight.cols, weight.rows), (x.cols, out.cols), "shape of a product");
             let width = tile_pairs * matrix::PAIR;
             grids.push(Grid::new(&mut out.data, out.cols, &shared.splits, width));
             weights.push((*weight, bias.map(|bias| &bias.0[..])));
         }
-        let input = Input {
-            x: &x.data,
-            quantised: &shared.activations,
-            planes: self.planes,
-        };
+        let input = Input { x: &x.data, quantised: &shared.activations, planes: self.planes };
         let small = rows * pairs * matrix::PAIR * x.cols < SMALL_PRODUCT;
         tiles::for_each(&self.pool, small, &mut grids, &|which, out, worker| {
             let (weight, bias) = weights[which];
             let scratch = &mut self.worker(worker).linear;
-            self.level.run(LinearTile {
-                input,
-                weight,
-                bias,
-                out,
-                scratch,
-            });
+            self.level.run(LinearTile { input, weight, bias, out, scratch });
         });
     }
 
     fn rope_store(&self, step: &Step, args: RopeStore<'_, Self>) {
-        let RopeStore {
-            layer,
-            q,
-            k,
-            v,
-            q_norm,
-            k_norm,
-            eps,
-            rope,
-            cache,
-        } = args;
+        let RopeStore { layer, q, k, v, q_norm, k_norm, eps, rope, cache } = args;
         let (batch, shape) = (&step.batch, cache.layout.shape);
         let (head_dim, half) = (shape.head_dim, rope.half);
         assert_eq!(shape.num_kv_heads * head_dim, k.cols, "K width");
@@ -279,22 +233,10 @@ impl Device for Cpu {
             self.each_row(batch.num_tokens(), heads, &|t, row| {
                 let at = batch.positions[t] as usize * half;
                 let (cos, sin) = (&rope.cos[at..at + half], &rope.sin[at..at + half]);
-                self.level.run(rows::Rotate {
-                    row,
-                    head_dim,
-                    norm,
-                    eps,
-                    cos,
-                    sin,
-                });
+                self.level.run(rows::Rotate { row, head_dim, norm, eps, cos, sin });
             });
         }
-        let store = cache::Store {
-            batch,
-            k: &k.data,
-            v: &v.data,
-            layer,
-        };
+        let store = cache::Store { batch, k: &k.data, v: &v.data, layer };
         store.run(&self.pool, self.level, cache);
     }
 
@@ -320,12 +262,7 @@ impl Device for Cpu {
     ) {
         assert_eq!((gate.cols, up.cols), (out.cols, out.cols), "gate width");
         self.each_row(rows, out, &|t, out| {
-            self.level.run(rows::Gate {
-                activation,
-                gate: gate.row(t),
-                up: up.row(t),
-                out,
-            });
+            self.level.run(rows::Gate { activation, gate: gate.row(t), up: up.row(t), out });
         });
     }
 
@@ -370,11 +307,7 @@ impl Cpu {
         let out = args.out;
         let layout = args.cache.layout;
         let (dim, num_heads) = (layout.shape.head_dim, args.q.cols / layout.shape.head_dim);
-        assert_eq!(
-            (args.q.cols, num_heads * dim),
-            (out.cols, out.cols),
-            "width of attention"
-        );
+        assert_eq!((args.q.cols, num_heads * dim), (out.cols, out.cols), "width of attention");
         let shared_heads = num_heads / layout.shape.num_kv_heads;
         assert_eq!(
             shared_heads * layout.shape.num_kv_heads,
@@ -385,20 +318,12 @@ impl Cpu {
         let tiles = step.sequences.len() * layout.shape.num_kv_heads;
         let together = tiles >= 2 * self.pool.num_threads();
         let width = if together { shared_heads * dim } else { dim };
-        let work = step
-            .batch
-            .positions
-            .iter()
-            .map(|p| *p as usize + 1)
-            .sum::<usize>();
+        let work = step.batch.positions.iter().map(|p| *p as usize + 1).sum::<usize>();
         let small = work * out.cols < SMALL;
         let batch = &step.batch;
         let grid = Grid::new(&mut out.data, out.cols, &step.splits, width);
         tiles::for_each(&self.pool, small, &mut [grid], &|_, out, worker| {
-            let tile = step
-                .splits
-                .partition_point(|first| *first <= out.rows.start)
-                - 1;
+            let tile = step.splits.partition_point(|first| *first <= out.rows.start) - 1;
             let blocks = batch.blocks(step.sequences[tile]);
             let (scores, positions) = (&mut self.worker(worker).scores, &batch.positions[..]);
             let (scale, softcap, window) = (args.scale, args.softcap, args.window);

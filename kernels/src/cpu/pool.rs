@@ -4,10 +4,7 @@
 //! outputs wholly and alone, so who computes it shows in no result. The caller works too, and at
 //! the end it waits only for threads that are inside a tile: one that another process keeps from
 //! running costs nothing. An idle thread spins for some tens of microseconds, then parks.
-#![expect(
-    unsafe_code,
-    reason = "a borrowed closure is lent to threads that outlive the borrow"
-)]
+#![expect(unsafe_code, reason = "a borrowed closure is lent to threads that outlive the borrow")]
 
 use std::cell::UnsafeCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -64,11 +61,7 @@ impl Pool {
             stop: AtomicBool::new(false),
             parked: (0..helpers).map(|_| AtomicBool::new(false)).collect(),
         });
-        let mut pool = Self {
-            shared,
-            threads: Vec::new(),
-            turn: Mutex::new(()),
-        };
+        let mut pool = Self { shared, threads: Vec::new(), turn: Mutex::new(()) };
         for index in 0..helpers {
             let shared = Arc::clone(&pool.shared);
             let thread = std::thread::Builder::new().name(format!("kernels-{}", index + 1));
@@ -118,10 +111,7 @@ impl Pool {
         let close = Close(shared);
         shared.work(tile, 0);
         drop(close);
-        assert!(
-            !shared.panicked.load(Ordering::Relaxed),
-            "a tile panicked on another thread"
-        );
+        assert!(!shared.panicked.load(Ordering::Relaxed), "a tile panicked on another thread");
     }
 }
 
@@ -195,8 +185,7 @@ impl Shared {
             return false;
         }
         let entered =
-            self.state
-                .compare_exchange(state, state + 1, Ordering::AcqRel, Ordering::Relaxed);
+            self.state.compare_exchange(state, state + 1, Ordering::AcqRel, Ordering::Relaxed);
         if entered.is_ok() {
             *done = state >> 32;
         }

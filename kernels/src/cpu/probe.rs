@@ -23,11 +23,7 @@ impl Probe {
         let mut buffer = Aligned::zeroed("probe", bytes)?;
         // Touched, so that the pages are there.
         buffer.fill(1);
-        Ok(Self {
-            level,
-            pool,
-            buffer,
-        })
+        Ok(Self { level, pool, buffer })
     }
 
     pub(crate) fn num_threads(&self) -> usize {
@@ -38,8 +34,7 @@ impl Probe {
     pub(crate) fn read(&self, of: &Self) -> f64 {
         let piece = of.buffer.len().div_ceil(self.num_threads() * 8).max(64);
         let pieces: Vec<_> = of.buffer.chunks(piece).collect();
-        self.pool
-            .run(pieces.len(), &|i, _| self.level.run(Read(pieces[i])));
+        self.pool.run(pieces.len(), &|i, _| self.level.run(Read(pieces[i])));
         of.buffer.len() as f64
     }
 

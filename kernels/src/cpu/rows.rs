@@ -17,12 +17,7 @@ pub(super) struct RmsNorm<'a> {
 impl Task for RmsNorm<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Self {
-            x,
-            weight,
-            eps,
-            out,
-        } = self;
+        let Self { x, weight, eps, out } = self;
         let factor = norm_factor(s, x, eps);
         combine(s, x, weight, out, Scaled { factor });
     }
@@ -39,12 +34,7 @@ pub(super) struct Gate<'a> {
 impl Task for Gate<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Self {
-            activation,
-            gate,
-            up,
-            out,
-        } = self;
+        let Self { activation, gate, up, out } = self;
         match activation {
             Activation::Silu => combine(s, gate, up, out, Silu),
             Activation::GeluTanh => combine(s, gate, up, out, GeluTanh),
@@ -120,10 +110,7 @@ pub(super) struct Add<'a> {
 impl Task for Add<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, _: S) {
-        self.sum
-            .iter_mut()
-            .zip(self.x)
-            .for_each(|(sum, x)| *sum += x);
+        self.sum.iter_mut().zip(self.x).for_each(|(sum, x)| *sum += x);
     }
 }
 
@@ -163,21 +150,12 @@ pub(super) struct Rotate<'a> {
 impl Task for Rotate<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Self {
-            row,
-            head_dim,
-            norm,
-            eps,
-            cos,
-            sin,
-        } = self;
+        let Self { row, head_dim, norm, eps, cos, sin } = self;
         let half = cos.len();
         for head in row.chunks_exact_mut(head_dim) {
             if let Some(weight) = norm {
                 let factor = norm_factor(s, head, eps);
-                head.iter_mut()
-                    .zip(weight)
-                    .for_each(|(x, weight)| *x = *x * factor * weight);
+                head.iter_mut().zip(weight).for_each(|(x, weight)| *x = *x * factor * weight);
             }
             let (a, b) = head.split_at_mut(half);
             for (((a, b), cos), sin) in a.iter_mut().zip(b).zip(cos).zip(sin) {

@@ -13,11 +13,7 @@ pub(super) fn codes<S: Simd, const BITS: usize>(s: S, group: &[u8], step: usize)
         return s.load_b(&group[step * 64..]);
     }
     let packed = s.load_b(&group[step % 4 * 64..]);
-    let low = if step < 4 {
-        s.mask_b(packed, 15)
-    } else {
-        s.mask_b(s.shr_b(packed, 4), 15)
-    };
+    let low = if step < 4 { s.mask_b(packed, 15) } else { s.mask_b(s.shr_b(packed, 4), 15) };
     match BITS {
         5 => {
             let high = s.load_b(&group[256..]);
@@ -53,10 +49,7 @@ pub(super) fn unpack_codes<S: Simd>(s: S, format: Format, packed: &[u8], out: &m
 
 #[inline(always)]
 fn unpack_width<S: Simd, const BITS: usize>(s: S, packed: &[u8], out: &mut [u8]) {
-    for (packed, out) in packed
-        .chunks_exact(BITS * 64)
-        .zip(out.chunks_exact_mut(512))
-    {
+    for (packed, out) in packed.chunks_exact(BITS * 64).zip(out.chunks_exact_mut(512)) {
         for step in 0..8 {
             s.store_b(codes::<S, BITS>(s, packed, step), &mut out[step * 64..]);
         }

@@ -98,23 +98,14 @@ pub(super) trait Simd: Copy + Send + Sync + 'static {
         let r = self.fma(n_f, self.splat(-0.693_359_4), x);
         let r = self.fma(n_f, self.splat(2.121_944_4e-4), r);
         let mut p = self.splat(1.987_569_1e-4);
-        for c in [
-            1.398_2e-3,
-            8.333_452e-3,
-            4.166_579_6e-2,
-            1.666_666_5e-1,
-            0.5,
-        ] {
+        for c in [1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
             p = self.fma(p, r, self.splat(c));
         }
         let p = self.fma(self.mul(p, r), r, self.add(r, self.splat(1.0)));
         // 2^n in two factors, so that results below 2^-126 fade out instead of wrapping.
         let half = self.shr_i::<1>(n);
         let bias = self.splat_i(127);
-        let (a, b) = (
-            self.add_i(half, bias),
-            self.add_i(self.sub_i(n, half), bias),
-        );
+        let (a, b) = (self.add_i(half, bias), self.add_i(self.sub_i(n, half), bias));
         let a = self.bits_to_f(self.shl_i::<23>(a));
         self.mul(self.mul(p, a), self.bits_to_f(self.shl_i::<23>(b)))
     }

@@ -41,22 +41,10 @@ impl<'a, T: Plain> Grid<'a, T> {
         splits: &'a [usize],
         tile_width: usize,
     ) -> Self {
-        assert!(
-            splits.is_sorted() && tile_width > 0,
-            "a grid has ordered tiles"
-        );
+        assert!(splits.is_sorted() && tile_width > 0, "a grid has ordered tiles");
         let rows = splits.last().copied().unwrap_or(0);
-        assert!(
-            rows.checked_mul(width).is_some_and(|len| len <= data.len()),
-            "grid within data"
-        );
-        Self {
-            start: data.as_mut_ptr(),
-            width,
-            splits,
-            tile_width,
-            borrowed: PhantomData,
-        }
+        assert!(rows.checked_mul(width).is_some_and(|len| len <= data.len()), "grid within data");
+        Self { start: data.as_mut_ptr(), width, splits, tile_width, borrowed: PhantomData }
     }
 
     fn num_tiles(&self) -> usize {

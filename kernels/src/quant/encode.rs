@@ -11,27 +11,15 @@ use crate::dtype::Dtype;
 pub fn quantize(dtype: Dtype, values: &[f32], out: &mut Vec<u8>) -> Result<(), QuantError> {
     let group = dtype.group_len();
     if !values.len().is_multiple_of(group) {
-        return Err(QuantError::Length {
-            dtype,
-            bytes: 0,
-            values: values.len(),
-        });
+        return Err(QuantError::Length { dtype, bytes: 0, values: values.len() });
     }
     match dtype {
         Dtype::F32 => out.extend(values.iter().flat_map(|x| x.to_le_bytes())),
         Dtype::F16 => {
-            out.extend(
-                values
-                    .iter()
-                    .flat_map(|x| half::f16::from_f32(*x).to_le_bytes()),
-            );
+            out.extend(values.iter().flat_map(|x| half::f16::from_f32(*x).to_le_bytes()));
         }
         Dtype::Bf16 => {
-            out.extend(
-                values
-                    .iter()
-                    .flat_map(|x| half::bf16::from_f32(*x).to_le_bytes()),
-            );
+            out.extend(values.iter().flat_map(|x| half::bf16::from_f32(*x).to_le_bytes()));
         }
         Dtype::Q8_0 => values.chunks_exact(group).for_each(|x| q8_0(x, out)),
         Dtype::Q4_0 => values.chunks_exact(group).for_each(|x| q4_0(x, out)),
@@ -47,17 +35,12 @@ fn q8_0(x: &[f32], out: &mut Vec<u8>) {
     let scale = x.iter().fold(0f32, |max, x| max.max(x.abs())) / 127.0;
     let inverse = inverse(scale);
     push_f16(scale, out);
-    out.extend(
-        x.iter()
-            .map(|x| ((x * inverse).round() as i8).cast_unsigned()),
-    );
+    out.extend(x.iter().map(|x| ((x * inverse).round() as i8).cast_unsigned()));
 }
 
 fn q4_0(x: &[f32], out: &mut Vec<u8>) {
     // The value of largest magnitude, with its sign, becomes code 0 (-8).
-    let extreme = x
-        .iter()
-        .fold(0f32, |max, x| if x.abs() > max.abs() { *x } else { max });
+    let extreme = x.iter().fold(0f32, |max, x| if x.abs() > max.abs() { *x } else { max });
     let scale = extreme / -8.0;
     let inverse = inverse(scale);
     push_f16(scale, out);

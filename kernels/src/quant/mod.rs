@@ -40,11 +40,7 @@ pub enum QuantError {
 /// [`QuantError::Length`] when `bytes` are not exactly the groups of `out`.
 pub fn dequantize(dtype: Dtype, bytes: &[u8], out: &mut [f32]) -> Result<(), QuantError> {
     if dtype.row_bytes(out.len()) != Some(bytes.len()) {
-        return Err(QuantError::Length {
-            dtype,
-            bytes: bytes.len(),
-            values: out.len(),
-        });
+        return Err(QuantError::Length { dtype, bytes: bytes.len(), values: out.len() });
     }
     match dtype {
         Dtype::F32 => {

@@ -15,11 +15,7 @@ pub struct Unpacked {
 
 impl Default for Unpacked {
     fn default() -> Self {
-        Self {
-            codes: [0; 256],
-            scales: [0.0; 16],
-            mins: [0.0; 16],
-        }
+        Self { codes: [0; 256], scales: [0.0; 16], mins: [0.0; 16] }
     }
 }
 
@@ -103,10 +99,7 @@ pub fn unpack(dtype: Dtype, block: &[u8], out: &mut Unpacked) {
     }
 }
 
-#[expect(
-    clippy::panic,
-    reason = "a float type has no groups: the caller's own mistake"
-)]
+#[expect(clippy::panic, reason = "a float type has no groups: the caller's own mistake")]
 fn panic_float(dtype: Dtype) -> ! {
     panic!("{dtype:?} has no groups")
 }

@@ -69,10 +69,7 @@ impl Upload for Pending {
     fn write(&mut self, bytes: &[u8]) -> Result<(), DeviceError> {
         let found = self.bytes.len() + bytes.len();
         if found > self.expected {
-            return Err(DeviceError::UploadLength {
-                expected: self.expected,
-                found,
-            });
+            return Err(DeviceError::UploadLength { expected: self.expected, found });
         }
         self.bytes.extend_from_slice(bytes);
         Ok(())
@@ -84,11 +81,7 @@ impl Upload for Pending {
         quant::dequantize(self.dtype, &self.bytes, &mut data)
             .map_err(|_| DeviceError::UploadLength { expected, found })?;
         self.bytes.zeroize();
-        Ok(Matrix {
-            rows: self.rows,
-            cols: self.cols,
-            data,
-        })
+        Ok(Matrix { rows: self.rows, cols: self.cols, data })
     }
 }
 
@@ -106,30 +99,15 @@ impl Device for Reference {
     }
 
     fn buffer(&self, rows: usize, cols: usize) -> Result<Buffer, DeviceError> {
-        Ok(Buffer {
-            rows,
-            cols,
-            data: vec![0.0; rows * cols],
-        })
+        Ok(Buffer { rows, cols, data: vec![0.0; rows * cols] })
     }
 
     fn begin_matrix(&self, dtype: Dtype, rows: usize, cols: usize) -> Result<Pending, DeviceError> {
         let expected = dtype
             .row_bytes(cols)
             .and_then(|bytes| bytes.checked_mul(rows))
-            .ok_or_else(|| DeviceError::Shape {
-                dtype,
-                rows,
-                cols,
-                group: dtype.group_len(),
-            })?;
-        Ok(Pending {
-            dtype,
-            rows,
-            cols,
-            expected,
-            bytes: Vec::with_capacity(expected),
-        })
+            .ok_or_else(|| DeviceError::Shape { dtype, rows, cols, group: dtype.group_len() })?;
+        Ok(Pending { dtype, rows, cols, expected, bytes: Vec::with_capacity(expected) })
     }
 
     fn vector(&self, values: &[f32]) -> Result<Vector, DeviceError> {
@@ -142,11 +120,7 @@ impl Device for Reference {
 
     fn cache(&self, shape: CacheShape) -> Result<Cache, DeviceError> {
         let len = shape.num_layers * shape.num_blocks * block_len(&shape);
-        Ok(Cache {
-            shape,
-            k: vec![0.0; len],
-            v: vec![0.0; len],
-        })
+        Ok(Cache { shape, k: vec![0.0; len], v: vec![0.0; len] })
     }
 
     fn step(&self, _max_tokens: usize) -> Result<Step, DeviceError> {
@@ -178,11 +152,7 @@ impl Device for Reference {
 
     fn linear(&self, rows: usize, x: &Buffer, outputs: &mut [Linear<'_, Self>]) {
         for Linear { weight, bias, out } in outputs {
-            assert_eq!(
-                (weight.cols, weight.rows),
-                (x.cols, out.cols),
-                "shape of a product"
-            );
+            assert_eq!((weight.cols, weight.rows), (x.cols, out.cols), "shape of a product");
             for t in 0..rows {
                 let x = x.row(t);
                 for (j, out) in out.row_mut(t).iter_mut().enumerate() {
@@ -217,9 +187,7 @@ impl Device for Reference {
             let blocks = step.batch.blocks(s);
             for t in step.batch.rows(s) {
                 let position = step.batch.positions[t] as usize;
-                let first = args
-                    .window
-                    .map_or(0, |window| (position + 1).saturating_sub(window));
+                let first = args.window.map_or(0, |window| (position + 1).saturating_sub(window));
                 for head in 0..num_heads {
                     let kv_head = head * shape.num_kv_heads / num_heads;
                     let values = head * shape.head_dim..(head + 1) * shape.head_dim;
@@ -346,10 +314,7 @@ impl Cache {
     fn slot(&self, layer: usize, blocks: &[u32], position: usize) -> std::ops::Range<usize> {
         let shape = &self.shape;
         let block = blocks[position / shape.block_size] as usize;
-        assert!(
-            layer < shape.num_layers && block < shape.num_blocks,
-            "cache slot"
-        );
+        assert!(layer < shape.num_layers && block < shape.num_blocks, "cache slot");
         let width = shape.num_kv_heads * shape.head_dim;
         let row = (layer * shape.num_blocks + block) * shape.block_size;
         let start = (row + position % shape.block_size) * width;
@@ -412,11 +377,6 @@ impl fmt::Debug for Cache {
 
 impl fmt::Debug for Pending {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "Pending({} of {} bytes)",
-            self.bytes.len(),
-            self.expected
-        )
+        write!(f, "Pending({} of {} bytes)", self.bytes.len(), self.expected)
     }
 }

@@ -67,9 +67,7 @@ fn erf(x: f64) -> f64 {
         }
         return sum * std::f64::consts::FRAC_2_SQRT_PI;
     }
-    let tail = (1..=60)
-        .rev()
-        .fold(magnitude, |tail, n| magnitude + f64::from(n) / 2.0 / tail);
+    let tail = (1..=60).rev().fold(magnitude, |tail, n| magnitude + f64::from(n) / 2.0 / tail);
     let erfc = (-x * x).exp() / tail * (std::f64::consts::FRAC_2_SQRT_PI / 2.0);
     (1.0 - erfc).copysign(x)
 }

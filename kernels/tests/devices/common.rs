@@ -22,18 +22,15 @@ impl Random {
 
     /// Sums of three, so that a few are much larger than most.
     pub(crate) fn values(&mut self, len: usize) -> Vec<f32> {
-        (0..len)
-            .map(|_| self.value() * self.value() * 3.0 + self.value())
-            .collect()
+        (0..len).map(|_| self.value() * self.value() * 3.0 + self.value()).collect()
     }
 
     /// A stored matrix of any type: random codes, sensible scales.
     pub(crate) fn matrix(&mut self, dtype: Dtype, rows: usize, cols: usize) -> Vec<u8> {
         let mut bytes = Vec::new();
         for _ in 0..rows * cols / dtype.group_len() {
-            let mut group: Vec<u8> = (0..dtype.group_bytes())
-                .map(|_| self.next().to_le_bytes()[3])
-                .collect();
+            let mut group: Vec<u8> =
+                (0..dtype.group_bytes()).map(|_| self.next().to_le_bytes()[3]).collect();
             let mut half = |at: usize, x: f32| {
                 group[at..at + 2].copy_from_slice(&half::f16::from_f32(x).to_le_bytes());
             };
@@ -65,11 +62,7 @@ impl Random {
 pub(crate) fn cpus() -> Vec<Cpu> {
     let bits = [ActivationBits::Eight, ActivationBits::Sixteen];
     let options = Isa::available().into_iter().flat_map(|isa| {
-        bits.map(|activation_bits| CpuOptions {
-            threads: Some(2),
-            isa: Some(isa),
-            activation_bits,
-        })
+        bits.map(|activation_bits| CpuOptions { threads: Some(2), isa: Some(isa), activation_bits })
     });
     options.map(|options| Cpu::new(options).unwrap()).collect()
 }

@@ -62,11 +62,8 @@ fn a_row_is_the_same_in_any_batch_and_on_any_number_of_threads() {
                 let x = random.values(rows * cols);
                 let mut seen = Vec::new();
                 for threads in [1, 3] {
-                    let options = CpuOptions {
-                        threads: Some(threads),
-                        isa: Some(isa),
-                        activation_bits,
-                    };
+                    let options =
+                        CpuOptions { threads: Some(threads), isa: Some(isa), activation_bits };
                     let cpu = Cpu::new(options).unwrap();
                     let all = product(&cpu, dtype, (out, cols, rows), &weight, &x, None);
                     for (first, count) in [(0, 1), (36, 1), (3, 2), (5, 3), (8, 6), (1, 20)] {
@@ -93,39 +90,21 @@ fn outputs_that_share_an_input_do_not_touch_each_other() {
     for cpu in cpus() {
         let mut random = Random(3);
         let x = random.values(rows * cols);
-        let types = [
-            (Dtype::Q4K, 48),
-            (Dtype::F16, 20),
-            (Dtype::Q6K, 33),
-            (Dtype::Q8_0, 64),
-        ];
-        let bytes: Vec<_> = types
-            .iter()
-            .map(|(dtype, out)| random.matrix(*dtype, *out, cols))
-            .collect();
+        let types = [(Dtype::Q4K, 48), (Dtype::F16, 20), (Dtype::Q6K, 33), (Dtype::Q8_0, 64)];
+        let bytes: Vec<_> =
+            types.iter().map(|(dtype, out)| random.matrix(*dtype, *out, cols)).collect();
         let weights: Vec<_> = (types.iter().zip(&bytes))
             .map(|((dtype, out), bytes)| matrix(&cpu, *dtype, *out, cols, bytes))
             .collect();
         let input = buffer(&cpu, rows, cols, &x);
-        let mut outs: Vec<_> = types
-            .iter()
-            .map(|(_, n)| cpu.buffer(rows, *n).unwrap())
-            .collect();
+        let mut outs: Vec<_> = types.iter().map(|(_, n)| cpu.buffer(rows, *n).unwrap()).collect();
         let mut outputs: Vec<_> = (weights.iter().zip(&mut outs))
-            .map(|(weight, out)| Linear {
-                weight,
-                bias: None,
-                out,
-            })
+            .map(|(weight, out)| Linear { weight, bias: None, out })
             .collect();
         cpu.linear(rows, &input, &mut outputs);
         for ((dtype, out), (bytes, found)) in types.into_iter().zip(bytes.iter().zip(&outs)) {
             let alone = product(&cpu, dtype, (out, cols, rows), bytes, &x, None);
-            assert_eq!(
-                bits(&read(&cpu, found, rows, out)),
-                bits(&alone),
-                "{dtype:?}"
-            );
+            assert_eq!(bits(&read(&cpu, found, rows, out)), bits(&alone), "{dtype:?}");
         }
     }
 }
@@ -135,14 +114,7 @@ fn a_row_of_zeros_gives_the_bias() {
     for cpu in cpus() {
         let weight = Random(1).matrix(Dtype::Q5_1, 40, 256);
         let bias = Random(2).values(40);
-        let found = product(
-            &cpu,
-            Dtype::Q5_1,
-            (40, 256, 1),
-            &weight,
-            &[0.0; 256],
-            Some(&bias),
-        );
+        let found = product(&cpu, Dtype::Q5_1, (40, 256, 1), &weight, &[0.0; 256], Some(&bias));
         assert_eq!(found, bias);
     }
 }
@@ -168,30 +140,15 @@ fn a_wrong_upload_is_refused() {
         cpu.begin_matrix(Dtype::Q4K, 2, 255).unwrap_err(),
         Reference.begin_matrix(Dtype::Q4K, 2, 255).unwrap_err(),
     ] {
-        assert!(matches!(
-            device_error,
-            DeviceError::Shape { group: 256, .. }
-        ));
+        assert!(matches!(device_error, DeviceError::Shape { group: 256, .. }));
     }
     let bytes = Random(1).matrix(Dtype::Q8_0, 3, 64);
     let mut upload = cpu.begin_matrix(Dtype::Q8_0, 3, 64).unwrap();
     upload.write(&bytes[..200]).unwrap();
     let long = upload.write(&bytes[..5]).unwrap_err();
-    assert!(matches!(
-        long,
-        DeviceError::UploadLength {
-            expected: 204,
-            found: 205
-        }
-    ));
+    assert!(matches!(long, DeviceError::UploadLength { expected: 204, found: 205 }));
     let short = upload.finish().unwrap_err();
-    assert!(matches!(
-        short,
-        DeviceError::UploadLength {
-            expected: 204,
-            found: 200
-        }
-    ));
+    assert!(matches!(short, DeviceError::UploadLength { expected: 204, found: 200 }));
 }
 
 fn product<D: Device>(
@@ -206,11 +163,7 @@ fn product<D: Device>(
     let bias = bias.map(|bias| device.vector(bias).unwrap());
     let x = buffer(device, rows, cols, x);
     let mut y = device.buffer(rows, out).unwrap();
-    let output = Linear {
-        weight: &weight,
-        bias: bias.as_ref(),
-        out: &mut y,
-    };
+    let output = Linear { weight: &weight, bias: bias.as_ref(), out: &mut y };
     device.linear(rows, &x, &mut [output]);
     read(device, &y, rows, out)
 }

@@ -24,11 +24,7 @@ fn norms_gates_and_sums_agree_with_the_reference() {
             let expected = all_rows(&Reference, rows, cols);
             for (found, expected) in all_rows(&cpu, rows, cols).iter().zip(expected) {
                 let error = relative_error(found, &expected);
-                assert!(
-                    error < ERROR,
-                    "{rows} x {cols} {}: {error:e}",
-                    cpu.describe()
-                );
+                assert!(error < ERROR, "{rows} x {cols} {}: {error:e}", cpu.describe());
             }
         }
     }
@@ -36,19 +32,14 @@ fn norms_gates_and_sums_agree_with_the_reference() {
 
 #[test]
 fn gates_are_right_at_the_ends_of_their_range() {
-    let x = [
-        -1e9, -200.0, -90.0, -10.0, -1e-3, -0.0, 0.0, 1e-3, 10.0, 90.0, 200.0, 1e9,
-    ];
+    let x = [-1e9, -200.0, -90.0, -10.0, -1e-3, -0.0, 0.0, 1e-3, 10.0, 90.0, 200.0, 1e9];
     for cpu in cpus() {
         for activation in [Activation::Silu, Activation::GeluTanh, Activation::GeluErf] {
             let expected = gate(&Reference, activation, 1, x.len(), &x, &[1.0; 12]);
             let found = gate(&cpu, activation, 1, x.len(), &x, &[1.0; 12]);
             for ((x, found), expected) in x.iter().zip(found).zip(expected) {
                 let error = (found - expected).abs() / expected.abs().max(1.0);
-                assert!(
-                    error < 2e-6,
-                    "{activation:?}({x}) = {found}, not {expected}"
-                );
+                assert!(error < 2e-6, "{activation:?}({x}) = {found}, not {expected}");
             }
         }
     }
@@ -76,11 +67,8 @@ fn attention_is_the_same_however_the_prompt_is_chunked() {
         for isa in Isa::available() {
             let mut seen = Vec::new();
             for threads in [1, 3] {
-                let options = CpuOptions {
-                    threads: Some(threads),
-                    isa: Some(isa),
-                    ..Default::default()
-                };
+                let options =
+                    CpuOptions { threads: Some(threads), isa: Some(isa), ..Default::default() };
                 let cpu = Cpu::new(options).unwrap();
                 let ones = vec![1; case.tokens];
                 let sevens = [vec![7; case.tokens / 7], vec![1; case.tokens % 7]].concat();
@@ -134,10 +122,8 @@ fn selected_rows_are_copied_in_order() {
         cpu.set_step(&mut step, &batch);
         let mut out = cpu.buffer(4, 20).unwrap();
         cpu.select(&step, &x, &mut out);
-        let expected: Vec<f32> = [1, 3, 4, 5]
-            .iter()
-            .flat_map(|t| values[t * 20..(t + 1) * 20].to_vec())
-            .collect();
+        let expected: Vec<f32> =
+            [1, 3, 4, 5].iter().flat_map(|t| values[t * 20..(t + 1) * 20].to_vec()).collect();
         assert_eq!(read(&cpu, &out, 4, 20), expected);
     }
 }
@@ -146,12 +132,7 @@ fn all_rows<D: Device>(device: &D, rows: usize, cols: usize) -> Vec<Vec<f32>> {
     let mut random = Random(cols as u64);
     let (x, y) = (random.values(rows * cols), random.values(rows * cols));
     let weight = device.vector(&random.values(cols)).unwrap();
-    let buffers = || {
-        (
-            buffer(device, rows, cols, &x),
-            buffer(device, rows, cols, &y),
-        )
-    };
+    let buffers = || (buffer(device, rows, cols, &x), buffer(device, rows, cols, &y));
     let mut results = Vec::new();
     let (a, mut b) = buffers();
     device.rms_norm(rows, &a, &weight, 1e-5, &mut b);
@@ -223,11 +204,7 @@ fn cases() -> Vec<Case> {
             window: Some(1),
             ..case(40, 2, cache(5, 2, 24, CacheDtype::F16), 16)
         },
-        Case {
-            norms: true,
-            window: Some(33),
-            ..case(70, 8, cache(7, 8, 8, CacheDtype::F32), 8)
-        },
+        Case { norms: true, window: Some(33), ..case(70, 8, cache(7, 8, 8, CacheDtype::F32), 8) },
         case(1, 1, cache(16, 1, 16, CacheDtype::F16), 16),
     ]
 }
@@ -257,12 +234,7 @@ impl Case {
                 before_last(&mut cache);
             }
             let mut batch = Batch::default();
-            batch.push(
-                &vec![0; *count],
-                first as u32,
-                &self.table(),
-                WantLogits::None,
-            );
+            batch.push(&vec![0; *count], first as u32, &self.table(), WantLogits::None);
             let rows = std::iter::once(first..first + count);
             out.extend(self.step(device, &mut cache, &batch, &rows.collect::<Vec<_>>()));
             first += count;
@@ -278,18 +250,10 @@ impl Case {
         let mut cache = device.cache(larger).unwrap();
         let mut batch = Batch::default();
         batch.push(&vec![0; self.tokens], 0, &self.table(), WantLogits::None);
-        let other: Vec<u32> = self
-            .table()
-            .iter()
-            .map(|b| b + self.cache.num_blocks as u32)
-            .collect();
+        let other: Vec<u32> =
+            self.table().iter().map(|b| b + self.cache.num_blocks as u32).collect();
         batch.push(&vec![0; self.tokens / 2], 0, &other, WantLogits::None);
-        self.step(
-            device,
-            &mut cache,
-            &batch,
-            &[0..self.tokens, 0..self.tokens / 2],
-        )
+        self.step(device, &mut cache, &batch, &[0..self.tokens, 0..self.tokens / 2])
     }
 
     /// One step whose rows hold the values of the given positions of the sequence.
@@ -305,24 +269,16 @@ impl Case {
         let (q_width, kv_width) = (self.num_heads * dim, self.cache.num_kv_heads * dim);
         let mut input = |width: usize| {
             let all = random.values(self.tokens * width);
-            let some: Vec<f32> = rows
-                .iter()
-                .flat_map(|r| all[r.start * width..r.end * width].to_vec())
-                .collect();
+            let some: Vec<f32> =
+                rows.iter().flat_map(|r| all[r.start * width..r.end * width].to_vec()).collect();
             buffer(device, batch.num_tokens(), width, &some)
         };
         let (mut q, mut k, v) = (input(q_width), input(kv_width), input(kv_width));
         let norm = |values: Vec<f32>| self.norms.then(|| device.vector(&values).unwrap());
         let (q_norm, k_norm) = (norm(random.values(dim)), norm(random.values(dim)));
         let pairs = self.rope_dim / 2;
-        let inv_freq = (0..pairs)
-            .map(|i| 1e4f32.powf(-(i as f32) / pairs as f32))
-            .collect();
-        let rope = RopeParams {
-            inv_freq,
-            attention_factor: 1.1,
-            max_positions: 200,
-        };
+        let inv_freq = (0..pairs).map(|i| 1e4f32.powf(-(i as f32) / pairs as f32)).collect();
+        let rope = RopeParams { inv_freq, attention_factor: 1.1, max_positions: 200 };
         let rope = device.rope(&rope).unwrap();
         let mut step = device.step(batch.num_tokens()).unwrap();
         device.set_step(&mut step, batch);
@@ -331,31 +287,13 @@ impl Case {
         let (q_mut, k) = (&mut q, &mut k);
         device.rope_store(
             &step,
-            RopeStore {
-                layer,
-                q: q_mut,
-                k,
-                v: &v,
-                q_norm,
-                k_norm,
-                eps,
-                rope: &rope,
-                cache,
-            },
+            RopeStore { layer, q: q_mut, k, v: &v, q_norm, k_norm, eps, rope: &rope, cache },
         );
         let mut out = device.buffer(batch.num_tokens(), q_width).unwrap();
         let (scale, softcap, window) = (0.3, self.softcap, self.window);
         device.attention(
             &step,
-            Attention {
-                layer,
-                q: &q,
-                cache,
-                scale,
-                softcap,
-                window,
-                out: &mut out,
-            },
+            Attention { layer, q: &q, cache, scale, softcap, window, out: &mut out },
         );
         read(device, &out, batch.num_tokens(), q_width)
     }

@@ -30,9 +30,7 @@ pub(crate) fn family(metadata: &Metadata) -> Result<&'static Family, Architectur
     FAMILIES
         .iter()
         .find(|family| family.gguf == Some(found))
-        .ok_or_else(|| ArchitectureError::Unknown {
-            found: found.to_owned(),
-        })
+        .ok_or_else(|| ArchitectureError::Unknown { found: found.to_owned() })
 }
 
 /// The architecture of a model in a GGUF file.
@@ -44,10 +42,7 @@ pub(crate) fn from_gguf(
     facts: &TensorFacts,
 ) -> Result<Architecture, ArchitectureError> {
     let family = family(metadata)?;
-    let keys = Keys {
-        metadata,
-        prefix: family.gguf.unwrap_or_default(),
-    };
+    let keys = Keys { metadata, prefix: family.gguf.unwrap_or_default() };
     refuse_unsupported(&keys)?;
     let mut architecture = shape(family, &keys, facts)?;
     let head_dim = architecture.head_dim;
@@ -98,25 +93,17 @@ fn shape(
         Some(head_dim) => head_dim,
         None => whole_quotient(&keys.key("embedding_length"), hidden_size, num_heads)?,
     };
-    if let Some(found) = keys
-        .u32("attention.value_length")?
-        .filter(|found| *found != head_dim)
-    {
+    if let Some(found) = keys.u32("attention.value_length")?.filter(|found| *found != head_dim) {
         let (field, found) = (keys.key("attention.value_length"), found.to_string());
         let expected = "equal to attention.key_length";
-        return Err(ArchitectureError::Field {
-            field,
-            expected,
-            found,
-        });
+        return Err(ArchitectureError::Field { field, expected, found });
     }
     let num_layers = layers(&keys.key("block_count"), keys.require("block_count")?)?;
     let scale = match keys.f32("attention.scale")? {
         Some(scale) if scale != 0.0 => scale,
-        _ if family.wide_layers == Some(num_layers) => (hidden_size as f32
-            / num_heads.max(1) as f32)
-            .sqrt()
-            .recip(),
+        _ if family.wide_layers == Some(num_layers) => {
+            (hidden_size as f32 / num_heads.max(1) as f32).sqrt().recip()
+        }
         _ => (head_dim as f32).sqrt().recip(),
     };
     let softcap =
@@ -156,9 +143,7 @@ fn vocab_size(keys: &Keys<'_>) -> Result<u32, ArchitectureError> {
     if let Some(vocab_size) = keys.u32("vocab_size")? {
         return Ok(vocab_size);
     }
-    let tokens = keys
-        .metadata
-        .require(TOKENS, keys.metadata.texts(TOKENS)?)?;
+    let tokens = keys.metadata.require(TOKENS, keys.metadata.texts(TOKENS)?)?;
     u32::try_from(tokens.len()).map_err(|_| ArchitectureError::Field {
         field: TOKENS.to_owned(),
         expected: "a list shorter than 2^32",
@@ -230,19 +215,11 @@ fn sampling(metadata: &Metadata) -> Result<Generation, ArchitectureError> {
 /// often name only one of several.
 fn end_tokens(metadata: &Metadata) -> Result<Vec<u32>, ArchitectureError> {
     let tokens = metadata.texts(TOKENS)?.unwrap_or_default();
-    let types = metadata
-        .integers("tokenizer.ggml.token_type")?
-        .unwrap_or_default();
-    let controls = tokens
-        .iter()
-        .zip(types)
-        .enumerate()
-        .filter(|(_, (token, kind))| {
-            **kind == TOKEN_CONTROL && END_TOKENS.contains(&token.as_str())
-        });
-    Ok(controls
-        .filter_map(|(id, _)| u32::try_from(id).ok())
-        .collect())
+    let types = metadata.integers("tokenizer.ggml.token_type")?.unwrap_or_default();
+    let controls = tokens.iter().zip(types).enumerate().filter(|(_, (token, kind))| {
+        **kind == TOKEN_CONTROL && END_TOKENS.contains(&token.as_str())
+    });
+    Ok(controls.filter_map(|(id, _)| u32::try_from(id).ok()).collect())
 }
 
 /// The keys of one architecture: `PREFIX.name`.

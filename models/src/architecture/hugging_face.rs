@@ -42,34 +42,20 @@ pub(super) fn text_config(
 /// The row of the table that config.json names.
 pub(crate) fn family(config: &Value) -> Result<&'static Family, ArchitectureError> {
     let named = config.get("architectures").and_then(Value::as_array);
-    let found = named
-        .and_then(|names| names.first())
-        .and_then(Value::as_str);
+    let found = named.and_then(|names| names.first()).and_then(Value::as_str);
     let found = found.ok_or_else(|| ArchitectureError::Missing("architectures".to_owned()))?;
     FAMILIES
         .iter()
         .find(|family| family.hugging_face.contains(&found))
-        .ok_or_else(|| ArchitectureError::Unknown {
-            found: found.to_owned(),
-        })
+        .ok_or_else(|| ArchitectureError::Unknown { found: found.to_owned() })
 }
 
 /// What would change the numbers and is not known to the decoder.
 fn refuse_unsupported(fields: &Fields<'_>) -> Result<(), ArchitectureError> {
-    for name in [
-        "quantization_config",
-        "num_local_experts",
-        "use_bidirectional_attention",
-    ] {
-        if let Some(value) = fields
-            .get(name)
-            .filter(|value| **value != Value::Bool(false))
-        {
+    for name in ["quantization_config", "num_local_experts", "use_bidirectional_attention"] {
+        if let Some(value) = fields.get(name).filter(|value| **value != Value::Bool(false)) {
             let found = describe(value);
-            return Err(ArchitectureError::Unsupported {
-                field: fields.path(name),
-                found,
-            });
+            return Err(ArchitectureError::Unsupported { field: fields.path(name), found });
         }
     }
     Ok(())
@@ -79,40 +65,26 @@ fn refuse_unsupported(fields: &Fields<'_>) -> Result<(), ArchitectureError> {
 fn shape(family: &Family, fields: &Fields<'_>) -> Result<Architecture, ArchitectureError> {
     let defaults = &family.defaults;
     let or_default = |name: &str, default: Option<u32>| {
-        fields
-            .u32(name)?
-            .or(default)
-            .ok_or_else(|| ArchitectureError::Missing(fields.path(name)))
+        fields.u32(name)?.or(default).ok_or_else(|| ArchitectureError::Missing(fields.path(name)))
     };
     let hidden_size = or_default("hidden_size", None)?;
     let num_heads = or_default("num_attention_heads", defaults.num_heads)?;
-    let num_kv_heads = or_default(
-        "num_key_value_heads",
-        Some(defaults.num_kv_heads.unwrap_or(num_heads)),
-    )?;
+    let num_kv_heads =
+        or_default("num_key_value_heads", Some(defaults.num_kv_heads.unwrap_or(num_heads)))?;
     let head_dim = match fields.u32("head_dim")?.or(defaults.head_dim) {
         Some(head_dim) => head_dim,
         None => whole_quotient(&fields.path("hidden_size"), hidden_size, num_heads)?,
     };
     let said = |name: &str| Ok::<_, ArchitectureError>(fields.bool(name)?.unwrap_or(false));
     let all_biased = family.bias == Bias::AsSaid && said("attention_bias")?;
-    let act_field = if fields.get("hidden_activation").is_some() {
-        "hidden_activation"
-    } else {
-        "hidden_act"
-    };
+    let act_field =
+        if fields.get("hidden_activation").is_some() { "hidden_activation" } else { "hidden_act" };
     let act = fields.text(act_field)?.unwrap_or(defaults.activation);
     let pre_scalar = fields.f32("query_pre_attn_scalar")?;
-    let pre_scalar = defaults
-        .query_pre_attn_scalar
-        .map(|default| pre_scalar.unwrap_or(default));
+    let pre_scalar = defaults.query_pre_attn_scalar.map(|default| pre_scalar.unwrap_or(default));
     // An explicit null means none.
     let softcap = |name: &str, default: f32| {
-        let default = if fields.says_nothing(name) {
-            default
-        } else {
-            0.0
-        };
+        let default = if fields.says_nothing(name) { default } else { 0.0 };
         Ok::<_, ArchitectureError>(fields.f32(name)?.unwrap_or(default))
     };
     let num_layers = fields.u32("num_hidden_layers")?;
@@ -228,9 +200,7 @@ fn window(
         });
         return Ok(());
     }
-    let first = fields
-        .u32("max_window_layers")?
-        .unwrap_or(MAX_WINDOW_LAYERS);
+    let first = fields.u32("max_window_layers")?.unwrap_or(MAX_WINDOW_LAYERS);
     let pattern = match fields.u32("sliding_window_pattern")? {
         Some(pattern) => Some(pattern),
         None => fields.u32("_sliding_window_pattern")?,
@@ -305,11 +275,7 @@ pub(super) fn whole_quotient(
         return Ok(value / parts);
     }
     let (field, found) = (field.to_owned(), format!("{value} for {parts} heads"));
-    Err(ArchitectureError::Field {
-        field,
-        expected: "a multiple of the heads",
-        found,
-    })
+    Err(ArchitectureError::Field { field, expected: "a multiple of the heads", found })
 }
 
 /// The fields of a JSON object, asked for by type; null is as good as absent.
@@ -327,10 +293,7 @@ impl<'a> Fields<'a> {
             expected: "an object",
             found: describe(value),
         })?;
-        Ok(Self {
-            place: String::new(),
-            map,
-        })
+        Ok(Self { place: String::new(), map })
     }
 
     /// The name of a field with the names of the objects that it lies in.
@@ -367,10 +330,7 @@ impl<'a> Fields<'a> {
 
     pub(super) fn f32(&self, name: &str) -> Result<Option<f32>, ArchitectureError> {
         self.typed(name, "a finite number", |value| {
-            value
-                .as_f64()
-                .map(|number| number as f32)
-                .filter(|number| number.is_finite())
+            value.as_f64().map(|number| number as f32).filter(|number| number.is_finite())
         })
     }
 

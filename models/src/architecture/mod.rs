@@ -177,10 +177,7 @@ pub(crate) const FAMILIES: [Family; 6] = [
     Family {
         hugging_face: &["MistralForCausalLM"],
         gguf: None,
-        defaults: Defaults {
-            num_kv_heads: Some(8),
-            ..PLAIN
-        },
+        defaults: Defaults { num_kv_heads: Some(8), ..PLAIN },
         bias: Bias::Never,
         window: Window::All,
         ..LLAMA
@@ -196,10 +193,7 @@ pub(crate) const FAMILIES: [Family; 6] = [
     Family {
         hugging_face: &["Qwen3ForCausalLM"],
         gguf: Some("qwen3"),
-        defaults: Defaults {
-            head_dim: Some(128),
-            ..PLAIN
-        },
+        defaults: Defaults { head_dim: Some(128), ..PLAIN },
         qk_norm: true,
         permuted_in_gguf: false,
         window: Window::FromLayer,
@@ -265,19 +259,14 @@ pub(crate) const FAMILIES: [Family; 6] = [
 impl Family {
     /// The factor on embeddings.
     fn embedding_scale(&self, hidden_size: u32) -> f32 {
-        if self.scaled_embedding {
-            (hidden_size as f32).sqrt()
-        } else {
-            1.0
-        }
+        if self.scaled_embedding { (hidden_size as f32).sqrt() } else { 1.0 }
     }
 }
 
 /// Names of every known architecture, for the message.
 fn known() -> String {
-    let names = FAMILIES
-        .iter()
-        .flat_map(|family| family.hugging_face.iter().copied().chain(family.gguf));
+    let names =
+        FAMILIES.iter().flat_map(|family| family.hugging_face.iter().copied().chain(family.gguf));
     names.collect::<Vec<_>>().join(", ")
 }
 
@@ -325,11 +314,7 @@ fn layers(field: &str, found: u32) -> Result<u32, ArchitectureError> {
         return Ok(found);
     }
     let (field, found) = (field.to_owned(), found.to_string());
-    Err(ArchitectureError::Field {
-        field,
-        expected: "between 1 and 256",
-        found,
-    })
+    Err(ArchitectureError::Field { field, expected: "between 1 and 256", found })
 }
 
 /// At most eight ids, none twice, in the order in which they came.
@@ -338,11 +323,7 @@ fn end_ids(field: &str, ids: impl IntoIterator<Item = u32>) -> Result<Vec<u32>, 
     let ids: Vec<u32> = ids.into_iter().filter(|id| seen.insert(*id)).collect();
     if ids.len() > EOS_MAX {
         let (field, found) = (field.to_owned(), format!("a list of {}", ids.len()));
-        return Err(ArchitectureError::Field {
-            field,
-            expected: "at most 8 token ids",
-            found,
-        });
+        return Err(ArchitectureError::Field { field, expected: "at most 8 token ids", found });
     }
     Ok(ids)
 }

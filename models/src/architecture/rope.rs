@@ -10,12 +10,7 @@ use crate::source::gguf::Metadata;
 
 /// Rotation by `theta` alone; what a kind does not use is zero.
 pub(super) fn plain(theta: f32, rope_dim: u32) -> Rope {
-    Rope {
-        kind: KIND_DEFAULT,
-        theta,
-        rope_dim,
-        ..Rope::default()
-    }
+    Rope { kind: KIND_DEFAULT, theta, rope_dim, ..Rope::default() }
 }
 
 /// Adds the scaling of `rope_scaling` (files of transformers 4) or `rope_parameters` (5).
@@ -37,11 +32,7 @@ pub(super) fn scaled(
         value.ok_or_else(|| ArchitectureError::Missing(scaling.path(field)))
     };
     match kind {
-        "linear" => Ok(Rope {
-            kind: KIND_LINEAR,
-            factor: require("factor", factor)?,
-            ..plain
-        }),
+        "linear" => Ok(Rope { kind: KIND_LINEAR, factor: require("factor", factor)?, ..plain }),
         "llama3" => Ok(Rope {
             kind: KIND_LLAMA3,
             factor: require("factor", factor)?,
@@ -77,9 +68,7 @@ fn yarn_attention_factor(scaling: &Fields<'_>, factor: f32) -> Result<f32, Archi
         return Ok(given);
     }
     let mscale = scaling.f32("mscale")?.filter(|mscale| *mscale != 0.0);
-    let mscale_all = scaling
-        .f32("mscale_all_dim")?
-        .filter(|mscale| *mscale != 0.0);
+    let mscale_all = scaling.f32("mscale_all_dim")?.filter(|mscale| *mscale != 0.0);
     let scale = |mscale: f32| 0.1 * mscale * factor.max(1.0).ln() + 1.0;
     Ok(match (mscale, mscale_all) {
         (Some(mscale), Some(mscale_all)) => scale(mscale) / scale(mscale_all),
@@ -100,10 +89,7 @@ pub(super) fn from_gguf(
     let kind = metadata.text(&key("scaling.type"))?.unwrap_or("none");
     if let Some(freqs) = freqs {
         if kind != "none" && kind != "llama3" {
-            return Err(unsupported(
-                "rope_freqs.weight".to_owned(),
-                "there beside rope.scaling",
-            ));
+            return Err(unsupported("rope_freqs.weight".to_owned(), "there beside rope.scaling"));
         }
         return llama3_from_freqs(plain, freqs);
     }
@@ -114,22 +100,11 @@ pub(super) fn from_gguf(
     let require =
         |value: Option<f32>| value.ok_or_else(|| ArchitectureError::Missing(key("scaling.factor")));
     match kind {
-        "none" => match metadata
-            .f32(&key("scale_linear"))?
-            .filter(|factor| *factor != 1.0)
-        {
-            Some(factor) => Ok(Rope {
-                kind: KIND_LINEAR,
-                factor,
-                ..plain
-            }),
+        "none" => match metadata.f32(&key("scale_linear"))?.filter(|factor| *factor != 1.0) {
+            Some(factor) => Ok(Rope { kind: KIND_LINEAR, factor, ..plain }),
             None => Ok(plain),
         },
-        "linear" => Ok(Rope {
-            kind: KIND_LINEAR,
-            factor: require(factor)?,
-            ..plain
-        }),
+        "linear" => Ok(Rope { kind: KIND_LINEAR, factor: require(factor)?, ..plain }),
         "yarn" => {
             let factor = require(factor)?;
             let original = metadata.u32(&key("scaling.original_context_length"))?;
@@ -141,17 +116,11 @@ pub(super) fn from_gguf(
                 kind: KIND_YARN,
                 factor,
                 original_max_position: original.unwrap_or(max_position),
-                beta_fast: metadata
-                    .f32(&key("scaling.yarn_beta_fast"))?
-                    .unwrap_or(BETA_FAST),
-                beta_slow: metadata
-                    .f32(&key("scaling.yarn_beta_slow"))?
-                    .unwrap_or(BETA_SLOW),
+                beta_fast: metadata.f32(&key("scaling.yarn_beta_fast"))?.unwrap_or(BETA_FAST),
+                beta_slow: metadata.f32(&key("scaling.yarn_beta_slow"))?.unwrap_or(BETA_SLOW),
                 attention_factor: multiplier
                     .filter(|multiplier| *multiplier != 1.0)
-                    .map_or(0.0, |multiplier| {
-                        multiplier * (0.1 * factor.max(1.0).ln() + 1.0)
-                    }),
+                    .map_or(0.0, |multiplier| multiplier * (0.1 * factor.max(1.0).ln() + 1.0)),
                 ..plain
             })
         }
@@ -170,22 +139,14 @@ fn llama3_from_freqs(plain: Rope, freqs: &[f32]) -> Result<Rope, ArchitectureErr
         });
     }
     let factor = freqs.iter().copied().fold(1.0, f32::max);
-    if freqs
-        .iter()
-        .all(|freq| (freq - 1.0).abs() <= FACTOR_TOLERANCE)
-    {
+    if freqs.iter().all(|freq| (freq - 1.0).abs() <= FACTOR_TOLERANCE) {
         return Ok(plain);
     }
     for (index, found) in freqs.iter().copied().enumerate() {
         let expected = llama3_factor(&plain, factor, index);
         let close = (found - expected).abs() <= FACTOR_TOLERANCE * expected;
         if !close {
-            return Err(ArchitectureError::RopeFactors {
-                factor,
-                index,
-                expected,
-                found,
-            });
+            return Err(ArchitectureError::RopeFactors { factor, index, expected, found });
         }
     }
     Ok(Rope {
@@ -209,10 +170,7 @@ fn llama3_factor(plain: &Rope, factor: f32, index: usize) -> f32 {
 }
 
 fn unsupported(field: String, found: &str) -> ArchitectureError {
-    ArchitectureError::Unsupported {
-        field,
-        found: found.to_owned(),
-    }
+    ArchitectureError::Unsupported { field, found: found.to_owned() }
 }
 
 const KIND_DEFAULT: u32 = 0;

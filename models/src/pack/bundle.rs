@@ -20,10 +20,7 @@ pub(super) fn make(source: &Source) -> Result<Vec<u8>, PackError> {
     let config = text.config.to_json();
     let bundle = ClientBundle {
         tokenizer: &text.tokenizer_json,
-        chat_template: text
-            .chat_template
-            .as_deref()
-            .filter(|template| !template.is_empty()),
+        chat_template: text.chat_template.as_deref().filter(|template| !template.is_empty()),
         text_config: Some(&config),
         licence: licence.as_deref().filter(|licence| !licence.is_empty()),
     };
@@ -71,18 +68,12 @@ fn read_text(folder: &Path, name: &str) -> Result<Option<String>, SourceError> {
 /// A file of the folder, if it is there; no larger than a client bundle may be.
 fn read(folder: &Path, name: &str) -> Result<Option<Vec<u8>>, SourceError> {
     let path = folder.join(name);
-    let wrap = |error| SourceError::Read {
-        path: path.clone(),
-        error,
-    };
+    let wrap = |error| SourceError::Read { path: path.clone(), error };
     let file = match File::open(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         file => file.map_err(wrap)?,
     };
-    let (len, max) = (
-        fs::metadata(&path).map_err(wrap)?.len(),
-        CLIENT_BUNDLE_MAX as u64,
-    );
+    let (len, max) = (fs::metadata(&path).map_err(wrap)?.len(), CLIENT_BUNDLE_MAX as u64);
     if len > max {
         return Err(SourceError::TooLarge { path, len, max });
     }

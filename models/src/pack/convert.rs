@@ -67,12 +67,8 @@ impl Converter {
         if target == tensor.dtype {
             return Ok(&self.raw);
         }
-        let convert = |error| PackError::Convert {
-            name: tensor.name.clone(),
-            error,
-        };
-        self.values
-            .resize(tensor.num_cols() as usize * count as usize, 0.0);
+        let convert = |error| PackError::Convert { name: tensor.name.clone(), error };
+        self.values.resize(tensor.num_cols() as usize * count as usize, 0.0);
         dequantize(tensor.dtype, &self.raw, &mut self.values).map_err(convert)?;
         self.converted.clear();
         quantize(target, &self.values, &mut self.converted).map_err(convert)?;

@@ -90,9 +90,7 @@ impl Staging {
     /// Writes `NAME.client`.
     pub(super) fn write_client_bundle(&mut self, bytes: &[u8]) -> Result<(), FileError> {
         let (path, mut file) = self.create("client")?;
-        file.write_all(bytes)
-            .and_then(|()| file.sync_all())
-            .map_err(failed(&path))?;
+        file.write_all(bytes).and_then(|()| file.sync_all()).map_err(failed(&path))?;
         self.bytes += bytes.len() as u64;
         Ok(())
     }
@@ -115,11 +113,8 @@ impl Staging {
             }
         }
         let mut named = Vec::new();
-        let moved = self
-            .written
-            .iter()
-            .chain([&(main_from, main_to)])
-            .try_for_each(|(from, to)| {
+        let moved =
+            self.written.iter().chain([&(main_from, main_to)]).try_for_each(|(from, to)| {
                 rename_new(from, to)?;
                 named.push(to.clone());
                 Ok(())
@@ -161,17 +156,13 @@ impl Staging {
         let Some((blob, file)) = self.blob.take() else {
             return Ok(());
         };
-        file.sync_all().map_err(failed(
-            &self.path(&temporary(&self.name(&blob_ending(blob)))),
-        ))
+        file.sync_all().map_err(failed(&self.path(&temporary(&self.name(&blob_ending(blob))))))
     }
 
     /// Files under the final names of this package.
     fn final_files(&self) -> Result<Vec<PathBuf>, FileError> {
         self.siblings(|name| {
-            let ending = name
-                .strip_prefix(&self.stem)
-                .and_then(|rest| rest.strip_prefix('.'));
+            let ending = name.strip_prefix(&self.stem).and_then(|rest| rest.strip_prefix('.'));
             ending.is_some_and(|ending| matches!(ending, "chry" | "client") || is_blob(ending))
         })
     }
@@ -192,11 +183,7 @@ impl Staging {
 
 impl BlobSink for &mut Staging {
     fn append(&mut self, blob: u32, bytes: &[u8]) -> io::Result<()> {
-        if self
-            .blob
-            .as_ref()
-            .is_none_or(|(current, _)| *current != blob)
-        {
+        if self.blob.as_ref().is_none_or(|(current, _)| *current != blob) {
             self.finish_blob().map_err(io::Error::other)?;
             let (_, file) = self.create(&blob_ending(blob)).map_err(io::Error::other)?;
             self.blob = Some((blob, file));
@@ -226,11 +213,7 @@ impl Drop for Staging {
 /// Creates and locks a file, emptied. A packer that came second finds it locked, or no longer
 /// under its name.
 fn lock(path: &Path) -> Result<File, FileError> {
-    let options = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .clone();
+    let options = OpenOptions::new().write(true).create(true).truncate(false).clone();
     let file = options.open(path).map_err(failed(path))?;
     match file.try_lock() {
         Ok(()) => {}
@@ -264,10 +247,7 @@ fn remove(path: &Path) -> Result<(), FileError> {
 
 fn failed(path: &Path) -> impl Fn(io::Error) -> FileError {
     let path = path.to_owned();
-    move |error| FileError::Write {
-        path: path.clone(),
-        error,
-    }
+    move |error| FileError::Write { path: path.clone(), error }
 }
 
 /// The name of a file that is not yet whole.

@@ -126,11 +126,7 @@ pub fn pack(
     mut progress: impl FnMut(Progress),
 ) -> Result<PackSummary, PackError> {
     let mut staging = Staging::new(output, options.force)?;
-    let bundle = if options.without_text {
-        Vec::new()
-    } else {
-        bundle::make(source)?
-    };
+    let bundle = if options.without_text { Vec::new() } else { bundle::make(source)? };
     let meta = meta(source, options, &bundle)?;
     let total = meta.tensors.iter().map(|tensor| tensor.len).sum();
     let mut done = 0;
@@ -169,24 +165,14 @@ pub fn pack(
 /// The description of the package.
 fn meta(source: &Source, options: &PackOptions<'_>, bundle: &[u8]) -> Result<Meta, PackError> {
     let name = printable(options.name.as_deref().unwrap_or_else(|| source.name()));
-    let name = if name.is_empty() {
-        "model".to_owned()
-    } else {
-        name
-    };
+    let name = if name.is_empty() { "model".to_owned() } else { name };
     let licence = options.licence.as_deref().or_else(|| source.licence());
     let tensors = source.tensors().iter().map(|tensor| {
         let dtype = convert::target(tensor, options.dtype);
         (tensor.name.clone(), dtype as u16, tensor.dims.clone())
     });
     let licence = printable(licence.unwrap_or_default());
-    Ok(Meta::new(
-        source.architecture().clone(),
-        &name,
-        &licence,
-        bundle,
-        tensors,
-    )?)
+    Ok(Meta::new(source.architecture().clone(), &name, &licence, bundle, tensors)?)
 }
 
 /// A text as a field of the meta takes it: no control characters, at most 64 bytes.

@@ -79,29 +79,19 @@ pub(super) fn place(
         let found = raw.remove(&name).ok_or_else(missing)?;
         if found.dims != dims {
             let (name, found) = (found.name, found.dims);
-            return Err(SourceError::Shape {
-                name,
-                expected: dims,
-                found,
-            });
+            return Err(SourceError::Shape { name, expected: dims, found });
         }
         let vector = dims.len() < 2;
         let transform = if vector && habits.norms_lack_one && name.ends_with("norm.weight") {
             Transform::AddOne
         } else if habits.permuted && is_rotated(&name) {
-            Transform::Unpermute {
-                head_dim: architecture.head_dim,
-            }
+            Transform::Unpermute { head_dim: architecture.head_dim }
         } else {
             Transform::None
         };
         let dtype = if vector { Dtype::F32 } else { found.dtype };
         tensors.push(SourceTensor { name, dtype, dims });
-        places.push(Place {
-            raw: found.index,
-            raw_dtype: found.dtype,
-            transform,
-        });
+        places.push(Place { raw: found.index, raw_dtype: found.dtype, transform });
     }
     match raw.into_values().next() {
         None => Ok((tensors, places)),
@@ -111,14 +101,9 @@ pub(super) fn place(
 
 /// q and k, weight and bias; not their norms.
 fn is_rotated(name: &str) -> bool {
-    [
-        ".attn_q.weight",
-        ".attn_k.weight",
-        ".attn_q.bias",
-        ".attn_k.bias",
-    ]
-    .iter()
-    .any(|suffix| name.ends_with(suffix))
+    [".attn_q.weight", ".attn_k.weight", ".attn_q.bias", ".attn_k.bias"]
+        .iter()
+        .any(|suffix| name.ends_with(suffix))
 }
 
 /// The order of a forward pass: embedding, layers by number, output.

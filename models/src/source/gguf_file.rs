@@ -21,10 +21,7 @@ pub(super) struct GgufFile {
 impl GgufFile {
     /// Checks that the file is a whole model.
     pub(super) fn open(path: &Path, gguf: Gguf<File>) -> Result<Source, SourceError> {
-        let file = Self {
-            path: path.to_owned(),
-            gguf,
-        };
+        let file = Self { path: path.to_owned(), gguf };
         let mut raw = BTreeMap::new();
         for (index, tensor) in file.gguf.tensors().iter().enumerate() {
             let name = tensor.name.clone();
@@ -37,9 +34,7 @@ impl GgufFile {
             raw.insert(name, found);
         }
         let rope_freqs = raw.remove(ROPE_FREQS);
-        let rope_freqs = rope_freqs
-            .map(|tensor| file.read_values(&tensor))
-            .transpose()?;
+        let rope_freqs = rope_freqs.map(|tensor| file.read_values(&tensor)).transpose()?;
         let facts = TensorFacts {
             output: raw.contains_key("output.weight"),
             qkv_bias: raw.contains_key("blk.0.attn_q.bias"),
@@ -49,22 +44,10 @@ impl GgufFile {
         };
         let metadata = file.gguf.metadata();
         let architecture = from_gguf(metadata, &facts)?;
-        let habits = Habits {
-            permuted: family(metadata)?.permuted_in_gguf,
-            ..Habits::default()
-        };
-        let wrap = |error| SourceError::Gguf {
-            path: path.to_owned(),
-            error,
-        };
-        let name = metadata
-            .text("general.name")
-            .map_err(wrap)?
-            .map(str::to_owned);
-        let licence = metadata
-            .text("general.license")
-            .map_err(wrap)?
-            .map(str::to_owned);
+        let habits = Habits { permuted: family(metadata)?.permuted_in_gguf, ..Habits::default() };
+        let wrap = |error| SourceError::Gguf { path: path.to_owned(), error };
+        let name = metadata.text("general.name").map_err(wrap)?.map(str::to_owned);
+        let licence = metadata.text("general.license").map_err(wrap)?.map(str::to_owned);
         let (tensors, places) = canonical::place(&architecture, habits, raw, str::to_owned)?;
         Ok(Source {
             name: name.unwrap_or_else(|| super::file_stem(path)),
@@ -86,10 +69,7 @@ impl GgufFile {
         offset: u64,
         out: &mut [u8],
     ) -> Result<(), SourceError> {
-        let wrap = |error| SourceError::Gguf {
-            path: self.path.clone(),
-            error,
-        };
+        let wrap = |error| SourceError::Gguf { path: self.path.clone(), error };
         self.gguf.read_tensor(index, offset, out).map_err(wrap)
     }
 
@@ -104,17 +84,11 @@ impl GgufFile {
             [len] if *len <= VECTOR_MAX => *len as usize,
             _ => return Err(shape(vec![VECTOR_MAX])),
         };
-        let bytes = tensor
-            .dtype
-            .row_bytes(len)
-            .ok_or_else(|| shape(vec![VECTOR_MAX]))?;
+        let bytes = tensor.dtype.row_bytes(len).ok_or_else(|| shape(vec![VECTOR_MAX]))?;
         let mut raw = vec![0; bytes];
         self.read(tensor.index, 0, &mut raw)?;
         let mut values = vec![0.0; len];
-        let convert = |error| SourceError::Convert {
-            name: tensor.name.clone(),
-            error,
-        };
+        let convert = |error| SourceError::Convert { name: tensor.name.clone(), error };
         dequantize(tensor.dtype, &raw, &mut values).map_err(convert)?;
         Ok(values)
     }

@@ -28,27 +28,18 @@ impl Folder {
     pub(super) fn open(path: &Path) -> Result<Source, SourceError> {
         let config = read_json(&path.join("config.json"))?;
         let generation_path = path.join("generation_config.json");
-        let generation = generation_path
-            .exists()
-            .then(|| read_json(&generation_path))
-            .transpose()?;
+        let generation =
+            generation_path.exists().then(|| read_json(&generation_path)).transpose()?;
         let architecture = from_hugging_face(&config, generation.as_ref())?;
         let family = family_of(&config)?;
 
-        let mut folder = Self {
-            path: path.to_owned(),
-            shards: Vec::new(),
-            places: Vec::new(),
-        };
+        let mut folder = Self { path: path.to_owned(), shards: Vec::new(), places: Vec::new() };
         folder.open_shards()?;
         let mut raw = folder.raw_tensors(family)?;
         if architecture.tied_embeddings {
             folder.drop_copy_of_embedding(&architecture, &mut raw)?;
         }
-        let habits = Habits {
-            norms_lack_one: family.norms_lack_one,
-            ..Habits::default()
-        };
+        let habits = Habits { norms_lack_one: family.norms_lack_one, ..Habits::default() };
         let named = |name: &str| file_name(family, name);
         let (tensors, places) = canonical::place(&architecture, habits, raw, named)?;
         Ok(Source {
@@ -74,10 +65,7 @@ impl Folder {
         let missing = || SourceError::MissingTensor(format!("number {index}"));
         let (shard, index) = self.places.get(index).copied().ok_or_else(missing)?;
         let (path, file) = self.shards.get(shard).ok_or_else(missing)?;
-        let wrap = |error| SourceError::Safetensors {
-            path: path.clone(),
-            error,
-        };
+        let wrap = |error| SourceError::Safetensors { path: path.clone(), error };
         file.read_tensor(index, offset, out).map_err(wrap)
     }
 
@@ -95,17 +83,11 @@ impl Folder {
         // The index and the shards must tell the same.
         let mut found = BTreeMap::new();
         for (path, shard) in &self.shards {
-            let file = path
-                .file_name()
-                .and_then(|name| name.to_str())
-                .unwrap_or_default();
+            let file = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
             for tensor in shard.tensors() {
                 if index.get(&tensor.name).map(String::as_str) != Some(file) {
                     let what = format!("tensor {} is in {file}, but not listed there", tensor.name);
-                    return Err(SourceError::Index {
-                        path: index_path,
-                        what,
-                    });
+                    return Err(SourceError::Index { path: index_path, what });
                 }
                 found.insert(&tensor.name, ());
             }
@@ -114,23 +96,16 @@ impl Folder {
             None => Ok(()),
             Some(name) => {
                 let what = format!("tensor {name} is listed, but not in its file");
-                Err(SourceError::Index {
-                    path: index_path,
-                    what,
-                })
+                Err(SourceError::Index { path: index_path, what })
             }
         }
     }
 
     fn open_shard(&mut self, path: PathBuf) -> Result<(), SourceError> {
-        let file = File::open(&path).map_err(|error| SourceError::Read {
-            path: path.clone(),
-            error,
-        })?;
-        let shard = Safetensors::read(file).map_err(|error| SourceError::Safetensors {
-            path: path.clone(),
-            error,
-        })?;
+        let file =
+            File::open(&path).map_err(|error| SourceError::Read { path: path.clone(), error })?;
+        let shard = Safetensors::read(file)
+            .map_err(|error| SourceError::Safetensors { path: path.clone(), error })?;
         self.shards.push((path, shard));
         Ok(())
     }
@@ -143,20 +118,12 @@ impl Folder {
                 let Some(key) = canonical_name(family, &tensor.name) else {
                     continue;
                 };
-                let wrap = |error| SourceError::Safetensors {
-                    path: path.clone(),
-                    error,
-                };
+                let wrap = |error| SourceError::Safetensors { path: path.clone(), error };
                 let dtype = tensor.supported_dtype().map_err(wrap)?;
                 let name = tensor.name.clone();
                 let (dims, index) = (tensor.dims.clone(), self.places.len());
                 self.places.push((shard, number));
-                let found = RawTensor {
-                    name,
-                    dtype,
-                    dims,
-                    index,
-                };
+                let found = RawTensor { name, dtype, dims, index };
                 if let Some(twice) = raw.insert(key, found) {
                     return Err(SourceError::DuplicateTensor(twice.name));
                 }
@@ -182,10 +149,7 @@ impl Folder {
         if (output.dtype, &output.dims) != (embedding.dtype, &embedding.dims) {
             return Err(not_tied());
         }
-        let row = embedding
-            .dtype
-            .row_bytes(architecture.hidden_size as usize)
-            .unwrap_or(0);
+        let row = embedding.dtype.row_bytes(architecture.hidden_size as usize).unwrap_or(0);
         let rows = u64::from(architecture.vocab_size);
         let mut left = (row as u64).saturating_mul(rows);
         let (mut one, mut two) = (vec![0; COMPARE_LEN], vec![0; COMPARE_LEN]);
@@ -220,10 +184,7 @@ fn canonical_name(family: &Family, name: &str) -> Option<String> {
         Some(rest) => format!("model.{rest}"),
         None => name.to_owned(),
     };
-    if family
-        .pictures
-        .iter()
-        .any(|prefix| inner.starts_with(prefix))
+    if family.pictures.iter().any(|prefix| inner.starts_with(prefix))
         || inner.ends_with(".rotary_emb.inv_freq")
     {
         return None;
@@ -232,9 +193,7 @@ fn canonical_name(family: &Family, name: &str) -> Option<String> {
     if let Some((_, ours)) = outside {
         return Some((*ours).to_owned());
     }
-    let inside = inner
-        .strip_prefix("model.layers.")
-        .and_then(|rest| rest.split_once('.'));
+    let inside = inner.strip_prefix("model.layers.").and_then(|rest| rest.split_once('.'));
     let known = inside.and_then(|(layer, theirs)| {
         let (module, leaf) = theirs.rsplit_once('.')?;
         let (_, ours) = modules(family).find(|(known, _)| *known == module)?;
@@ -248,9 +207,7 @@ fn file_name(family: &Family, name: &str) -> String {
     if let Some((theirs, _)) = OUTSIDE_LAYERS.iter().find(|(_, ours)| *ours == name) {
         return (*theirs).to_owned();
     }
-    let inside = name
-        .strip_prefix("blk.")
-        .and_then(|rest| rest.split_once('.'));
+    let inside = name.strip_prefix("blk.").and_then(|rest| rest.split_once('.'));
     let known = inside.and_then(|(layer, ours)| {
         let (module, leaf) = ours.rsplit_once('.')?;
         let (theirs, _) = modules(family).find(|(_, known)| *known == module)?;
@@ -261,11 +218,7 @@ fn file_name(family: &Family, name: &str) -> String {
 
 /// The modules of a layer, theirs and ours.
 fn modules(family: &Family) -> impl Iterator<Item = (&'static str, &'static str)> {
-    let norms = if family.sandwich_norms {
-        &SANDWICH_NORMS[..]
-    } else {
-        &PLAIN_NORMS[..]
-    };
+    let norms = if family.sandwich_norms { &SANDWICH_NORMS[..] } else { &PLAIN_NORMS[..] };
     MODULES.iter().chain(norms).copied()
 }
 
@@ -275,9 +228,7 @@ fn licence(path: &Path) -> Option<String> {
     let file = File::open(path.join("README.md")).ok()?;
     file.take(README_MAX).read_to_string(&mut readme).ok()?;
     let matter = readme.strip_prefix("---")?.split("\n---").next()?;
-    let line = matter
-        .lines()
-        .find_map(|line| line.strip_prefix("license:"))?;
+    let line = matter.lines().find_map(|line| line.strip_prefix("license:"))?;
     let licence = line.trim().trim_matches(['"', '\'']);
     (!licence.is_empty()).then(|| licence.to_owned())
 }
@@ -285,10 +236,7 @@ fn licence(path: &Path) -> Option<String> {
 /// The file of each tensor; a file is a plain name in the same folder.
 fn shard_index(path: &Path) -> Result<BTreeMap<String, String>, SourceError> {
     let index = read_json(path)?;
-    let wrong = |what: String| SourceError::Index {
-        path: path.to_owned(),
-        what,
-    };
+    let wrong = |what: String| SourceError::Index { path: path.to_owned(), what };
     let map = index.get("weight_map").and_then(Value::as_object);
     let map = map.ok_or_else(|| wrong("there is no weight_map".to_owned()))?;
     let mut files = BTreeMap::new();
@@ -305,23 +253,14 @@ fn is_plain_name(file: &str) -> bool {
 }
 
 fn read_json(path: &Path) -> Result<Value, SourceError> {
-    let wrap = |error| SourceError::Read {
-        path: path.to_owned(),
-        error,
-    };
+    let wrap = |error| SourceError::Read { path: path.to_owned(), error };
     let len = fs::metadata(path).map_err(wrap)?.len();
     if len > JSON_MAX {
-        return Err(SourceError::TooLarge {
-            path: path.to_owned(),
-            len,
-            max: JSON_MAX,
-        });
+        return Err(SourceError::TooLarge { path: path.to_owned(), len, max: JSON_MAX });
     }
     let bytes = fs::read(path).map_err(wrap)?;
-    serde_json::from_slice(&bytes).map_err(|error| SourceError::Json {
-        path: path.to_owned(),
-        error,
-    })
+    serde_json::from_slice(&bytes)
+        .map_err(|error| SourceError::Json { path: path.to_owned(), error })
 }
 
 const OUTSIDE_LAYERS: [(&str, &str); 3] = [

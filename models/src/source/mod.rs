@@ -174,14 +174,8 @@ pub fn open(path: &Path) -> Result<Source, SourceError> {
     if path.is_dir() {
         return Folder::open(path);
     }
-    if path
-        .extension()
-        .is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"))
-    {
-        let wrap = |error| SourceError::Gguf {
-            path: path.to_owned(),
-            error,
-        };
+    if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")) {
+        let wrap = |error| SourceError::Gguf { path: path.to_owned(), error };
         let gguf = Gguf::open(path).map_err(wrap)?;
         return GgufFile::open(path, gguf);
     }
@@ -242,16 +236,9 @@ impl Source {
         let (Some(tensor), Some(place)) = (self.tensors.get(index), self.places.get(index)) else {
             return Err(SourceError::MissingTensor(format!("number {index}")));
         };
-        let (found, wanted) = (
-            u64::from(tensor.num_rows()),
-            u64::from(first) + u64::from(count),
-        );
+        let (found, wanted) = (u64::from(tensor.num_rows()), u64::from(first) + u64::from(count));
         if wanted > found {
-            return Err(SourceError::Rows {
-                name: tensor.name.clone(),
-                found,
-                wanted,
-            });
+            return Err(SourceError::Rows { name: tensor.name.clone(), found, wanted });
         }
         if count == 0 {
             return Ok(());
@@ -270,11 +257,7 @@ impl Source {
         let from = first - first % head_dim;
         let upto = end.next_multiple_of(head_dim).min(found as usize);
         let mut heads = vec![0; row_len.saturating_mul(upto - from)];
-        self.files.read(
-            place.raw,
-            (row_len as u64).saturating_mul(from as u64),
-            &mut heads,
-        )?;
+        self.files.read(place.raw, (row_len as u64).saturating_mul(from as u64), &mut heads)?;
         for row in first..end {
             let start = (canonical::permuted(row, head_dim) - from) * row_len;
             out.extend_from_slice(heads.get(start..start + row_len).unwrap_or_default());
@@ -290,10 +273,7 @@ impl Source {
         out: &mut Vec<u8>,
     ) -> Result<(), SourceError> {
         let len = tensor.num_cols() as usize;
-        let convert = |error| SourceError::Convert {
-            name: tensor.name.clone(),
-            error,
-        };
+        let convert = |error| SourceError::Convert { name: tensor.name.clone(), error };
         let mut raw = vec![0; place.raw_dtype.row_bytes(len).unwrap_or(0)];
         self.files.read(place.raw, 0, &mut raw)?;
         let mut values = vec![0.0; len];
@@ -350,13 +330,6 @@ impl Files {
 fn file_stem(path: &Path) -> String {
     let name = path.canonicalize().ok();
     let name = name.as_deref().unwrap_or(path);
-    let stem = if name.is_dir() {
-        name.file_name()
-    } else {
-        name.file_stem()
-    };
-    stem.map_or_else(
-        || "model".to_owned(),
-        |stem| stem.to_string_lossy().into_owned(),
-    )
+    let stem = if name.is_dir() { name.file_name() } else { name.file_stem() };
+    stem.map_or_else(|| "model".to_owned(), |stem| stem.to_string_lossy().into_owned())
 }

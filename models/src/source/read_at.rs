@@ -22,9 +22,7 @@ impl ReadAt for File {
 impl<T: AsRef<[u8]>> ReadAt for Cursor<T> {
     fn read_exact_at(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
         let bytes = self.get_ref().as_ref();
-        let start = usize::try_from(offset)
-            .unwrap_or(usize::MAX)
-            .min(bytes.len());
+        let start = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
         bytes.get(start..).unwrap_or_default().read_exact(out)
     }
 }

@@ -94,12 +94,8 @@ impl<R: Read + Seek> Safetensors<R> {
     /// # Errors
     /// [`SafetensorsError`] names the first check that failed.
     pub fn read(mut inner: R) -> Result<Self, SafetensorsError> {
-        let file_len = inner
-            .seek(SeekFrom::End(0))
-            .map_err(SafetensorsError::Read)?;
-        inner
-            .seek(SeekFrom::Start(0))
-            .map_err(SafetensorsError::Read)?;
+        let file_len = inner.seek(SeekFrom::End(0)).map_err(SafetensorsError::Read)?;
+        inner.seek(SeekFrom::Start(0)).map_err(SafetensorsError::Read)?;
         let mut len = [0; 8];
         inner.read_exact(&mut len).map_err(SafetensorsError::Read)?;
         let len = u64::from_le_bytes(len);
@@ -108,9 +104,7 @@ impl<R: Read + Seek> Safetensors<R> {
             return Err(SafetensorsError::HeaderTooLong { len, max });
         }
         let mut header = vec![0; len as usize];
-        inner
-            .read_exact(&mut header)
-            .map_err(SafetensorsError::Read)?;
+        inner.read_exact(&mut header).map_err(SafetensorsError::Read)?;
         // The crate checks that the tensors follow one another without gap or overlap and that
         // each is as long as its shape and type say.
         let header: Metadata = serde_json::from_slice(&header).map_err(SafetensorsError::Header)?;
@@ -124,13 +118,8 @@ impl<R: Read + Seek> Safetensors<R> {
             let Some(info) = header.info(&name) else {
                 continue;
             };
-            let dims = info
-                .shape
-                .iter()
-                .map(|dim| u32::try_from(*dim).ok().filter(|dim| *dim > 0));
-            let Some(dims) = dims
-                .collect::<Option<Vec<u32>>>()
-                .filter(|dims| !dims.is_empty())
+            let dims = info.shape.iter().map(|dim| u32::try_from(*dim).ok().filter(|dim| *dim > 0));
+            let Some(dims) = dims.collect::<Option<Vec<u32>>>().filter(|dims| !dims.is_empty())
             else {
                 let dims = info.shape.clone();
                 return Err(SafetensorsError::Dimensions { name, dims });
@@ -168,26 +157,13 @@ impl<R: ReadAt> Safetensors<R> {
         out: &mut [u8],
     ) -> Result<(), SafetensorsError> {
         let wanted = out.len() as u64;
-        let tensor = self
-            .tensors
-            .get(index)
-            .ok_or(SafetensorsError::Index(index))?;
-        if offset
-            .checked_add(wanted)
-            .is_none_or(|end| end > tensor.len)
-        {
+        let tensor = self.tensors.get(index).ok_or(SafetensorsError::Index(index))?;
+        if offset.checked_add(wanted).is_none_or(|end| end > tensor.len) {
             let (name, len) = (tensor.name.clone(), tensor.len);
-            return Err(SafetensorsError::OutsideTensor {
-                name,
-                len,
-                offset,
-                wanted,
-            });
+            return Err(SafetensorsError::OutsideTensor { name, len, offset, wanted });
         }
         let start = tensor.offset.saturating_add(offset);
-        self.inner
-            .read_exact_at(start, out)
-            .map_err(SafetensorsError::Read)
+        self.inner.read_exact_at(start, out).map_err(SafetensorsError::Read)
     }
 }
 
@@ -199,10 +175,7 @@ impl SafeTensor {
     pub fn supported_dtype(&self) -> Result<Dtype, SafetensorsError> {
         self.dtype
             .clone()
-            .map_err(|found| SafetensorsError::UnsupportedDtype {
-                name: self.name.clone(),
-                found,
-            })
+            .map_err(|found| SafetensorsError::UnsupportedDtype { name: self.name.clone(), found })
     }
 }
 

@@ -76,9 +76,7 @@ impl ClientText {
     /// When it is no client bundle, or lacks the text config.
     pub fn from_bundle(bytes: &[u8]) -> Result<Self, TextError> {
         let bundle = ClientBundle::parse(bytes)?;
-        let config = bundle
-            .text_config
-            .ok_or(TextError::MissingFile("text config"))?;
+        let config = bundle.text_config.ok_or(TextError::MissingFile("text config"))?;
         Ok(Self {
             tokenizer_json: bundle.tokenizer.to_vec(),
             chat_template: bundle.chat_template.map(str::to_owned),
@@ -99,14 +97,8 @@ impl ClientText {
     /// # Errors
     /// [`TextError::NoChatTemplate`] when the model has none; see also [`ChatTemplate::new`].
     pub fn chat_template(&self, tokenizer: &Tokenizer) -> Result<ChatTemplate, TextError> {
-        let source = self
-            .chat_template
-            .as_deref()
-            .ok_or(TextError::NoChatTemplate)?;
-        let bos = self
-            .config
-            .bos_token_id
-            .and_then(|id| tokenizer.token_text(id));
+        let source = self.chat_template.as_deref().ok_or(TextError::NoChatTemplate)?;
+        let bos = self.config.bos_token_id.and_then(|id| tokenizer.token_text(id));
         let eos = self.config.eos_token_ids.first().copied();
         let eos = eos.and_then(|id| tokenizer.token_text(id));
         ChatTemplate::new(source, bos, eos)
@@ -126,15 +118,9 @@ impl TextConfig {
     /// When it is too long, not this JSON, or has more than [`EOS_MAX`] ends.
     pub fn from_json(json: &[u8]) -> Result<Self, TextError> {
         check_len("text config", json.len(), CONFIG_MAX)?;
-        let config: Self = serde_json::from_slice(json).map_err(|source| TextError::Json {
-            file: "text config",
-            source,
-        })?;
-        check_len(
-            "list of end-of-sequence ids",
-            config.eos_token_ids.len(),
-            EOS_MAX,
-        )?;
+        let config: Self = serde_json::from_slice(json)
+            .map_err(|source| TextError::Json { file: "text config", source })?;
+        check_len("list of end-of-sequence ids", config.eos_token_ids.len(), EOS_MAX)?;
         Ok(config)
     }
 }

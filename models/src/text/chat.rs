@@ -25,10 +25,7 @@ pub struct Message {
 impl Message {
     /// A message of `role`.
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
-        Self {
-            role: role.into(),
-            content: content.into(),
-        }
+        Self { role: role.into(), content: content.into() }
     }
 }
 
@@ -73,9 +70,7 @@ impl ChatTemplate {
             .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.add_function("raise_exception", raise_exception);
         environment.add_filter("tojson", to_json);
-        environment
-            .add_template_owned(NAME, source.to_owned())
-            .map_err(|error| refusal(&error))?;
+        environment.add_template_owned(NAME, source.to_owned()).map_err(|error| refusal(&error))?;
         Ok(Self {
             environment,
             bos_token: bos_token.map(str::to_owned),
@@ -114,23 +109,15 @@ impl ChatTemplate {
         let mut set = |name: &str, value: Value| variables.push((name.to_owned(), value));
         set("messages", Value::from(Serde(messages)));
         set("add_generation_prompt", Value::from(add_generation_prompt));
-        for (name, token) in [
-            ("bos_token", &self.bos_token),
-            ("eos_token", &self.eos_token),
-        ] {
+        for (name, token) in [("bos_token", &self.bos_token), ("eos_token", &self.eos_token)] {
             if let Some(token) = token {
                 set(name, Value::from(token.as_str()));
             }
         }
-        let template = self
-            .environment
-            .get_template(NAME)
-            .map_err(|error| refusal(&error))?;
+        let template = self.environment.get_template(NAME).map_err(|error| refusal(&error))?;
         let mut output = Bounded(Vec::new());
         let context = Value::from_pairs(variables);
-        template
-            .render_captured_to(context, &mut output)
-            .map_err(|error| refusal(&error))?;
+        template.render_captured_to(context, &mut output).map_err(|error| refusal(&error))?;
         String::from_utf8(output.0).map_err(|error| TextError::Template(error.to_string()))
     }
 }
@@ -195,17 +182,13 @@ fn to_json(value: &Value, options: Kwargs) -> Result<String, Error> {
     let mut out = Vec::new();
     match indent {
         None => value
-            .serialize(&mut serde_json::Serializer::with_formatter(
-                &mut out, PythonJson,
-            ))
+            .serialize(&mut serde_json::Serializer::with_formatter(&mut out, PythonJson))
             .map_err(failed)?,
         Some(width) => {
             let spaces = " ".repeat(width.min(INDENT_MAX));
             let pretty = serde_json::ser::PrettyFormatter::with_indent(spaces.as_bytes());
             value
-                .serialize(&mut serde_json::Serializer::with_formatter(
-                    &mut out, pretty,
-                ))
+                .serialize(&mut serde_json::Serializer::with_formatter(&mut out, pretty))
                 .map_err(failed)?;
         }
     }
@@ -274,11 +257,8 @@ fn civil(days: u64) -> (u64, u64, u64) {
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let month_from_march = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let (month, next) = if month_from_march < 10 {
-        (month_from_march + 3, 0)
-    } else {
-        (month_from_march - 9, 1)
-    };
+    let (month, next) =
+        if month_from_march < 10 { (month_from_march + 3, 0) } else { (month_from_march - 9, 1) };
     (era * 400 + year_of_era + next, month, day)
 }
 
@@ -298,15 +278,8 @@ const MONTHS: [&str; 12] = [
     "December",
 ];
 /// From 1970-01-01, which was a Thursday.
-const WEEKDAYS: [&str; 7] = [
-    "Thursday",
-    "Friday",
-    "Saturday",
-    "Sunday",
-    "Monday",
-    "Tuesday",
-    "Wednesday",
-];
+const WEEKDAYS: [&str; 7] =
+    ["Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday"];
 const INDENT_MAX: usize = 16;
 /// The longest template that is taken, in bytes.
 pub const TEMPLATE_MAX: usize = 256 << 10;

@@ -15,12 +15,7 @@ pub(super) struct Pieces {
 impl Pieces {
     /// Pieces of no token; [`Pieces::push`] adds them in the order of their ids.
     pub(super) fn new(strip_first_space: bool) -> Self {
-        Self {
-            bytes: Vec::new(),
-            ends: Vec::new(),
-            special: Vec::new(),
-            strip_first_space,
-        }
+        Self { bytes: Vec::new(), ends: Vec::new(), special: Vec::new(), strip_first_space }
     }
 
     /// Adds the next id; an id without a token has no bytes.
@@ -38,13 +33,9 @@ impl Pieces {
     /// The bytes of a token; none for an id outside the vocabulary.
     pub(super) fn piece(&self, id: u32) -> &[u8] {
         let id = id as usize;
-        let start = id
-            .checked_sub(1)
-            .map_or(Some(0), |before| self.ends.get(before).copied());
+        let start = id.checked_sub(1).map_or(Some(0), |before| self.ends.get(before).copied());
         let range = start.zip(self.ends.get(id).copied());
-        range
-            .and_then(|(start, end)| self.bytes.get(start..end))
-            .unwrap_or_default()
+        range.and_then(|(start, end)| self.bytes.get(start..end)).unwrap_or_default()
     }
 
     /// Whether a token is a special one.
@@ -67,19 +58,13 @@ impl std::fmt::Debug for Detokenizer<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         // The held bytes belong to somebody's text.
         let mut out = f.debug_struct("Detokenizer");
-        out.field("skip_special", &self.skip_special)
-            .finish_non_exhaustive()
+        out.field("skip_special", &self.skip_special).finish_non_exhaustive()
     }
 }
 
 impl<'a> Detokenizer<'a> {
     pub(super) fn new(tokenizer: &'a Tokenizer, skip_special: bool) -> Self {
-        Self {
-            tokenizer,
-            skip_special,
-            at_start: true,
-            held: Vec::new(),
-        }
+        Self { tokenizer, skip_special, at_start: true, held: Vec::new() }
     }
 
     /// Takes the next id and returns the text that is now complete, which may be none. Bytes that cannot be UTF-8

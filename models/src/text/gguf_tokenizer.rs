@@ -26,10 +26,8 @@ pub fn client_text(metadata: &Metadata) -> Result<ClientText, TextError> {
         "llama" => sentence_piece(&vocabulary, metadata)?,
         other => return Err(TextError::UnknownKind(other.to_owned())),
     };
-    let tokenizer_json = serde_json::to_vec(&file).map_err(|source| TextError::Json {
-        file: "tokenizer.json",
-        source,
-    })?;
+    let tokenizer_json = serde_json::to_vec(&file)
+        .map_err(|source| TextError::Json { file: "tokenizer.json", source })?;
     Ok(ClientText {
         tokenizer_json,
         chat_template: metadata.text("tokenizer.chat_template")?.map(str::to_owned),
@@ -49,9 +47,7 @@ fn config(
         eos_token_ids.extend(metadata.u32(&format!("tokenizer.ggml.{key}"))?);
     }
     // Files often name one end only, and chat models have two.
-    let by_name = ENDS
-        .iter()
-        .filter_map(|end| vocabulary.ids.get(end).copied());
+    let by_name = ENDS.iter().filter_map(|end| vocabulary.ids.get(end).copied());
     eos_token_ids.extend(by_name.filter(|&id| vocabulary.type_of(id) == CONTROL));
     let mut seen = Vec::new();
     eos_token_ids.retain(|id| {
@@ -86,11 +82,7 @@ impl<'a> Vocabulary<'a> {
         let mut ids = BTreeMap::new();
         for (id, token) in (0u32..).zip(tokens) {
             if let Some(first) = ids.insert(token.as_str(), id) {
-                return Err(TextError::DuplicateToken {
-                    token: token.clone(),
-                    first,
-                    second: id,
-                });
+                return Err(TextError::DuplicateToken { token: token.clone(), first, second: id });
             }
         }
         Ok(Self { tokens, ids, types })
@@ -148,11 +140,7 @@ fn byte_level<'a>(
         truncation: (),
         padding: (),
         added_tokens: vocabulary.added(),
-        normalizer: if style.nfc {
-            json!({"type": "NFC"})
-        } else {
-            Value::Null
-        },
+        normalizer: if style.nfc { json!({"type": "NFC"}) } else { Value::Null },
         pre_tokenizer: json!({"type": "Sequence", "pretokenizers": steps}),
         post_processor: (),
         decoder: json!({
@@ -177,9 +165,7 @@ fn sentence_piece<'a>(
 ) -> Result<(FileOut<'a>, bool), TextError> {
     let scores = metadata.require(SCORES, metadata.floats(SCORES)?)?;
     check_count(SCORES, scores.len(), vocabulary.tokens.len())?;
-    let prefix = metadata
-        .bool("tokenizer.ggml.add_space_prefix")?
-        .unwrap_or(true);
+    let prefix = metadata.bool("tokenizer.ggml.add_space_prefix")?.unwrap_or(true);
     let mark_spaces = json!({"type": "Replace", "pattern": {"String": " "}, "content": MARK});
     let normalizer = if prefix {
         let prepend = json!({"type": "Prepend", "prepend": MARK});
@@ -241,19 +227,12 @@ fn merges_of_scores<'a>(vocabulary: &Vocabulary<'a>, scores: &[f32]) -> Vec<(&'a
         by_score.then_with(|| (one.1, one.2, one.3).cmp(&(other.1, other.2, other.3)))
     });
     let text = |id: u32| vocabulary.tokens.get(id as usize).map(String::as_str);
-    merges
-        .into_iter()
-        .filter_map(|(_, _, left, right)| text(left).zip(text(right)))
-        .collect()
+    merges.into_iter().filter_map(|(_, _, left, right)| text(left).zip(text(right))).collect()
 }
 
 fn check_count(what: &'static str, found: usize, expected: usize) -> Result<(), TextError> {
     if found != expected {
-        return Err(TextError::LengthMismatch {
-            what,
-            found,
-            expected,
-        });
+        return Err(TextError::LengthMismatch { what, found, expected });
     }
     Ok(())
 }
@@ -272,19 +251,11 @@ struct PreStyle {
 impl PreStyle {
     /// The style of a value of `tokenizer.ggml.pre`.
     fn of(name: &str) -> Option<Self> {
-        let style = |splits, whole_words, add_bos, nfc| Self {
-            splits,
-            whole_words,
-            add_bos,
-            nfc,
-        };
+        let style = |splits, whole_words, add_bos, nfc| Self { splits, whole_words, add_bos, nfc };
         Some(match name {
-            "default" => style(
-                &[PUNCTUATION, GPT2, r"\p{N}+", "[0-9][0-9][0-9]"],
-                false,
-                false,
-                false,
-            ),
+            "default" => {
+                style(&[PUNCTUATION, GPT2, r"\p{N}+", "[0-9][0-9][0-9]"], false, false, false)
+            }
             "gpt-2" | "phi-2" | "olmo" | "mpt" => style(&[GPT2], false, false, false),
             "smollm" | "starcoder" | "refact" | "command-r" | "codeshell" => {
                 style(&[r"\p{N}", GPT2], false, false, false)

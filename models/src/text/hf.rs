@@ -29,9 +29,7 @@ pub struct HfFiles<'a> {
 /// # Errors
 /// When tokenizer.json is missing or refused, or another file is not JSON.
 pub fn client_text(files: &HfFiles<'_>) -> Result<ClientText, TextError> {
-    let tokenizer_json = files
-        .tokenizer
-        .ok_or(TextError::MissingFile("tokenizer.json"))?;
+    let tokenizer_json = files.tokenizer.ok_or(TextError::MissingFile("tokenizer.json"))?;
     check_len("tokenizer.json", tokenizer_json.len(), TOKENIZER_JSON_MAX)?;
     let tokenizer_config = json("tokenizer_config.json", files.tokenizer_config)?;
     let special_tokens = json("special_tokens_map.json", files.special_tokens_map)?;
@@ -45,22 +43,13 @@ pub fn client_text(files: &HfFiles<'_>) -> Result<ClientText, TextError> {
     };
     let numbered = |name: &str| ids_of(&generation, name).chain(ids_of(&model, name));
     let first = first_token(&json("tokenizer.json", Some(tokenizer_json))?);
-    let first_id = first
-        .as_deref()
-        .and_then(|token| tokenizer.added_token_id(token));
-    let bos_token_id = named("bos_token")
-        .or_else(|| numbered("bos_token_id").next())
-        .or(first_id);
-    let says_add_bos = tokenizer_config
-        .get("add_bos_token")
-        .and_then(Value::as_bool);
+    let first_id = first.as_deref().and_then(|token| tokenizer.added_token_id(token));
+    let bos_token_id = named("bos_token").or_else(|| numbered("bos_token_id").next()).or(first_id);
+    let says_add_bos = tokenizer_config.get("add_bos_token").and_then(Value::as_bool);
     let adds_bos = first_id.is_some() && first_id == bos_token_id;
 
     let mut eos_token_ids: Vec<u32> = Vec::new();
-    for id in named("eos_token")
-        .into_iter()
-        .chain(numbered("eos_token_id"))
-    {
+    for id in named("eos_token").into_iter().chain(numbered("eos_token_id")) {
         if !eos_token_ids.contains(&id) && eos_token_ids.len() < EOS_MAX {
             eos_token_ids.push(id);
         }
@@ -95,9 +84,7 @@ fn token_of<'a>(file: &'a Value, name: &str) -> Option<&'a str> {
 /// One id or a list of ids.
 fn ids_of<'a>(file: &'a Value, name: &str) -> impl Iterator<Item = u32> + use<'a> {
     let value = file.get(name);
-    let list = value
-        .and_then(Value::as_array)
-        .map_or(&[][..], Vec::as_slice);
+    let list = value.and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
     let ids = value.into_iter().chain(list).filter_map(Value::as_u64);
     ids.filter_map(|id| u32::try_from(id).ok())
 }
@@ -125,20 +112,11 @@ fn template_of(tokenizer_config: &Value) -> Option<String> {
 }
 
 fn defaults_of(generation: &Value) -> GenerationDefaults {
-    let float = |name: &str| {
-        generation
-            .get(name)
-            .and_then(Value::as_f64)
-            .map(|it| it as f32)
-    };
+    let float = |name: &str| generation.get(name).and_then(Value::as_f64).map(|it| it as f32);
     let greedy = generation.get("do_sample") == Some(&Value::Bool(false));
     let top_k = generation.get("top_k").and_then(Value::as_u64);
     GenerationDefaults {
-        temperature: if greedy {
-            Some(0.0)
-        } else {
-            float("temperature")
-        },
+        temperature: if greedy { Some(0.0) } else { float("temperature") },
         top_p: float("top_p"),
         top_k: top_k.and_then(|it| u32::try_from(it).ok()),
         min_p: float("min_p"),

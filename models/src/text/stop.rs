@@ -67,10 +67,7 @@ impl StopMatcher {
             let longest = self.held.len().min(stop.len().saturating_sub(1));
             (1..=longest)
                 .rev()
-                .find(|&len| {
-                    stop.get(..len)
-                        .is_some_and(|start| self.held.ends_with(start))
-                })
+                .find(|&len| stop.get(..len).is_some_and(|start| self.held.ends_with(start)))
                 .unwrap_or(0)
         };
         self.stops.iter().map(of_one).max().unwrap_or(0)

@@ -86,9 +86,7 @@ impl Tokenizer {
     /// The text of a token, where it is UTF-8: what a chat template knows as `bos_token`.
     pub fn token_text(&self, id: u32) -> Option<&str> {
         let bytes = self.token_bytes(id);
-        std::str::from_utf8(bytes)
-            .ok()
-            .filter(|text| !text.is_empty())
+        std::str::from_utf8(bytes).ok().filter(|text| !text.is_empty())
     }
 
     /// The id of an added (special or user-defined) token.
@@ -117,12 +115,8 @@ impl Tokenizer {
         if let Some(pre_tokenizer) = &self.parts.pre_tokenizer {
             pre_tokenizer.pre_tokenize(&mut pieces).map_err(failed)?;
         }
-        pieces
-            .tokenize(|piece| self.parts.model.tokenize(piece.get()))
-            .map_err(failed)?;
-        let encoding = pieces
-            .into_encoding(None, 0, OffsetType::None)
-            .map_err(failed)?;
+        pieces.tokenize(|piece| self.parts.model.tokenize(piece.get())).map_err(failed)?;
+        let encoding = pieces.into_encoding(None, 0, OffsetType::None).map_err(failed)?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -138,10 +132,9 @@ impl Tokenizer {
 
     fn check_id(&self, what: &'static str, id: Option<u32>) -> Result<(), TextError> {
         match id {
-            Some(id) if self.token_bytes(id).is_empty() => Err(TextError::UnknownToken {
-                what,
-                token: id.to_string(),
-            }),
+            Some(id) if self.token_bytes(id).is_empty() => {
+                Err(TextError::UnknownToken { what, token: id.to_string() })
+            }
             _ => Ok(()),
         }
     }

@@ -28,10 +28,8 @@ pub(super) struct Parts {
 impl Parts {
     pub(super) fn parse(json: &[u8]) -> Result<Self, TextError> {
         check_len("tokenizer.json", json.len(), TOKENIZER_JSON_MAX)?;
-        let file: File = serde_json::from_slice(json).map_err(|source| TextError::Json {
-            file: "tokenizer.json",
-            source,
-        })?;
+        let file: File = serde_json::from_slice(json)
+            .map_err(|source| TextError::Json { file: "tokenizer.json", source })?;
         check_part("normalizer", file.normalizer.as_ref(), NORMALIZERS)?;
         check_part("pre_tokenizer", file.pre_tokenizer.as_ref(), PRE_TOKENIZERS)?;
         let joining = Joining::of(file.decoder.as_ref())?;
@@ -40,20 +38,9 @@ impl Parts {
         let normalizer = component("normalizer", file.normalizer)?;
         let pre_tokenizer = component("pre_tokenizer", file.pre_tokenizer)?;
         let all = added(&file.added_tokens, |_| true, normalizer.as_ref())?;
-        let plain = added(
-            &file.added_tokens,
-            |added| !added.token.special,
-            normalizer.as_ref(),
-        )?;
+        let plain = added(&file.added_tokens, |added| !added.token.special, normalizer.as_ref())?;
         let model = file.model.build()?;
-        Ok(Self {
-            normalizer,
-            pre_tokenizer,
-            model,
-            all,
-            plain,
-            pieces,
-        })
+        Ok(Self { normalizer, pre_tokenizer, model, all, plain, pieces })
     }
 }
 
@@ -137,15 +124,9 @@ impl<'de> Visitor<'de> for MergeVisitor {
 impl File {
     /// Every id with its token, ascending by id. Model and added tokens may share an id when they share the text.
     fn ids(&self) -> Result<Vec<(u32, &str)>, TextError> {
-        let of_model = self
-            .model
-            .vocab
-            .iter()
-            .map(|(token, &id)| (id, token.as_str()));
-        let of_added = self
-            .added_tokens
-            .iter()
-            .map(|added| (added.id, added.token.content.as_str()));
+        let of_model = self.model.vocab.iter().map(|(token, &id)| (id, token.as_str()));
+        let of_added =
+            self.added_tokens.iter().map(|added| (added.id, added.token.content.as_str()));
         let mut ids: Vec<(u32, &str)> = of_model.chain(of_added).collect();
         ids.sort_unstable();
         ids.dedup();
@@ -160,11 +141,7 @@ impl File {
         if let Some(&(id, token)) = ids.last()
             && id >= ID_END
         {
-            return Err(TextError::IdTooLarge {
-                token: token.to_owned(),
-                id,
-                max: ID_END,
-            });
+            return Err(TextError::IdTooLarge { token: token.to_owned(), id, max: ID_END });
         }
         Ok(ids)
     }
@@ -173,17 +150,11 @@ impl File {
 impl Model {
     fn build(self) -> Result<BPE, TextError> {
         if let Some(kind) = self.kind.filter(|kind| kind != "BPE") {
-            return Err(TextError::UnsupportedPart {
-                part: "model",
-                kind,
-            });
+            return Err(TextError::UnsupportedPart { part: "model", kind });
         }
         let affix = [self.continuing_subword_prefix, self.end_of_word_suffix];
         if let Some(affix) = affix.into_iter().flatten().find(|affix| !affix.is_empty()) {
-            return Err(bad(
-                "model",
-                format!("the affix {affix:?} is not supported"),
-            ));
+            return Err(bad("model", format!("the affix {affix:?} is not supported")));
         }
         if self.dropout.is_some_and(|dropout| dropout != 0.0) {
             return Err(bad("model", "dropout makes the ids random".to_owned()));
@@ -194,10 +165,7 @@ impl Model {
             let Merge(left, right) = merge;
             left.len().saturating_add(right.len()) > longest
         }) {
-            return Err(bad(
-                "model",
-                format!("the merge of {left:?} and {right:?} is no token"),
-            ));
+            return Err(bad("model", format!("the merge of {left:?} and {right:?} is no token")));
         }
         let mut builder = BpeBuilder::new();
         if let Some(unknown) = self.unk_token {
@@ -209,10 +177,7 @@ impl Model {
             }
             builder = builder.unk_token(unknown);
         }
-        let merges = self
-            .merges
-            .into_iter()
-            .map(|Merge(left, right)| (left, right));
+        let merges = self.merges.into_iter().map(|Merge(left, right)| (left, right));
         builder
             .vocab_and_merges(self.vocab, merges.collect())
             .fuse_unk(self.fuse_unk)
@@ -234,10 +199,7 @@ fn added(
     let failed = |error: tokenizers::Error| bad("added_tokens", error.to_string());
     // `AddedVocabulary` asks a model for the ids and invents those that it does not know: so it is given a model that
     // knows exactly these.
-    let vocab: Vocab = tokens
-        .iter()
-        .map(|added| (added.token.content.clone(), added.id))
-        .collect();
+    let vocab: Vocab = tokens.iter().map(|added| (added.token.content.clone(), added.id)).collect();
     let ids = BpeBuilder::new()
         .vocab_and_merges(vocab, Vec::new())
         .cache_capacity(0)
@@ -250,9 +212,7 @@ fn added(
         .map(|added| added.token.clone())
         .collect();
     let mut vocabulary = AddedVocabulary::new();
-    vocabulary
-        .add_tokens(chosen, &ids, normalizer)
-        .map_err(failed)?;
+    vocabulary.add_tokens(chosen, &ids, normalizer).map_err(failed)?;
     Ok(vocabulary)
 }
 
@@ -309,16 +269,10 @@ impl Joining {
                 self.strip_first_space = field("prepend_scheme").is_none_or(|it| *it != "never");
             }
             kind @ ("Replace" | "Strip" | "Metaspace") => {
-                return Err(bad(
-                    "decoder",
-                    format!("{kind} with these values is not supported"),
-                ));
+                return Err(bad("decoder", format!("{kind} with these values is not supported")));
             }
             kind => {
-                return Err(TextError::UnsupportedPart {
-                    part: "decoder",
-                    kind: kind.to_owned(),
-                });
+                return Err(TextError::UnsupportedPart { part: "decoder", kind: kind.to_owned() });
             }
         }
         Ok(())
@@ -331,9 +285,7 @@ impl Joining {
             return bytes.unwrap_or_else(|| token.as_bytes().to_vec());
         }
         if self.byte_fallback
-            && let Some(hex) = token
-                .strip_prefix("<0x")
-                .and_then(|it| it.strip_suffix('>'))
+            && let Some(hex) = token.strip_prefix("<0x").and_then(|it| it.strip_suffix('>'))
             && hex.len() == 2
             && let Ok(byte) = u8::from_str_radix(hex, 16)
         {
@@ -347,21 +299,16 @@ impl Joining {
 }
 
 fn pieces(file: &File, ids: &[(u32, &str)], joining: &Joining) -> Pieces {
-    let mut added: Vec<(u32, bool)> = file
-        .added_tokens
-        .iter()
-        .map(|added| (added.id, added.token.special))
-        .collect();
+    let mut added: Vec<(u32, bool)> =
+        file.added_tokens.iter().map(|added| (added.id, added.token.special)).collect();
     added.sort_unstable();
     let mut pieces = Pieces::new(joining.strip_first_space);
     for &(id, token) in ids {
         while pieces.len() < id as usize {
             pieces.push(&[], false);
         }
-        let special = added
-            .binary_search_by_key(&id, |&(id, _)| id)
-            .ok()
-            .and_then(|at| added.get(at));
+        let special =
+            added.binary_search_by_key(&id, |&(id, _)| id).ok().and_then(|at| added.get(at));
         match special {
             Some(&(_, special)) if special || joining.byte_level => {
                 pieces.push(token.as_bytes(), special);
@@ -399,10 +346,7 @@ fn check_part(
     };
     let kind = kind_of(value);
     if !allowed.contains(&kind) {
-        return Err(TextError::UnsupportedPart {
-            part,
-            kind: kind.to_owned(),
-        });
+        return Err(TextError::UnsupportedPart { part, kind: kind.to_owned() });
     }
     if let Some(pattern) = value.get("pattern") {
         let text = pattern.get("String").or_else(|| pattern.get("Regex"));
@@ -424,40 +368,23 @@ fn component<T: serde::de::DeserializeOwned>(
     part: &'static str,
     value: Option<Value>,
 ) -> Result<Option<T>, TextError> {
-    value
-        .map(serde_json::from_value)
-        .transpose()
-        .map_err(|error| bad(part, error.to_string()))
+    value.map(serde_json::from_value).transpose().map_err(|error| bad(part, error.to_string()))
 }
 
 fn kind_of(value: &Value) -> &str {
-    value
-        .get("type")
-        .and_then(Value::as_str)
-        .unwrap_or_default()
+    value.get("type").and_then(Value::as_str).unwrap_or_default()
 }
 
 fn list_of<'a>(value: &'a Value, name: &str) -> &'a [Value] {
-    value
-        .get(name)
-        .and_then(Value::as_array)
-        .map_or(&[], Vec::as_slice)
+    value.get(name).and_then(Value::as_array).map_or(&[], Vec::as_slice)
 }
 
 fn bad(part: &'static str, reason: String) -> TextError {
     TextError::BadPart { part, reason }
 }
 
-const NORMALIZERS: &[&str] = &[
-    "Sequence",
-    "NFC",
-    "NFD",
-    "NFKC",
-    "NFKD",
-    "Lowercase",
-    "Replace",
-    "Prepend",
-];
+const NORMALIZERS: &[&str] =
+    &["Sequence", "NFC", "NFD", "NFKC", "NFKD", "Lowercase", "Replace", "Prepend"];
 const PRE_TOKENIZERS: &[&str] = &[
     "Sequence",
     "Split",

@@ -50,13 +50,7 @@ fn gemma3_windows_and_ropes_are_the_same_in_old_and_new_files() {
     let mut new = config("Gemma3ForCausalLM");
     new["num_hidden_layers"] = json!(8);
     new["sliding_window"] = json!(32);
-    let kinds = (0..8).map(|i| {
-        if i == 5 {
-            "full_attention"
-        } else {
-            "sliding_attention"
-        }
-    });
+    let kinds = (0..8).map(|i| if i == 5 { "full_attention" } else { "sliding_attention" });
     new["layer_types"] = kinds.collect();
     new["rope_parameters"] = json!({
         "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
@@ -64,14 +58,8 @@ fn gemma3_windows_and_ropes_are_the_same_in_old_and_new_files() {
     });
     let architecture = read(&old);
     assert_eq!(architecture, read(&new));
-    assert_eq!(
-        (architecture.sliding_window, architecture.sliding_layers[0]),
-        (32, 0b1101_1111)
-    );
-    assert_eq!(
-        (architecture.rope_global.kind, architecture.rope_local.kind),
-        (1, 0)
-    );
+    assert_eq!((architecture.sliding_window, architecture.sliding_layers[0]), (32, 0b1101_1111));
+    assert_eq!((architecture.rope_global.kind, architecture.rope_local.kind), (1, 0));
     assert_eq!(architecture.rope_local.theta, 1e4);
     assert_eq!(architecture.embedding_scale, 8.0);
     assert!(architecture.qk_norm && architecture.sandwich_norms && architecture.tied_embeddings);
@@ -91,11 +79,7 @@ fn what_a_text_config_leaves_out_is_the_default_of_its_class() {
         "vision_config": {"hidden_size": 1152}
     }));
     assert_eq!(
-        (
-            architecture.num_heads,
-            architecture.num_kv_heads,
-            architecture.head_dim
-        ),
+        (architecture.num_heads, architecture.num_kv_heads, architecture.head_dim),
         (8, 4, 256)
     );
     assert_eq!(architecture.vocab_size, 262_208);
@@ -129,69 +113,30 @@ fn sampling_comes_from_generation_config_first() {
         "eos_token_id": [5, 6, 5], "bos_token_id": 4, "temperature": 0.6, "top_k": 20,
         "top_p": 0.95, "repetition_penalty": 1.05
     });
-    let said = from_hugging_face(&config, Some(&generation))
-        .unwrap()
-        .generation;
-    assert_eq!(
-        (said.bos_token_id, &said.eos_token_ids[..]),
-        (Some(4), &[5, 6][..])
-    );
+    let said = from_hugging_face(&config, Some(&generation)).unwrap().generation;
+    assert_eq!((said.bos_token_id, &said.eos_token_ids[..]), (Some(4), &[5, 6][..]));
     assert_eq!((said.temperature, said.top_p, said.top_k), (0.6, 0.95, 20));
     assert_eq!((said.repetition_penalty, said.min_p), (1.05, 0.0));
     let silent = read(&config).generation;
     assert_eq!((silent.eos_token_ids, silent.temperature), (vec![9], 1.0));
     let greedy = json!({"do_sample": false, "temperature": 0.6});
-    assert_eq!(
-        from_hugging_face(&config, Some(&greedy))
-            .unwrap()
-            .generation
-            .temperature,
-        0.0
-    );
+    assert_eq!(from_hugging_face(&config, Some(&greedy)).unwrap().generation.temperature, 0.0);
 }
 
 #[test]
 fn what_the_decoder_does_not_have_is_refused() {
     let cases = [
-        (
-            "quantization_config",
-            json!({"quant_method": "gptq"}),
-            "quantization_config is",
-        ),
-        (
-            "rope_scaling",
-            json!({"type": "longrope"}),
-            "rope_scaling.rope_type is longrope",
-        ),
-        (
-            "rope_scaling",
-            json!({"type": "linear"}),
-            "rope_scaling.factor is missing",
-        ),
+        ("quantization_config", json!({"quant_method": "gptq"}), "quantization_config is"),
+        ("rope_scaling", json!({"type": "longrope"}), "rope_scaling.rope_type is longrope"),
+        ("rope_scaling", json!({"type": "linear"}), "rope_scaling.factor is missing"),
         ("hidden_act", json!("relu"), "hidden_act is relu"),
-        (
-            "num_hidden_layers",
-            json!(4_000_000_000_u32),
-            "not between 1 and 256",
-        ),
-        (
-            "num_attention_heads",
-            json!(7),
-            "hidden_size is 64 for 7 heads",
-        ),
-        (
-            "num_attention_heads",
-            json!(0),
-            "hidden_size is 64 for 0 heads",
-        ),
+        ("num_hidden_layers", json!(4_000_000_000_u32), "not between 1 and 256"),
+        ("num_attention_heads", json!(7), "hidden_size is 64 for 7 heads"),
+        ("num_attention_heads", json!(0), "hidden_size is 64 for 0 heads"),
         ("hidden_size", json!("64"), "not an unsigned 32-bit integer"),
         ("vocab_size", json!(-1), "not an unsigned 32-bit integer"),
         ("vocab_size", json!(null), "vocab_size is missing"),
-        (
-            "eos_token_id",
-            json!([1, 2, 3, 4, 5, 6, 7, 8, 9]),
-            "not at most 8 token ids",
-        ),
+        ("eos_token_id", json!([1, 2, 3, 4, 5, 6, 7, 8, 9]), "not at most 8 token ids"),
     ];
     for (field, value, expected) in cases {
         let mut config = config("LlamaForCausalLM");
@@ -199,23 +144,13 @@ fn what_the_decoder_does_not_have_is_refused() {
         let error = from_hugging_face(&config, None).unwrap_err().to_string();
         assert!(error.contains(expected), "{error:?} for {expected:?}");
     }
-    let unknown = from_hugging_face(&config("MambaForCausalLM"), None)
-        .unwrap_err()
-        .to_string();
+    let unknown = from_hugging_face(&config("MambaForCausalLM"), None).unwrap_err().to_string();
     assert!(unknown.contains("MambaForCausalLM is unknown; known are LlamaForCausalLM, llama"));
 }
 
 #[test]
 fn every_recorded_model_is_opened() {
-    for name in [
-        "llama3",
-        "llama-yarn",
-        "llama-linear",
-        "mistral",
-        "qwen2",
-        "qwen3",
-        "gemma2",
-    ] {
+    for name in ["llama3", "llama-yarn", "llama-linear", "mistral", "qwen2", "qwen3", "gemma2"] {
         let model = Model::tiny(name);
         source::open(model.write()).unwrap_or_else(|error| panic!("{name}: {error}"));
     }
@@ -227,12 +162,7 @@ fn llama3_factors_of_a_gguf_file_become_parameters() {
         let mut file = llama(Dtype::F16);
         file.f32("llama.rope.freq_base", 500_000.0);
         let bytes = freqs.iter().flat_map(|freq| freq.to_le_bytes()).collect();
-        file.tensor(
-            "rope_freqs.weight",
-            Dtype::F32,
-            &[freqs.len() as u32],
-            bytes,
-        );
+        file.tensor("rope_freqs.weight", Dtype::F32, &[freqs.len() as u32], bytes);
         gguf(&file).map(|architecture| architecture.rope_global)
     };
     for wanted in [8.0, 32.0] {
@@ -260,19 +190,11 @@ fn scaling_of_gguf_metadata_is_read() {
         .f32("llama.rope.scaling.factor", 4.0)
         .u32("llama.rope.scaling.original_context_length", 32);
     let rope = gguf(&yarn).unwrap().rope_global;
-    assert_eq!(
-        (rope.kind, rope.factor, rope.original_max_position),
-        (3, 4.0, 32)
-    );
-    assert_eq!(
-        (rope.beta_fast, rope.beta_slow, rope.attention_factor),
-        (32.0, 1.0, 0.0)
-    );
+    assert_eq!((rope.kind, rope.factor, rope.original_max_position), (3, 4.0, 32));
+    assert_eq!((rope.beta_fast, rope.beta_slow, rope.attention_factor), (32.0, 1.0, 0.0));
 
     let mut linear = llama(Dtype::F16);
-    linear
-        .text("llama.rope.scaling.type", "linear")
-        .f32("llama.rope.scaling.factor", 2.0);
+    linear.text("llama.rope.scaling.type", "linear").f32("llama.rope.scaling.factor", 2.0);
     let rope = gguf(&linear).unwrap().rope_global;
     assert_eq!((rope.kind, rope.factor), (1, 2.0));
 
@@ -284,11 +206,7 @@ fn scaling_of_gguf_metadata_is_read() {
     );
     let mut experts = llama(Dtype::F16);
     experts.u32("llama.expert_count", 8);
-    assert!(
-        gguf(&experts)
-            .unwrap_err()
-            .contains("llama.expert_count is 8")
-    );
+    assert!(gguf(&experts).unwrap_err().contains("llama.expert_count is 8"));
 }
 
 #[test]
@@ -301,14 +219,10 @@ fn tokens_that_end_a_turn_are_found_by_their_spelling() {
     let mut kinds = [1; 17];
     kinds[0] = 3;
     kinds[2] = 3;
-    file.texts("tokenizer.ggml.tokens", &tokens)
-        .integers("tokenizer.ggml.token_type", &kinds);
+    file.texts("tokenizer.ggml.tokens", &tokens).integers("tokenizer.ggml.token_type", &kinds);
     let generation = gguf(&file).unwrap().generation;
     // The third is plain text in this vocabulary.
-    assert_eq!(
-        (generation.bos_token_id, generation.eos_token_ids),
-        (Some(1), vec![2, 0])
-    );
+    assert_eq!((generation.bos_token_id, generation.eos_token_ids), (Some(1), vec![2, 0]));
 }
 
 /// Llama 3.1's own loop, with its branches.

@@ -22,10 +22,7 @@ impl Model {
         let bytes = fs::read(data.join("model.safetensors")).unwrap();
         let file = SafeTensors::deserialize(&bytes).unwrap();
         let tensors = file.tensors().into_iter().map(|(name, view)| {
-            (
-                name,
-                (view.dtype(), view.shape().to_vec(), view.data().to_vec()),
-            )
+            (name, (view.dtype(), view.shape().to_vec(), view.data().to_vec()))
         });
         Self {
             folder: tempfile::tempdir().unwrap(),
@@ -49,24 +46,13 @@ impl Model {
     pub(crate) fn write_sharded(&self) -> &Path {
         self.write_json("config.json", &self.config);
         let shard = |name: &str| {
-            if name.contains("layers.0") {
-                SHARDS[0]
-            } else {
-                SHARDS[1]
-            }
+            if name.contains("layers.0") { SHARDS[0] } else { SHARDS[1] }
         };
         for file in SHARDS {
             self.write_weights(file, |name| shard(name) == file);
         }
-        let map: BTreeMap<_, _> = self
-            .tensors
-            .keys()
-            .map(|name| (name, shard(name)))
-            .collect();
-        self.write_json(
-            "model.safetensors.index.json",
-            &json!({ "weight_map": map }),
-        );
+        let map: BTreeMap<_, _> = self.tensors.keys().map(|name| (name, shard(name))).collect();
+        self.write_json("model.safetensors.index.json", &json!({ "weight_map": map }));
         self.path()
     }
 
@@ -97,10 +83,7 @@ impl Model {
     fn write_weights(&self, file: &str, wanted: impl Fn(&str) -> bool) {
         let views = self.tensors.iter().filter(|(name, _)| wanted(name)).map(
             |(name, (dtype, shape, data))| {
-                (
-                    name.as_str(),
-                    TensorView::new(*dtype, shape.clone(), data).unwrap(),
-                )
+                (name.as_str(), TensorView::new(*dtype, shape.clone(), data).unwrap())
             },
         );
         let bytes = safetensors::serialize(views, None).unwrap();
@@ -108,7 +91,5 @@ impl Model {
     }
 }
 
-pub(crate) const SHARDS: [&str; 2] = [
-    "model-00001-of-00002.safetensors",
-    "model-00002-of-00002.safetensors",
-];
+pub(crate) const SHARDS: [&str; 2] =
+    ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"];

@@ -33,20 +33,15 @@ fn an_index_that_lies_is_refused() {
     };
     assert!(index(json!({})).contains("there is no weight_map"));
     let outside = index(json!({"weight_map": {"x": "../model.safetensors"}}));
-    assert!(
-        outside.contains("tensor x names no plain file"),
-        "{outside}"
-    );
+    assert!(outside.contains("tensor x names no plain file"), "{outside}");
     let unlisted = index(json!({"weight_map": {"model.norm.weight": SHARDS[1]}}));
     assert!(unlisted.contains("but not listed there"), "{unlisted}");
 
     model.write_sharded();
     let path = model.path().join("model.safetensors.index.json");
     let honest = fs::read_to_string(&path).unwrap();
-    let more = honest.replace(
-        "{\"weight_map\":{",
-        &format!("{{\"weight_map\":{{\"x\":\"{}\",", SHARDS[0]),
-    );
+    let more = honest
+        .replace("{\"weight_map\":{", &format!("{{\"weight_map\":{{\"x\":\"{}\",", SHARDS[0]));
     assert!(
         index(serde_json::from_str(&more).unwrap())
             .contains("tensor x is listed, but not in its file")
@@ -56,42 +51,25 @@ fn an_index_that_lies_is_refused() {
 #[test]
 fn a_tensor_missing_left_over_or_misshapen_is_named() {
     let mut model = Model::tiny("llama3");
-    let norm = model
-        .tensors
-        .remove("model.layers.1.post_attention_layernorm.weight")
-        .unwrap();
+    let norm = model.tensors.remove("model.layers.1.post_attention_layernorm.weight").unwrap();
     let missing = source::open(model.write()).unwrap_err().to_string();
-    assert_eq!(
-        missing,
-        "tensor model.layers.1.post_attention_layernorm.weight is missing"
-    );
+    assert_eq!(missing, "tensor model.layers.1.post_attention_layernorm.weight is missing");
 
     let name = "model.layers.1.post_attention_layernorm.weight".to_owned();
     model.tensors.insert(name.clone(), norm.clone());
-    model
-        .tensors
-        .insert("model.layers.1.self_attn.sinks".to_owned(), norm);
+    model.tensors.insert("model.layers.1.self_attn.sinks".to_owned(), norm);
     let extra = source::open(model.write()).unwrap_err().to_string();
-    assert_eq!(
-        extra,
-        "tensor model.layers.1.self_attn.sinks is not part of the architecture"
-    );
+    assert_eq!(extra, "tensor model.layers.1.self_attn.sinks is not part of the architecture");
 
     model.tensors.remove("model.layers.1.self_attn.sinks");
     let hidden = model.tensors[&name].1[0];
     model.tensors.get_mut(&name).unwrap().1 = vec![1, hidden];
     let shape = source::open(model.write()).unwrap_err().to_string();
-    assert_eq!(
-        shape,
-        format!("tensor {name} has the shape [1, {hidden}], not [{hidden}]")
-    );
+    assert_eq!(shape, format!("tensor {name} has the shape [1, {hidden}], not [{hidden}]"));
 
     model.tensors.get_mut(&name).unwrap().0 = FileDtype::I32;
     let dtype = source::open(model.write()).unwrap_err().to_string();
-    assert!(
-        dtype.contains(&format!("tensor {name} is stored as I32")),
-        "{dtype}"
-    );
+    assert!(dtype.contains(&format!("tensor {name} is stored as I32")), "{dtype}");
 }
 
 #[test]
@@ -115,10 +93,7 @@ fn half_precision_stays_and_norms_become_f32() {
                 assert!(bytes.chunks(4).all(|value| value == 2.5_f32.to_le_bytes()));
             } else {
                 assert_eq!(tensor.dtype, dtype);
-                assert_eq!(
-                    bytes.len(),
-                    tensor.dims.iter().product::<u32>() as usize * 2
-                );
+                assert_eq!(bytes.len(), tensor.dims.iter().product::<u32>() as usize * 2);
             }
         }
     }
@@ -131,20 +106,9 @@ fn a_repeated_embedding_is_left_out_and_another_output_refused() {
     model.tensors.insert("lm_head.weight".to_owned(), embedding);
     let source = source::open(model.write()).unwrap();
     assert!(source.architecture().tied_embeddings);
-    assert!(
-        source
-            .tensors()
-            .iter()
-            .all(|tensor| tensor.name != "output.weight")
-    );
+    assert!(source.tensors().iter().all(|tensor| tensor.name != "output.weight"));
 
-    *model
-        .tensors
-        .get_mut("lm_head.weight")
-        .unwrap()
-        .2
-        .last_mut()
-        .unwrap() ^= 1;
+    *model.tensors.get_mut("lm_head.weight").unwrap().2.last_mut().unwrap() ^= 1;
     let refused = source::open(model.write());
     assert!(matches!(refused, Err(SourceError::NotTied(name)) if name == "lm_head.weight"));
 }
@@ -161,20 +125,12 @@ fn the_language_model_of_a_model_with_pictures_is_taken() {
     let eyes = model.tensors["model.norm.weight"].clone();
     for prefix in ["language_model.model.", "model.language_model."] {
         let tensors = model.tensors.clone().into_iter();
-        let mut renamed: std::collections::BTreeMap<_, _> = tensors
-            .map(|(name, tensor)| (name.replacen("model.", prefix, 1), tensor))
-            .collect();
+        let mut renamed: std::collections::BTreeMap<_, _> =
+            tensors.map(|(name, tensor)| (name.replacen("model.", prefix, 1), tensor)).collect();
         renamed.insert("vision_tower.embeddings.weight".to_owned(), eyes.clone());
-        let other = Model {
-            config: model.config.clone(),
-            tensors: renamed,
-            ..Model::tiny("gemma3")
-        };
-        assert_eq!(
-            *source::open(other.write()).unwrap().architecture(),
-            whole,
-            "{prefix}"
-        );
+        let other =
+            Model { config: model.config.clone(), tensors: renamed, ..Model::tiny("gemma3") };
+        assert_eq!(*source::open(other.write()).unwrap().architecture(), whole, "{prefix}");
     }
 }
 
@@ -186,18 +142,10 @@ fn a_cut_safetensors_file_is_refused() {
     for len in [0, 7, 8, 100, bytes.len() - 1] {
         fs::write(&path, &bytes[..len]).unwrap();
         let refused = source::open(model.path());
-        assert!(
-            matches!(refused, Err(SourceError::Safetensors { .. })),
-            "cut to {len}"
-        );
+        assert!(matches!(refused, Err(SourceError::Safetensors { .. })), "cut to {len}");
     }
     let mut huge = bytes;
     huge[..8].copy_from_slice(&(1_u64 << 60).to_le_bytes());
     fs::write(&path, &huge).unwrap();
-    assert!(
-        source::open(model.path())
-            .unwrap_err()
-            .to_string()
-            .contains("is too long")
-    );
+    assert!(source::open(model.path()).unwrap_err().to_string().contains("is too long"));
 }

@@ -36,14 +36,8 @@ fn metadata_is_read_by_type() {
         assert_eq!(metadata.f32("a.f64").unwrap(), Some(0.25));
         assert_eq!(metadata.u32("nothing").unwrap(), None);
         let wrong = metadata.u32("a.i8").unwrap_err();
-        assert_eq!(
-            wrong.to_string(),
-            "metadata key a.i8 is not an unsigned 32-bit integer"
-        );
-        assert!(matches!(
-            metadata.text("a.u32"),
-            Err(GgufError::WrongType { .. })
-        ));
+        assert_eq!(wrong.to_string(), "metadata key a.i8 is not an unsigned 32-bit integer");
+        assert!(matches!(metadata.text("a.u32"), Err(GgufError::WrongType { .. })));
     }
 }
 
@@ -57,11 +51,7 @@ fn every_dtype_is_kept_byte_for_byte() {
         assert_eq!(source.tensors().len(), LLAMA_TENSORS.len());
         let mut bytes = Vec::new();
         for (index, tensor) in source.tensors().iter().enumerate() {
-            let stored = file
-                .tensors
-                .iter()
-                .find(|stored| stored.name == tensor.name)
-                .unwrap();
+            let stored = file.tensors.iter().find(|stored| stored.name == tensor.name).unwrap();
             source.read(index, &mut bytes).unwrap();
             if tensor.name.contains("attn_q") || tensor.name.contains("attn_k") {
                 let expected = unpermuted(&stored.bytes, tensor.row_len());
@@ -69,11 +59,7 @@ fn every_dtype_is_kept_byte_for_byte() {
             } else {
                 assert_eq!(bytes, stored.bytes, "{} {dtype:?}", tensor.name);
             }
-            let expected = if tensor.dims.len() == 1 {
-                Dtype::F32
-            } else {
-                dtype
-            };
+            let expected = if tensor.dims.len() == 1 { Dtype::F32 } else { dtype };
             assert_eq!(tensor.dtype, expected);
         }
     }
@@ -144,11 +130,7 @@ fn noise_behind_a_magic_is_refused() {
             bytes.extend(word.to_le_bytes());
         }
         if let Ok(gguf) = Gguf::read(Cursor::new(&bytes)) {
-            assert!(
-                gguf.tensors()
-                    .iter()
-                    .all(|tensor| tensor.len < bytes.len() as u64)
-            );
+            assert!(gguf.tensors().iter().all(|tensor| tensor.len < bytes.len() as u64));
         }
     }
 }
@@ -160,21 +142,12 @@ fn each_lie_about_counts_and_values_is_refused_by_name() {
     refused(vec![
         ("GGUF version 1 is not", Box::new(|file| file.version = 1)),
         ("GGUF version 4 is not", Box::new(|file| file.version = 4)),
-        (
-            "metadata pairs are too many",
-            Box::new(move |file| file.extra_pairs = huge),
-        ),
-        (
-            "tensors are too many",
-            Box::new(move |file| file.extra_tensors = huge),
-        ),
+        ("metadata pairs are too many", Box::new(move |file| file.extra_pairs = huge)),
+        ("tensors are too many", Box::new(move |file| file.extra_tensors = huge)),
         ("array elements are too many", entry(9, array(8, huge))),
         ("array elements are too many", entry(9, array(0, 1 << 23))),
         ("metadata string of", entry(8, huge.to_le_bytes().to_vec())),
-        (
-            "the file of",
-            entry(8, 1_000_000_u64.to_le_bytes().to_vec()),
-        ),
+        ("the file of", entry(8, 1_000_000_u64.to_le_bytes().to_vec())),
         ("k has the unknown value type 13", entry(13, vec![0; 8])),
         ("k has the unknown value type 9", entry(9, array(9, 1))),
         ("k is not a bool of 0 or 1", entry(7, vec![2])),
@@ -183,10 +156,7 @@ fn each_lie_about_counts_and_values_is_refused_by_name() {
         ("metadata key u is there twice", number("u", 1)),
         ("alignment 0 is", number("general.alignment", 0)),
         ("alignment 48 is", number("general.alignment", 48)),
-        (
-            "alignment 2147483648 is",
-            number("general.alignment", 1 << 31),
-        ),
+        ("alignment 2147483648 is", number("general.alignment", 1 << 31)),
     ]);
     let error = Gguf::read(Cursor::new(b"GGML\x03\0\0\0")).unwrap_err();
     assert!(matches!(error, GgufError::Magic(_)));
@@ -195,41 +165,20 @@ fn each_lie_about_counts_and_values_is_refused_by_name() {
 #[test]
 fn each_lie_about_a_tensor_is_refused_by_name() {
     refused(vec![
-        (
-            "tensor t is there twice",
-            tensor(|it| it.name = "t".to_owned()),
-        ),
-        (
-            "tensor name of 300 bytes",
-            tensor(|it| it.name = "x".repeat(300)),
-        ),
+        ("tensor t is there twice", tensor(|it| it.name = "t".to_owned())),
+        ("tensor name of 300 bytes", tensor(|it| it.name = "x".repeat(300))),
         ("0 dimensions", tensor(|it| it.dims = vec![])),
         ("5 dimensions", tensor(|it| it.dims = vec![1; 5])),
         ("the dimensions [32, 0]", tensor(|it| it.dims = vec![32, 0])),
-        (
-            "the dimensions [32, 4294967296]",
-            tensor(|it| it.dims[1] = 1 << 32),
-        ),
-        (
-            "the size of a tensor overflows",
-            tensor(|it| it.dims = vec![(1 << 32) - 32; 4]),
-        ),
-        (
-            "rows of 33 values are not whole groups of Q8_0",
-            tensor(|it| it.dims[0] = 33),
-        ),
+        ("the dimensions [32, 4294967296]", tensor(|it| it.dims[1] = 1 << 32)),
+        ("the size of a tensor overflows", tensor(|it| it.dims = vec![(1 << 32) - 32; 4])),
+        ("rows of 33 values are not whole groups of Q8_0", tensor(|it| it.dims[0] = 33)),
         ("stored as Q2_K", tensor(|it| it.code = 10)),
         ("stored as type 99", tensor(|it| it.code = 99)),
-        (
-            "offset 33 is not aligned to 32",
-            tensor(|it| it.offset = Some(33)),
-        ),
+        ("offset 33 is not aligned to 32", tensor(|it| it.offset = Some(33))),
         ("t and u overlap", tensor(|it| it.offset = Some(32))),
         ("tensor u ends at", tensor(|it| it.offset = Some(64_000))),
-        (
-            "the end of a tensor overflows",
-            tensor(|it| it.offset = Some(u64::MAX - 31)),
-        ),
+        ("the end of a tensor overflows", tensor(|it| it.offset = Some(u64::MAX - 31))),
     ]);
 }
 
@@ -237,10 +186,7 @@ fn each_lie_about_a_tensor_is_refused_by_name() {
 fn a_tensor_is_not_read_beyond_its_end() {
     let gguf = Gguf::read(Cursor::new(small().build().0)).unwrap();
     let mut out = [0; 35];
-    assert!(matches!(
-        gguf.read_tensor(0, 34, &mut out),
-        Err(GgufError::OutsideTensor { .. })
-    ));
+    assert!(matches!(gguf.read_tensor(0, 34, &mut out), Err(GgufError::OutsideTensor { .. })));
     assert!(matches!(
         gguf.read_tensor(0, u64::MAX, &mut out),
         Err(GgufError::OutsideTensor { .. })
@@ -250,28 +196,19 @@ fn a_tensor_is_not_read_beyond_its_end() {
 #[test]
 fn a_tensor_too_few_too_many_or_misshapen_is_named() {
     let mut missing = llama(Dtype::F16);
-    missing
-        .tensors
-        .retain(|tensor| tensor.name != "blk.0.ffn_up.weight");
+    missing.tensors.retain(|tensor| tensor.name != "blk.0.ffn_up.weight");
     assert_eq!(refusal(&missing), "tensor blk.0.ffn_up.weight is missing");
 
     let mut extra = llama(Dtype::F16);
     extra.tensor("blk.0.attn_sinks.weight", Dtype::F32, &[4], vec![0; 16]);
-    assert_eq!(
-        refusal(&extra),
-        "tensor blk.0.attn_sinks.weight is not part of the architecture"
-    );
+    assert_eq!(refusal(&extra), "tensor blk.0.attn_sinks.weight is not part of the architecture");
 
     let mut layer = llama(Dtype::F16);
     layer.tensor("blk.1.attn_norm.weight", Dtype::F32, &[4], vec![0; 16]);
     assert!(refusal(&layer).contains("blk.1.attn_norm.weight is not part"));
 
     let mut shape = llama(Dtype::F16);
-    let down = shape
-        .tensors
-        .iter_mut()
-        .find(|it| it.name.contains("ffn_down"))
-        .unwrap();
+    let down = shape.tensors.iter_mut().find(|it| it.name.contains("ffn_down")).unwrap();
     down.dims.reverse();
     assert_eq!(
         refusal(&shape),
@@ -303,9 +240,7 @@ fn refused(cases: Vec<(&str, Lie)>) {
     for (expected, lie) in cases {
         let mut file = small();
         lie(&mut file);
-        let error = Gguf::read(Cursor::new(file.build().0))
-            .unwrap_err()
-            .to_string();
+        let error = Gguf::read(Cursor::new(file.build().0)).unwrap_err().to_string();
         assert!(error.contains(expected), "{error:?} for {expected:?}");
     }
 }

@@ -140,9 +140,7 @@ pub(crate) fn llama(dtype: Dtype) -> GgufWriter {
     let mut seed = 1;
     for (name, dims) in LLAMA_TENSORS {
         if let [len] = dims {
-            let norm = (0..*len)
-                .flat_map(|i| (1.0 + i as f32 / 64.0).to_le_bytes())
-                .collect();
+            let norm = (0..*len).flat_map(|i| (1.0 + i as f32 / 64.0).to_le_bytes()).collect();
             file.tensor(name, Dtype::F32, dims, norm);
         } else {
             seed += 1;
@@ -169,9 +167,7 @@ pub(crate) const LLAMA_TENSORS: &[(&str, &[u32])] = &[
 /// Bytes of a matrix: real ones where there is an encoder, noise where there is none.
 pub(crate) fn matrix(dtype: Dtype, len: u32, seed: u64) -> Vec<u8> {
     let mut random = Random(seed);
-    let values: Vec<f32> = (0..len)
-        .map(|_| random.next() as u8 as f32 / 255.0 - 0.5)
-        .collect();
+    let values: Vec<f32> = (0..len).map(|_| random.next() as u8 as f32 / 255.0 - 0.5).collect();
     let mut bytes = Vec::new();
     if quantize(dtype, &values, &mut bytes).is_err() {
         let len = dtype.row_bytes(len as usize).unwrap();

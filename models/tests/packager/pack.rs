@@ -26,10 +26,7 @@ fn keep_preserves_every_byte() {
         assert_eq!(summary.num_tensors, source.tensors().len());
         assert_eq!(names(folder.path()), ["m.b0000", "m.chry", "model.gguf"]);
         assert_eq!(summary.files[0], folder.path().join("m.chry"));
-        let sizes = summary
-            .files
-            .iter()
-            .map(|file| fs::metadata(file).unwrap().len());
+        let sizes = summary.files.iter().map(|file| fs::metadata(file).unwrap().len());
         assert_eq!(summary.bytes, sizes.sum::<u64>());
 
         let (package, tensors) = unpack(folder.path(), Some(&key));
@@ -90,19 +87,9 @@ fn rows_that_are_no_whole_groups_become_bf16() {
     options.dtype = PackDtype::Q4;
     pack(&source, &model.path().join("m.chry"), &options, |_| ()).unwrap();
     let (package, _) = unpack(model.path(), None);
-    for record in package
-        .meta()
-        .tensors
-        .iter()
-        .filter(|record| record.dims.len() == 2)
-    {
+    for record in package.meta().tensors.iter().filter(|record| record.dims.len() == 2) {
         let whole = record.dims[1] % 32 == 0;
-        assert_eq!(
-            record.dtype == Dtype::Bf16 as u16,
-            !whole,
-            "{}",
-            record.name
-        );
+        assert_eq!(record.dtype == Dtype::Bf16 as u16, !whole, "{}", record.name);
     }
 }
 
@@ -111,27 +98,16 @@ fn the_content_digest_is_the_same_sealed_or_not() {
     let (folder, source) = gguf_source(Dtype::Q8_0);
     let publisher = Ed25519KeyPair::generate().unwrap();
     let mut done = Vec::new();
-    let open = pack(
-        &source,
-        &folder.path().join("open.chry"),
-        &options(&publisher),
-        |progress| {
-            done.push(progress);
-        },
-    )
+    let open = pack(&source, &folder.path().join("open.chry"), &options(&publisher), |progress| {
+        done.push(progress);
+    })
     .unwrap();
     assert!(done.is_sorted_by(|a, b| a.done < b.done && a.total == b.total));
     assert!(done.last().is_some_and(|last| last.done == last.total));
     let key = PackageKey::new(Secret::take(&mut [9; 32]));
     let mut options = options(&publisher);
     options.package.key = Some(&key);
-    let sealed = pack(
-        &source,
-        &folder.path().join("sealed.chry"),
-        &options,
-        |_| (),
-    )
-    .unwrap();
+    let sealed = pack(&source, &folder.path().join("sealed.chry"), &options, |_| ()).unwrap();
     assert_eq!(open.content_digest, sealed.content_digest);
     assert_ne!(open.package_digest, sealed.package_digest);
 }
@@ -158,10 +134,7 @@ fn the_client_bundle_travels_with_the_package() {
     let (package, _) = unpack(&folder, None);
     package.meta().check_client_bundle(&bytes).unwrap();
     let bundle = ClientBundle::parse(&bytes).unwrap();
-    assert_eq!(
-        bundle.tokenizer,
-        fs::read(model.path().join("tokenizer.json")).unwrap()
-    );
+    assert_eq!(bundle.tokenizer, fs::read(model.path().join("tokenizer.json")).unwrap());
     assert_eq!(bundle.chat_template, Some("{{ messages }}"));
     assert_eq!(bundle.licence, Some("do as you like"));
     assert!(bundle.text_config.is_some());
@@ -174,18 +147,8 @@ fn an_error_midway_leaves_nothing() {
     let len = fs::metadata(&path).unwrap().len();
     let publisher = Ed25519KeyPair::generate().unwrap();
     for kept in [len - 1, len / 2] {
-        fs::OpenOptions::new()
-            .write(true)
-            .open(&path)
-            .unwrap()
-            .set_len(kept)
-            .unwrap();
-        let refused = pack(
-            &source,
-            &folder.path().join("m.chry"),
-            &options(&publisher),
-            |_| (),
-        );
+        fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(kept).unwrap();
+        let refused = pack(&source, &folder.path().join("m.chry"), &options(&publisher), |_| ());
         assert!(matches!(refused, Err(PackError::Source(_))));
         assert_eq!(names(folder.path()), ["model.gguf"]);
     }
@@ -195,27 +158,13 @@ fn an_error_midway_leaves_nothing() {
 fn what_a_killed_packer_left_is_no_package_and_goes() {
     let (folder, source) = gguf_source(Dtype::Q8_0);
     let publisher = Ed25519KeyPair::generate().unwrap();
-    for name in [
-        ".m.chry.partial",
-        ".m.b0000.partial",
-        ".m.b0009.partial",
-        ".m.client.partial",
-    ] {
+    for name in [".m.chry.partial", ".m.b0000.partial", ".m.b0009.partial", ".m.client.partial"] {
         fs::write(folder.path().join(name), vec![0xaa; 4_000_000]).unwrap();
     }
     // Somebody else's, by its name.
     fs::write(folder.path().join(".n.b0000.partial"), "n").unwrap();
-    pack(
-        &source,
-        &folder.path().join("m.chry"),
-        &options(&publisher),
-        |_| (),
-    )
-    .unwrap();
-    assert_eq!(
-        names(folder.path()),
-        [".n.b0000.partial", "m.b0000", "m.chry", "model.gguf"]
-    );
+    pack(&source, &folder.path().join("m.chry"), &options(&publisher), |_| ()).unwrap();
+    assert_eq!(names(folder.path()), [".n.b0000.partial", "m.b0000", "m.chry", "model.gguf"]);
     unpack(folder.path(), None);
 }
 
@@ -239,12 +188,7 @@ fn nothing_that_is_there_is_replaced_unless_asked() {
         fs::remove_file(&output).unwrap();
         fs::remove_file(folder.path().join("m.b0000")).unwrap();
     }
-    let wrong = pack(
-        &source,
-        &folder.path().join("m.gguf"),
-        &options(&publisher),
-        |_| (),
-    );
+    let wrong = pack(&source, &folder.path().join("m.gguf"), &options(&publisher), |_| ());
     assert!(matches!(wrong, Err(PackError::File(FileError::Name(_)))));
 }
 
@@ -293,9 +237,8 @@ fn options(publisher: &Ed25519KeyPair) -> PackOptions<'_> {
 
 fn names(folder: &Path) -> Vec<String> {
     let entries = fs::read_dir(folder).unwrap();
-    let mut names: Vec<String> = entries
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .collect();
+    let mut names: Vec<String> =
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
     names
 }

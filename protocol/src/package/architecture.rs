@@ -119,19 +119,12 @@ impl Architecture {
     pub fn to_bytes(&self) -> Result<[u8; Self::LEN], MetaError> {
         let mut out = Writer::with_capacity(Self::LEN);
         out.u32(VERSION).u32(self.flags());
-        out.u32(self.hidden_size)
-            .u32(self.intermediate_size)
-            .u32(self.num_layers);
-        out.u32(self.num_heads)
-            .u32(self.num_kv_heads)
-            .u32(self.head_dim);
+        out.u32(self.hidden_size).u32(self.intermediate_size).u32(self.num_layers);
+        out.u32(self.num_heads).u32(self.num_kv_heads).u32(self.head_dim);
         out.u32(self.vocab_size).u32(self.max_position_embeddings);
         out.u32(self.activation);
-        out.f32(self.rms_norm_eps)
-            .f32(self.embedding_scale)
-            .f32(self.attention_scale);
-        out.f32(self.attn_logit_softcap)
-            .f32(self.final_logit_softcap);
+        out.f32(self.rms_norm_eps).f32(self.embedding_scale).f32(self.attention_scale);
+        out.f32(self.attn_logit_softcap).f32(self.final_logit_softcap);
         out.u32(self.sliding_window);
         for word in self.sliding_layers {
             out.u32(word);
@@ -152,17 +145,11 @@ impl Architecture {
         let input = &mut Reader::new(bytes);
         let version = input.u32()?;
         if version != VERSION {
-            return Err(MetaError::Version {
-                found: version,
-                expected: VERSION,
-            });
+            return Err(MetaError::Version { found: version, expected: VERSION });
         }
         let flags = input.u32()?;
         if flags & !FLAGS_KNOWN != 0 {
-            return Err(MetaError::Flags {
-                found: flags,
-                known: FLAGS_KNOWN,
-            });
+            return Err(MetaError::Flags { found: flags, known: FLAGS_KNOWN });
         }
         let has = |flag: u32| flags & flag != 0;
         let architecture = Self {
@@ -200,41 +187,24 @@ impl Architecture {
     /// Whether layer `layer` sees only the window.
     #[must_use]
     pub fn is_sliding(&self, layer: u32) -> bool {
-        let word = usize::try_from(layer >> 5)
-            .ok()
-            .and_then(|at| self.sliding_layers.get(at));
+        let word = usize::try_from(layer >> 5).ok().and_then(|at| self.sliding_layers.get(at));
         word.is_some_and(|word| word >> (layer & 31) & 1 == 1)
     }
 
     const fn flags(&self) -> u32 {
         let mut flags = 0;
-        flags |= if self.tied_embeddings {
-            TIED_EMBEDDINGS
-        } else {
-            0
-        };
+        flags |= if self.tied_embeddings { TIED_EMBEDDINGS } else { 0 };
         flags |= if self.qk_norm { QK_NORM } else { 0 };
-        flags |= if self.sandwich_norms {
-            SANDWICH_NORMS
-        } else {
-            0
-        };
+        flags |= if self.sandwich_norms { SANDWICH_NORMS } else { 0 };
         flags |= if self.qkv_bias { QKV_BIAS } else { 0 };
         flags |= if self.o_bias { O_BIAS } else { 0 };
         flags |= if self.mlp_bias { MLP_BIAS } else { 0 };
-        flags
-            | if self.generation.bos_token_id.is_some() {
-                HAS_BOS
-            } else {
-                0
-            }
+        flags | if self.generation.bos_token_id.is_some() { HAS_BOS } else { 0 }
     }
 
     fn check_sliding_layers(&self) -> Result<(), MetaError> {
         if (self.num_layers..Self::LAYERS_MAX).any(|layer| self.is_sliding(layer)) {
-            return Err(MetaError::AbsentNotZero {
-                field: "sliding_layers",
-            });
+            return Err(MetaError::AbsentNotZero { field: "sliding_layers" });
         }
         Ok(())
     }
@@ -246,9 +216,7 @@ impl Rope {
         out.f32(self.theta).f32(self.factor);
         out.f32(self.low_freq_factor).f32(self.high_freq_factor);
         out.u32(self.original_max_position);
-        out.f32(self.beta_fast)
-            .f32(self.beta_slow)
-            .f32(self.attention_factor);
+        out.f32(self.beta_fast).f32(self.beta_slow).f32(self.attention_factor);
         out.u32(self.rope_dim);
     }
 
@@ -279,10 +247,7 @@ impl Generation {
         for slot in 0..Self::EOS_MAX {
             out.u32(self.eos_token_ids.get(slot).copied().unwrap_or(0));
         }
-        out.f32(self.temperature)
-            .f32(self.top_p)
-            .f32(self.min_p)
-            .f32(self.repetition_penalty);
+        out.f32(self.temperature).f32(self.top_p).f32(self.min_p).f32(self.repetition_penalty);
         out.u32(self.top_k);
         Ok(())
     }
@@ -290,18 +255,14 @@ impl Generation {
     fn read(input: &mut Reader<'_>, has_bos: bool) -> Result<Self, MetaError> {
         let bos = input.u32()?;
         if !has_bos && bos != 0 {
-            return Err(MetaError::AbsentNotZero {
-                field: "bos_token_id",
-            });
+            return Err(MetaError::AbsentNotZero { field: "bos_token_id" });
         }
         let count = known("number of eos_token_ids", input.u32()?, 0, EOS_MAX)?;
         let slots: [u32; Self::EOS_MAX] = words(input)?;
         let count = usize::try_from(count).unwrap_or(Self::EOS_MAX);
         let (used, unused) = slots.split_at_checked(count).unwrap_or((&slots, &[]));
         if unused.iter().any(|&id| id != 0) {
-            return Err(MetaError::AbsentNotZero {
-                field: "eos_token_ids",
-            });
+            return Err(MetaError::AbsentNotZero { field: "eos_token_ids" });
         }
         Ok(Self {
             bos_token_id: has_bos.then_some(bos),
@@ -319,12 +280,7 @@ const fn known(field: &'static str, found: u32, min: u32, max: u32) -> Result<u3
     if min <= found && found <= max {
         Ok(found)
     } else {
-        Err(MetaError::Range {
-            field,
-            found,
-            min,
-            max,
-        })
+        Err(MetaError::Range { field, found, min, max })
     }
 }
 

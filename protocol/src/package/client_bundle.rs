@@ -31,20 +31,14 @@ impl<'a> ClientBundle<'a> {
         let mut out = Writer::new();
         out.bytes(MAGIC);
         let entries = [
-            (
-                TOKENIZER,
-                Some(self.tokenizer).filter(|tokenizer| !tokenizer.is_empty()),
-            ),
+            (TOKENIZER, Some(self.tokenizer).filter(|tokenizer| !tokenizer.is_empty())),
             (CHAT_TEMPLATE, self.chat_template.map(str::as_bytes)),
             (TEXT_CONFIG, self.text_config),
             (LICENCE, self.licence.map(str::as_bytes)),
         ];
         for (kind, value) in entries {
             let Some(value) = value else { continue };
-            out.u16(kind)
-                .u16(0)
-                .u32(u32::try_from(value.len()).unwrap_or(u32::MAX))
-                .bytes(value);
+            out.u16(kind).u16(0).u32(u32::try_from(value.len()).unwrap_or(u32::MAX)).bytes(value);
         }
         let bytes = out.into_bytes();
         ClientBundle::parse(&bytes)?;
@@ -57,10 +51,7 @@ impl<'a> ClientBundle<'a> {
     /// [`ClientBundleError`], naming the entry.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, ClientBundleError> {
         if bytes.len() > CLIENT_BUNDLE_MAX {
-            return Err(ClientBundleError::TooLong {
-                found: bytes.len(),
-                max: CLIENT_BUNDLE_MAX,
-            });
+            return Err(ClientBundleError::TooLong { found: bytes.len(), max: CLIENT_BUNDLE_MAX });
         }
         let mut input = Reader::new(bytes);
         input.magic(MAGIC)?;
@@ -88,10 +79,8 @@ impl<'a> ClientBundle<'a> {
 
     fn set(&mut self, found: u16, value: &'a [u8]) -> Result<(), ClientBundleError> {
         let text = || {
-            str::from_utf8(value).map_err(|error| ClientBundleError::NotUtf8 {
-                found,
-                at: error.valid_up_to(),
-            })
+            str::from_utf8(value)
+                .map_err(|error| ClientBundleError::NotUtf8 { found, at: error.valid_up_to() })
         };
         match found {
             TOKENIZER => self.tokenizer = value,

@@ -95,14 +95,10 @@ impl Header {
         let (flags, aead) = if self.sealed { SEALED } else { OPEN };
         out.bytes(MAGIC).u16(flags).u16(aead).u16(HASH_BLAKE3);
         out.u8(self.segment_log2).u8(self.blob_log2);
-        out.bytes(&self.package_id)
-            .u64(self.data_len)
-            .u64(self.meta_len);
+        out.bytes(&self.package_id).u64(self.data_len).u64(self.meta_len);
         out.u64(self.segment_count()).u32(self.model_svn);
         out.u32(u32::try_from(self.blob_count()).unwrap_or(u32::MAX));
-        out.bytes(&self.meta_root)
-            .bytes(&self.data_root)
-            .bytes(&self.table_root);
+        out.bytes(&self.meta_root).bytes(&self.data_root).bytes(&self.table_root);
         out.bytes(&self.key_commit).bytes(&self.publisher_key_id);
         out.into_array()
     }
@@ -112,24 +108,15 @@ impl Header {
     /// # Errors
     /// [`PackageError`], naming the field.
     pub fn from_bytes(bytes: &[u8; HEADER_LEN]) -> Result<Self, PackageError> {
-        let (header, segments, blobs) =
-            read_header(bytes).map_err(|source| PackageError::Layout {
-                part: "header",
-                source,
-            })??;
+        let (header, segments, blobs) = read_header(bytes)
+            .map_err(|source| PackageError::Layout { part: "header", source })??;
         header.check()?;
         if segments != header.segment_count() {
             let expected = header.segment_count();
-            return Err(PackageError::SegmentCount {
-                found: segments,
-                expected,
-            });
+            return Err(PackageError::SegmentCount { found: segments, expected });
         }
         if u64::from(blobs) != header.blob_count() {
-            return Err(PackageError::BlobCount {
-                found: blobs,
-                expected: header.blob_count(),
-            });
+            return Err(PackageError::BlobCount { found: blobs, expected: header.blob_count() });
         }
         Ok(header)
     }
@@ -151,11 +138,7 @@ impl Header {
     pub fn place(&self, index: u64) -> Option<Place> {
         let segment = 1_u64.checked_shl(self.segment_log2.into())?;
         let start = index.checked_mul(segment)?;
-        let len = self
-            .data_len
-            .checked_sub(start)
-            .filter(|&left| left > 0)?
-            .min(segment);
+        let len = self.data_len.checked_sub(start).filter(|&left| left > 0)?.min(segment);
         let blob = start.checked_shr(self.blob_log2.into())?;
         Some(Place {
             blob: u32::try_from(blob).ok()?,
@@ -173,48 +156,33 @@ impl Header {
     /// Bytes of the whole package file: known before anything behind the header is read.
     #[must_use]
     pub fn file_len(&self) -> u64 {
-        self.table_start()
-            .saturating_add(self.stored_len(self.table_len()))
+        self.table_start().saturating_add(self.stored_len(self.table_len()))
     }
 
     /// Where the table starts in the file.
     pub(super) fn table_start(&self) -> u64 {
         let meta_end = (PUBLIC_LEN as u64).saturating_add(self.stored_len(self.meta_len));
-        meta_end
-            .checked_next_multiple_of(PUBLIC_LEN as u64)
-            .unwrap_or(u64::MAX)
+        meta_end.checked_next_multiple_of(PUBLIC_LEN as u64).unwrap_or(u64::MAX)
     }
 
     /// Bytes that `len` bytes of meta or table take in the file.
     pub(super) fn stored_len(&self, len: u64) -> u64 {
-        let tags = if self.sealed {
-            chunks(len, SIDE_SEGMENT_LOG2).saturating_mul(TAG_LEN)
-        } else {
-            0
-        };
+        let tags =
+            if self.sealed { chunks(len, SIDE_SEGMENT_LOG2).saturating_mul(TAG_LEN) } else { 0 };
         len.saturating_add(tags)
     }
 
     /// Checks the fields that do not follow from one another.
     pub(super) fn check(&self) -> Result<(), PackageError> {
         if !(SEGMENT_LOG2_MIN..=SEGMENT_LOG2_MAX).contains(&self.segment_log2) {
-            return Err(PackageError::SegmentLog2 {
-                found: self.segment_log2,
-            });
+            return Err(PackageError::SegmentLog2 { found: self.segment_log2 });
         }
         let (min, max) = (self.segment_log2, BLOB_LOG2_MAX);
         if !(min..=max).contains(&self.blob_log2) {
-            return Err(PackageError::BlobLog2 {
-                found: self.blob_log2,
-                min,
-                max,
-            });
+            return Err(PackageError::BlobLog2 { found: self.blob_log2, min, max });
         }
         if !(1..=DATA_LEN_MAX).contains(&self.data_len) {
-            return Err(PackageError::DataLen {
-                found: self.data_len,
-                max: DATA_LEN_MAX,
-            });
+            return Err(PackageError::DataLen { found: self.data_len, max: DATA_LEN_MAX });
         }
         if self.blob_count() > BLOB_COUNT_MAX {
             return Err(PackageError::TooManyBlobs {
@@ -242,10 +210,7 @@ impl SignatureBlock {
     #[must_use]
     pub fn to_bytes(&self) -> [u8; SIGNATURE_LEN] {
         let mut out = Writer::with_capacity(SIGNATURE_LEN);
-        out.u16(ALG_ED25519)
-            .zeros(6)
-            .bytes(&self.public_key)
-            .bytes(&self.signature);
+        out.u16(ALG_ED25519).zeros(6).bytes(&self.public_key).bytes(&self.signature);
         out.into_array()
     }
 
@@ -257,24 +222,12 @@ impl SignatureBlock {
         let read = |input: &mut Reader<'_>| {
             let algorithm = input.u16()?;
             input.zeros(6)?;
-            Ok((
-                algorithm,
-                Self {
-                    public_key: input.array()?,
-                    signature: input.array()?,
-                },
-            ))
+            Ok((algorithm, Self { public_key: input.array()?, signature: input.array()? }))
         };
-        let (found, block) =
-            read(&mut Reader::new(bytes)).map_err(|source| PackageError::Layout {
-                part: "signature block",
-                source,
-            })?;
+        let (found, block) = read(&mut Reader::new(bytes))
+            .map_err(|source| PackageError::Layout { part: "signature block", source })?;
         if found != ALG_ED25519 {
-            return Err(PackageError::SignatureAlgorithm {
-                found,
-                expected: ALG_ED25519,
-            });
+            return Err(PackageError::SignatureAlgorithm { found, expected: ALG_ED25519 });
         }
         Ok(block)
     }
@@ -307,12 +260,8 @@ impl PublicHeader {
         let header = Header::from_bytes(&input.array().map_err(part("header"))?)?;
         let block = input.array().map_err(part("signature block"))?;
         let signature = SignatureBlock::from_bytes(&block)?;
-        let padding = PUBLIC_LEN
-            .saturating_sub(HEADER_LEN)
-            .saturating_sub(SIGNATURE_LEN);
-        input
-            .zeros(padding)
-            .map_err(part("zeros before the meta"))?;
+        let padding = PUBLIC_LEN.saturating_sub(HEADER_LEN).saturating_sub(SIGNATURE_LEN);
+        input.zeros(padding).map_err(part("zeros before the meta"))?;
         Self::from_parts(header, signature)
     }
 
@@ -341,8 +290,7 @@ impl PublicHeader {
     #[must_use]
     pub fn to_bytes(&self) -> [u8; HEADER_LEN + SIGNATURE_LEN] {
         let mut out = Writer::new();
-        out.bytes(&self.header.to_bytes())
-            .bytes(&self.signature.to_bytes());
+        out.bytes(&self.header.to_bytes()).bytes(&self.signature.to_bytes());
         out.into_array()
     }
 
@@ -352,17 +300,11 @@ impl PublicHeader {
     /// [`PackageError`], naming the check.
     pub fn from_evidence(bytes: &[u8]) -> Result<Self, PackageError> {
         let mut input = Reader::new(bytes);
-        let layout = |source| PackageError::Layout {
-            part: "header and signature",
-            source,
-        };
+        let layout = |source| PackageError::Layout { part: "header and signature", source };
         let header = input.array().map_err(layout)?;
         let block = input.array().map_err(layout)?;
         input.finish().map_err(layout)?;
-        Self::from_parts(
-            Header::from_bytes(&header)?,
-            SignatureBlock::from_bytes(&block)?,
-        )
+        Self::from_parts(Header::from_bytes(&header)?, SignatureBlock::from_bytes(&block)?)
     }
 
     /// The model's identity, the same sealed or not.
@@ -381,10 +323,7 @@ impl PublicHeader {
 /// SHA-256 of a publisher's public key.
 pub(super) fn publisher_key_id(public_key: &[u8; 32]) -> [u8; 32] {
     let mut id = [0; 32];
-    for (to, from) in id
-        .iter_mut()
-        .zip(digest::digest(&digest::SHA256, public_key).as_ref())
-    {
+    for (to, from) in id.iter_mut().zip(digest::digest(&digest::SHA256, public_key).as_ref()) {
         *to = *from;
     }
     id
@@ -404,16 +343,10 @@ fn read_header(
     }
     let expected = if sealed { SEALED.1 } else { OPEN.1 };
     if aead != expected {
-        return Ok(Err(PackageError::Aead {
-            found: aead,
-            expected,
-        }));
+        return Ok(Err(PackageError::Aead { found: aead, expected }));
     }
     if hash != HASH_BLAKE3 {
-        return Ok(Err(PackageError::Hash {
-            found: hash,
-            expected: HASH_BLAKE3,
-        }));
+        return Ok(Err(PackageError::Hash { found: hash, expected: HASH_BLAKE3 }));
     }
     let (segment_log2, blob_log2) = (input.u8()?, input.u8()?);
     let package_id = input.array()?;
@@ -439,9 +372,7 @@ fn read_header(
 
 /// How many pieces of `2^log2` bytes `len` bytes make, the last one short.
 pub(super) fn chunks(len: u64, log2: u8) -> u64 {
-    1_u64
-        .checked_shl(log2.into())
-        .map_or(1, |size| len.div_ceil(size))
+    1_u64.checked_shl(log2.into()).map_or(1, |size| len.div_ceil(size))
 }
 
 /// Meta and table are sealed in pieces of 2 MiB, whatever the data's segment.

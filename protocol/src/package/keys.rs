@@ -41,11 +41,7 @@ impl PackageKey {
 #[must_use]
 pub fn content_digest(header: &Header) -> [u8; 48] {
     let mut input = Writer::new();
-    input
-        .bytes(b"chrysalis1 content\0")
-        .u16(1)
-        .u64(header.meta_len)
-        .u64(header.data_len);
+    input.bytes(b"chrysalis1 content\0").u16(1).u64(header.meta_len).u64(header.data_len);
     input.bytes(&header.meta_root).bytes(&header.data_root);
     sha384(input.as_slice())
 }
@@ -54,9 +50,7 @@ pub fn content_digest(header: &Header) -> [u8; 48] {
 #[must_use]
 pub fn package_digest(header: &Header) -> [u8; 48] {
     let mut input = Writer::new();
-    input
-        .bytes(b"chrysalis1 package\0")
-        .bytes(&header.to_bytes());
+    input.bytes(b"chrysalis1 package\0").bytes(&header.to_bytes());
     sha384(input.as_slice())
 }
 
@@ -126,9 +120,7 @@ impl KeySchedule {
         position: Position,
         bytes: &mut [u8],
     ) -> Result<[u8; 16], PackageError> {
-        let failed = || PackageError::Crypto {
-            step: "sealing a segment",
-        };
+        let failed = || PackageError::Crypto { step: "sealing a segment" };
         let key = self.key(position.domain, blob).ok_or_else(failed)?;
         let aad = self.aad(position, bytes.len());
         let tag = key
@@ -148,16 +140,13 @@ impl KeySchedule {
     ) -> bool {
         let aad = Aad::from(self.aad(position, bytes.len()));
         self.key(position.domain, blob).is_some_and(|key| {
-            key.open_in_place_separate_tag(position.nonce(), aad, tag, bytes)
-                .is_ok()
+            key.open_in_place_separate_tag(position.nonce(), aad, tag, bytes).is_ok()
         })
     }
 
     fn key(&self, domain: Domain, blob: u32) -> Option<&LessSafeKey> {
         match domain {
-            Domain::Data => usize::try_from(blob)
-                .ok()
-                .and_then(|blob| self.data.get(blob)),
+            Domain::Data => usize::try_from(blob).ok().and_then(|blob| self.data.get(blob)),
             Domain::Table => Some(&self.table),
             Domain::Meta => Some(&self.meta),
         }
@@ -169,8 +158,7 @@ impl KeySchedule {
         aad.bytes(b"chrysalis1 seg\0").bytes(&self.package_id);
         aad.u32(position.domain as u32).u64(position.index);
         // No segment is longer than 4 MiB.
-        aad.u32(u32::try_from(len).unwrap_or(u32::MAX))
-            .u8(position.last.into());
+        aad.u32(u32::try_from(len).unwrap_or(u32::MAX)).u8(position.last.into());
         aad.into_array()
     }
 
@@ -199,25 +187,18 @@ fn cipher(prk: &hkdf::Prk, info: &[&[u8]]) -> Result<LessSafeKey, PackageError> 
     expand(prk, info, &mut key)?;
     UnboundKey::new(&AES_256_GCM, key.as_slice())
         .map(LessSafeKey::new)
-        .map_err(|_| PackageError::Crypto {
-            step: "making an AES-256-GCM key",
-        })
+        .map_err(|_| PackageError::Crypto { step: "making an AES-256-GCM key" })
 }
 
 fn expand(prk: &hkdf::Prk, info: &[&[u8]], out: &mut [u8; 32]) -> Result<(), PackageError> {
     prk.expand(info, hkdf::HKDF_SHA256)
         .and_then(|okm| okm.fill(out))
-        .map_err(|_| PackageError::Crypto {
-            step: "expanding a key",
-        })
+        .map_err(|_| PackageError::Crypto { step: "expanding a key" })
 }
 
 fn sha384(input: &[u8]) -> [u8; 48] {
     let mut out = [0; 48];
-    for (to, from) in out
-        .iter_mut()
-        .zip(digest::digest(&digest::SHA384, input).as_ref())
-    {
+    for (to, from) in out.iter_mut().zip(digest::digest(&digest::SHA384, input).as_ref()) {
         *to = *from;
     }
     out

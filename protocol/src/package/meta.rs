@@ -78,14 +78,7 @@ impl Meta {
             let offset = aligned(tensor, end)?;
             let len = tensor_len(tensor, dtype, &dims)?;
             end = end_of(tensor, offset, len)?;
-            records.push(TensorRecord {
-                name,
-                dtype,
-                dims,
-                offset,
-                len,
-                flags: 0,
-            });
+            records.push(TensorRecord { name, dtype, dims, offset, len, flags: 0 });
         }
         let meta = Self {
             architecture,
@@ -102,9 +95,7 @@ impl Meta {
     /// Bytes of the data that the tensors cover.
     #[must_use]
     pub fn data_len(&self) -> u64 {
-        self.tensors
-            .last()
-            .map_or(0, |tensor| tensor.offset.saturating_add(tensor.len))
+        self.tensors.last().map_or(0, |tensor| tensor.offset.saturating_add(tensor.len))
     }
 
     /// These bytes are the package's client bundle.
@@ -114,15 +105,10 @@ impl Meta {
     pub fn check_client_bundle(&self, bytes: &[u8]) -> Result<(), MetaError> {
         let found = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
         if found != self.client_bundle_len {
-            return Err(MetaError::ClientBundleLen {
-                found,
-                expected: self.client_bundle_len,
-            });
+            return Err(MetaError::ClientBundleLen { found, expected: self.client_bundle_len });
         }
-        let (found, expected) = (
-            client_bundle_digest(bytes).into(),
-            self.client_bundle_hash.into(),
-        );
+        let (found, expected) =
+            (client_bundle_digest(bytes).into(), self.client_bundle_hash.into());
         if found != expected {
             return Err(MetaError::ClientBundleHash { found, expected });
         }
@@ -140,10 +126,7 @@ impl Meta {
         out.bytes(&self.architecture.to_bytes()?);
         write_text(&mut out, &self.name);
         write_text(&mut out, &self.licence);
-        out.u64(self.client_bundle_len)
-            .bytes(&self.client_bundle_hash)
-            .u32(count)
-            .zeros(84);
+        out.u64(self.client_bundle_len).bytes(&self.client_bundle_hash).u32(count).zeros(84);
         for tensor in &self.tensors {
             tensor.write(&mut out);
         }
@@ -170,14 +153,8 @@ impl Meta {
             tensors.push(TensorRecord::read(&mut input)?);
         }
         input.finish()?;
-        let meta = Self {
-            architecture,
-            name,
-            licence,
-            client_bundle_len,
-            client_bundle_hash,
-            tensors,
-        };
+        let meta =
+            Self { architecture, name, licence, client_bundle_len, client_bundle_hash, tensors };
         meta.check()?;
         Ok(meta)
     }
@@ -188,9 +165,7 @@ impl Meta {
             check_text("licence", &self.licence)?;
         }
         if self.client_bundle_len == 0 && self.client_bundle_hash != [0; 32] {
-            return Err(MetaError::AbsentNotZero {
-                field: "client_bundle_hash",
-            });
+            return Err(MetaError::AbsentNotZero { field: "client_bundle_hash" });
         }
         check_tensor_count(self.tensors.len())?;
         let mut names = HashSet::with_capacity(self.tensors.len());
@@ -212,9 +187,7 @@ impl TensorRecord {
     fn write(&self, out: &mut Writer) {
         write_text(out, &self.name);
         out.u16(self.dtype);
-        out.u8(u8::try_from(self.dims.len()).unwrap_or(u8::MAX))
-            .zeros(1)
-            .u32(self.flags);
+        out.u8(u8::try_from(self.dims.len()).unwrap_or(u8::MAX)).zeros(1).u32(self.flags);
         for slot in 0..RANK_MAX {
             out.u32(self.dims.get(slot).copied().unwrap_or(0));
         }
@@ -234,46 +207,26 @@ impl TensorRecord {
         // A rank above eight leaves no slot for its dimensions: refused below as no dimensions.
         let (dims, unused) = slots.split_at_checked(rank).unwrap_or((&[], &slots));
         if unused.iter().any(|&dim| dim != 0) {
-            return Err(MetaError::AbsentNotZero {
-                field: "tensor dimension",
-            });
+            return Err(MetaError::AbsentNotZero { field: "tensor dimension" });
         }
         let (offset, len) = (input.u64()?, input.u64()?);
         input.zeros(8)?;
-        Ok(Self {
-            name,
-            dtype,
-            dims: dims.to_vec(),
-            offset,
-            len,
-            flags,
-        })
+        Ok(Self { name, dtype, dims: dims.to_vec(), offset, len, flags })
     }
 
     /// Checks the record that follows `end` bytes of data, and returns where it ends itself.
     fn check(&self, tensor: usize, end: u64) -> Result<u64, MetaError> {
         check_text("tensor name", &self.name)?;
         if self.flags != 0 {
-            return Err(MetaError::TensorFlags {
-                tensor,
-                found: self.flags,
-            });
+            return Err(MetaError::TensorFlags { tensor, found: self.flags });
         }
         let expected = tensor_len(tensor, self.dtype, &self.dims)?;
         if self.len != expected {
-            return Err(MetaError::TensorLen {
-                tensor,
-                found: self.len,
-                expected,
-            });
+            return Err(MetaError::TensorLen { tensor, found: self.len, expected });
         }
         let expected = aligned(tensor, end)?;
         if self.offset != expected {
-            return Err(MetaError::Offset {
-                tensor,
-                found: self.offset,
-                expected,
-            });
+            return Err(MetaError::Offset { tensor, found: self.offset, expected });
         }
         end_of(tensor, self.offset, self.len)
     }
@@ -302,14 +255,9 @@ pub const fn dtype_group(dtype: u16) -> Option<(u32, u32)> {
 /// # Errors
 /// [`MetaError::Dtype`], [`MetaError::Dims`], [`MetaError::Groups`].
 pub fn tensor_len(tensor: usize, dtype: u16, dims: &[u32]) -> Result<u64, MetaError> {
-    let (group, group_bytes) = dtype_group(dtype).ok_or(MetaError::Dtype {
-        tensor,
-        found: dtype,
-    })?;
-    let refused = || MetaError::Dims {
-        tensor,
-        dims: dims.to_vec(),
-    };
+    let (group, group_bytes) =
+        dtype_group(dtype).ok_or(MetaError::Dtype { tensor, found: dtype })?;
+    let refused = || MetaError::Dims { tensor, dims: dims.to_vec() };
     let Some((&cols, rows)) = dims.split_last().filter(|_| dims.len() <= RANK_MAX) else {
         return Err(refused());
     };
@@ -317,47 +265,30 @@ pub fn tensor_len(tensor: usize, dtype: u16, dims: &[u32]) -> Result<u64, MetaEr
         return Err(refused());
     }
     if !cols.is_multiple_of(group) {
-        return Err(MetaError::Groups {
-            tensor,
-            cols,
-            group,
-        });
+        return Err(MetaError::Groups { tensor, cols, group });
     }
     let groups = cols.checked_div(group).map(u64::from);
     let row_bytes = groups.and_then(|groups| groups.checked_mul(u64::from(group_bytes)));
     rows.iter()
-        .try_fold(row_bytes.ok_or_else(refused)?, |len, &rows| {
-            len.checked_mul(u64::from(rows))
-        })
+        .try_fold(row_bytes.ok_or_else(refused)?, |len, &rows| len.checked_mul(u64::from(rows)))
         .ok_or_else(refused)
 }
 
 fn aligned(tensor: usize, end: u64) -> Result<u64, MetaError> {
-    end.checked_next_multiple_of(ALIGN)
-        .ok_or(MetaError::TooLong {
-            tensor,
-            max: DATA_LEN_MAX,
-        })
+    end.checked_next_multiple_of(ALIGN).ok_or(MetaError::TooLong { tensor, max: DATA_LEN_MAX })
 }
 
 fn end_of(tensor: usize, offset: u64, len: u64) -> Result<u64, MetaError> {
     offset
         .checked_add(len)
         .filter(|&end| end <= DATA_LEN_MAX)
-        .ok_or(MetaError::TooLong {
-            tensor,
-            max: DATA_LEN_MAX,
-        })
+        .ok_or(MetaError::TooLong { tensor, max: DATA_LEN_MAX })
 }
 
 /// BLAKE3 of a client bundle, as metas and appraisal policies name it; zero for none.
 #[must_use]
 pub fn client_bundle_digest(client_bundle: &[u8]) -> [u8; 32] {
-    if client_bundle.is_empty() {
-        [0; 32]
-    } else {
-        blake3::hash(client_bundle).into()
-    }
+    if client_bundle.is_empty() { [0; 32] } else { blake3::hash(client_bundle).into() }
 }
 
 fn check_tensor_count(found: usize) -> Result<(), MetaError> {
@@ -378,17 +309,13 @@ fn check_text(field: &'static str, text: &str) -> Result<(), MetaError> {
 }
 
 fn write_text(out: &mut Writer, text: &str) {
-    out.bytes(text.as_bytes())
-        .zeros(NAME_MAX.saturating_sub(text.len()));
+    out.bytes(text.as_bytes()).zeros(NAME_MAX.saturating_sub(text.len()));
 }
 
 /// Zero-padded text; a zero inside stays in the text and is then refused as a control character.
 fn read_text(field: &'static str, input: &mut Reader<'_>) -> Result<String, MetaError> {
     let padded = input.bytes(NAME_MAX)?;
-    let len = padded
-        .iter()
-        .rposition(|&byte| byte != 0)
-        .map_or(0, |at| at.saturating_add(1));
+    let len = padded.iter().rposition(|&byte| byte != 0).map_or(0, |at| at.saturating_add(1));
     let text = padded.get(..len).and_then(|text| str::from_utf8(text).ok());
     text.map(str::to_owned).ok_or(MetaError::Text { field })
 }

@@ -25,10 +25,7 @@ pub trait BlobSource {
 
 /// A package whose header, signature, key, meta and segment table belong together.
 /// [`Package::open`] is its only source, and only it opens data segments.
-#[expect(
-    missing_debug_implementations,
-    reason = "it holds keys, and hashes of private weights"
-)]
+#[expect(missing_debug_implementations, reason = "it holds keys, and hashes of private weights")]
 pub struct Package {
     public: PublicHeader,
     meta: Meta,
@@ -69,10 +66,7 @@ impl Package {
         // 2. The file is exactly as long as the header says.
         let found = u64::try_from(file.len()).unwrap_or(u64::MAX);
         if found != header.file_len() {
-            return Err(PackageError::FileLen {
-                found,
-                expected: header.file_len(),
-            });
+            return Err(PackageError::FileLen { found, expected: header.file_len() });
         }
         // 3. The header commits to the key.
         let keys = committed_keys(header, key)?;
@@ -101,13 +95,7 @@ impl Package {
         if let Some(found) = tree::join(&chaining_values).filter(|&found| found != expected) {
             return Err(PackageError::DataRoot { found, expected });
         }
-        Ok(Self {
-            public,
-            meta,
-            keys,
-            chaining_values,
-            tags,
-        })
+        Ok(Self { public, meta, keys, chaining_values, tags })
     }
 
     /// Header, signature and digests.
@@ -165,13 +153,11 @@ impl Package {
         buf: &mut [u8],
     ) -> Result<(), PackageError> {
         let Place { blob, offset, .. } = self.fitting_place(index, buf.len())?;
-        source
-            .read_at(blob, offset, buf)
-            .map_err(|source| PackageError::Read {
-                segment: index,
-                blob,
-                source,
-            })?;
+        source.read_at(blob, offset, buf).map_err(|source| PackageError::Read {
+            segment: index,
+            blob,
+            source,
+        })?;
         self.open_segment(index, buf)
     }
 
@@ -192,12 +178,7 @@ impl Package {
             let len = self.place(index).map_or(0, |place| place.len);
             let segment = buffer.get_mut(..len).unwrap_or_default();
             self.read_segment(index, source, segment)?;
-            for Piece {
-                tensor,
-                offset,
-                range,
-            } in self.pieces(index)
-            {
+            for Piece { tensor, offset, range } in self.pieces(index) {
                 each(tensor, offset, segment.get(range).unwrap_or_default())?;
             }
         }
@@ -206,30 +187,20 @@ impl Package {
 
     /// The parts of tensors that lie in segment `index`, in order; none beyond the last segment.
     pub fn pieces(&self, index: u64) -> impl Iterator<Item = Piece> + use<'_> {
-        let start = index
-            .checked_shl(self.public.header().segment_log2.into())
-            .unwrap_or(u64::MAX);
+        let start = index.checked_shl(self.public.header().segment_log2.into()).unwrap_or(u64::MAX);
         let len = self.place(index).map_or(0, |place| place.len as u64);
         let end = start.saturating_add(len);
         let tensors = &self.meta.tensors;
         let first = tensors.partition_point(|t| t.offset.saturating_add(t.len) <= start);
         let covered = tensors.iter().enumerate().skip(first);
-        covered
-            .take_while(move |(_, t)| t.offset < end)
-            .filter_map(move |(tensor, t)| {
-                let from = t.offset.max(start);
-                let to = t.offset.saturating_add(t.len).min(end);
-                let in_segment = |at: u64| {
-                    at.checked_sub(start)
-                        .and_then(|at| usize::try_from(at).ok())
-                };
-                let range = in_segment(from)?..in_segment(to)?;
-                Some(Piece {
-                    tensor,
-                    offset: from.checked_sub(t.offset)?,
-                    range,
-                })
-            })
+        covered.take_while(move |(_, t)| t.offset < end).filter_map(move |(tensor, t)| {
+            let from = t.offset.max(start);
+            let to = t.offset.saturating_add(t.len).min(end);
+            let in_segment =
+                |at: u64| at.checked_sub(start).and_then(|at| usize::try_from(at).ok());
+            let range = in_segment(from)?..in_segment(to)?;
+            Some(Piece { tensor, offset: from.checked_sub(t.offset)?, range })
+        })
     }
 
     fn check_segment(&self, index: u64, bytes: &mut [u8]) -> Result<(), PackageError> {
@@ -238,21 +209,12 @@ impl Package {
         let at = usize::try_from(index).ok();
         let entry = at.and_then(|at| self.chaining_values.get(at).zip(self.tags.get(at)));
         let Some((chaining_value, tag)) = entry else {
-            return Err(PackageError::SegmentIndex {
-                found: index,
-                count,
-            });
+            return Err(PackageError::SegmentIndex { found: index, count });
         };
         let last = index.saturating_add(1) == count;
-        let position = Position {
-            domain: Domain::Data,
-            index,
-            last,
-        };
-        let opens = self
-            .keys
-            .as_ref()
-            .is_none_or(|keys| keys.open(place.blob, position, tag, bytes));
+        let position = Position { domain: Domain::Data, index, last };
+        let opens =
+            self.keys.as_ref().is_none_or(|keys| keys.open(place.blob, position, tag, bytes));
         if !opens {
             return Err(PackageError::SegmentSeal { segment: index });
         }
@@ -273,10 +235,7 @@ impl Package {
             let gap = bytes.get(done..range.start).unwrap_or_default();
             if gap.iter().any(|&byte| byte != 0) {
                 let offset = range.start as u64;
-                return Err(PackageError::GapNotZero {
-                    segment: index,
-                    offset,
-                });
+                return Err(PackageError::GapNotZero { segment: index, offset });
             }
             done = range.end;
         }
@@ -285,18 +244,11 @@ impl Package {
 
     fn fitting_place(&self, index: u64, len: usize) -> Result<Place, PackageError> {
         let Some(place) = self.place(index) else {
-            return Err(PackageError::SegmentIndex {
-                found: index,
-                count: self.num_segments(),
-            });
+            return Err(PackageError::SegmentIndex { found: index, count: self.num_segments() });
         };
         if place.len != len {
             let (found, expected) = (len as u64, place.len as u64);
-            return Err(PackageError::SegmentLen {
-                segment: index,
-                found,
-                expected,
-            });
+            return Err(PackageError::SegmentLen { segment: index, found, expected });
         }
         Ok(place)
     }
@@ -324,20 +276,13 @@ fn committed_keys(
 
 /// The stored meta and the stored table of a file of the right length.
 fn split_file<'a>(header: &Header, file: &'a [u8]) -> Result<(&'a [u8], &'a [u8]), PackageError> {
-    let layout = |source| PackageError::Layout {
-        part: "zeros before the table",
-        source,
-    };
+    let layout = |source| PackageError::Layout { part: "zeros before the table", source };
     let len = |len: u64| usize::try_from(len).unwrap_or(usize::MAX);
     let mut input = Reader::new(file);
     input.bytes(PUBLIC_LEN).map_err(layout)?;
-    let meta = input
-        .bytes(len(header.stored_len(header.meta_len)))
-        .map_err(layout)?;
+    let meta = input.bytes(len(header.stored_len(header.meta_len))).map_err(layout)?;
     let read = file.len().saturating_sub(input.left());
-    input
-        .zeros(len(header.table_start()).saturating_sub(read))
-        .map_err(layout)?;
+    input.zeros(len(header.table_start()).saturating_sub(read)).map_err(layout)?;
     Ok((meta, input.rest()))
 }
 
@@ -358,16 +303,7 @@ fn open_side(
         let opened = stored.split_last_chunk().is_some_and(|(sealed, tag)| {
             plain.extend_from_slice(sealed);
             let bytes = plain.get_mut(start..).unwrap_or_default();
-            keys.open(
-                0,
-                Position {
-                    domain,
-                    index,
-                    last,
-                },
-                tag,
-                bytes,
-            )
+            keys.open(0, Position { domain, index, last }, tag, bytes)
         });
         if !opened {
             return Err(match domain {
@@ -382,10 +318,7 @@ fn open_side(
 type Table = (Vec<[u8; 32]>, Vec<[u8; 16]>);
 
 fn read_table(header: &Header, table: &[u8]) -> Result<Table, PackageError> {
-    let layout = |source| PackageError::Layout {
-        part: "table",
-        source,
-    };
+    let layout = |source| PackageError::Layout { part: "table", source };
     let mut input = Reader::new(table);
     let (mut chaining_values, mut tags) = (Vec::new(), Vec::new());
     for segment in 0..header.segment_count() {

@@ -20,25 +20,14 @@ pub(super) fn measure(segment_log2: u8, index: u64, bytes: &[u8]) -> Measured {
     hasher.update(bytes);
     let chaining_value = hasher.finalize_non_root();
     // A root is only ever at offset zero.
-    let alone = if index == 0 {
-        hasher.finalize()
-    } else {
-        blake3::Hash::from_bytes([0; 32])
-    };
-    Measured {
-        chaining_value,
-        alone,
-    }
+    let alone = if index == 0 { hasher.finalize() } else { blake3::Hash::from_bytes([0; 32]) };
+    Measured { chaining_value, alone }
 }
 
 /// The hash of the data that two or more segments make; nothing for fewer.
 pub(super) fn join(chaining_values: &[Value]) -> Option<blake3::Hash> {
     let (left, right) = split(chaining_values)?;
-    Some(merge_subtrees_root(
-        &subtree(left)?,
-        &subtree(right)?,
-        Mode::Hash,
-    ))
+    Some(merge_subtrees_root(&subtree(left)?, &subtree(right)?, Mode::Hash))
 }
 
 /// Depth: the logarithm of the number of segments, at most 22.
@@ -47,22 +36,13 @@ fn subtree(chaining_values: &[Value]) -> Option<Value> {
         return Some(*one);
     }
     let (left, right) = split(chaining_values)?;
-    Some(merge_subtrees_non_root(
-        &subtree(left)?,
-        &subtree(right)?,
-        Mode::Hash,
-    ))
+    Some(merge_subtrees_non_root(&subtree(left)?, &subtree(right)?, Mode::Hash))
 }
 
 /// The left side is the largest power of two that leaves something to the right.
 fn split(chaining_values: &[Value]) -> Option<(&[Value], &[Value])> {
-    let left = chaining_values
-        .len()
-        .div_ceil(2)
-        .checked_next_power_of_two()?;
-    chaining_values
-        .split_at_checked(left)
-        .filter(|(_, right)| !right.is_empty())
+    let left = chaining_values.len().div_ceil(2).checked_next_power_of_two()?;
+    chaining_values.split_at_checked(left).filter(|(_, right)| !right.is_empty())
 }
 
 #[cfg(test)]
@@ -75,11 +55,9 @@ mod tests {
         for segment_log2 in [10, 11, 13] {
             let segment = 1_usize << segment_log2;
             for segments in 2..=(data.len() >> segment_log2) {
-                for len in [
-                    segments * segment - 1,
-                    segments * segment,
-                    segments * segment - segment + 1,
-                ] {
+                for len in
+                    [segments * segment - 1, segments * segment, segments * segment - segment + 1]
+                {
                     let data = &data[..len];
                     let values: Vec<_> = data
                         .chunks(segment)

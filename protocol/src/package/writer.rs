@@ -47,14 +47,7 @@ impl<'a> PackageOptions<'a> {
     #[must_use]
     pub const fn new(package_id: [u8; 16], publisher: &'a Ed25519KeyPair) -> Self {
         let (segment_log2, blob_log2) = (SEGMENT_LOG2, BLOB_LOG2);
-        Self {
-            package_id,
-            model_svn: 1,
-            segment_log2,
-            blob_log2,
-            key: None,
-            publisher,
-        }
+        Self { package_id, model_svn: 1, segment_log2, blob_log2, key: None, publisher }
     }
 }
 
@@ -141,26 +134,15 @@ impl<'a, S: BlobSink> PackageWriter<'a, S> {
     /// # Errors
     /// [`PackageError::TensorOrder`], [`PackageError::TensorOverrun`], [`PackageError::Write`].
     pub fn write(&mut self, tensor: usize, bytes: &[u8]) -> Result<(), PackageError> {
-        let due = self
-            .meta
-            .tensors
-            .get(self.tensor)
-            .filter(|_| tensor == self.tensor);
+        let due = self.meta.tensors.get(self.tensor).filter(|_| tensor == self.tensor);
         let Some(record) = due else {
-            return Err(PackageError::TensorOrder {
-                found: tensor,
-                expected: self.tensor,
-            });
+            return Err(PackageError::TensorOrder { found: tensor, expected: self.tensor });
         };
         let (start, len) = (record.offset, record.len);
         let found = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
         let expected = len.saturating_sub(self.tensor_position);
         if found > expected {
-            return Err(PackageError::TensorOverrun {
-                tensor,
-                found,
-                expected,
-            });
+            return Err(PackageError::TensorOverrun { tensor, found, expected });
         }
         if self.tensor_position == 0 {
             // Fewer than 256 bytes lie between two tensors.
@@ -197,18 +179,11 @@ impl<'a, S: BlobSink> PackageWriter<'a, S> {
         let signature = signature.map_err(|_| PackageError::Crypto { step: "signing" })?;
         let signature = SignatureBlock {
             public_key: public_key(self.publisher)?,
-            signature: signature
-                .as_ref()
-                .try_into()
-                .map_err(|_| PackageError::Signature)?,
+            signature: signature.as_ref().try_into().map_err(|_| PackageError::Signature)?,
         };
         let file = self.file(&signature, table.as_slice())?;
         let public = PublicHeader::from_parts(self.header, signature)?;
-        Ok(Finished {
-            public,
-            file,
-            sink: self.sink,
-        })
+        Ok(Finished { public, file, sink: self.sink })
     }
 
     fn push(&mut self, mut bytes: &[u8]) -> Result<(), PackageError> {
@@ -230,29 +205,20 @@ impl<'a, S: BlobSink> PackageWriter<'a, S> {
         let index = self.chaining_values.len() as u64;
         let count = self.header.segment_count();
         let Some(place) = self.header.place(index) else {
-            return Err(PackageError::SegmentIndex {
-                found: index,
-                count,
-            });
+            return Err(PackageError::SegmentIndex { found: index, count });
         };
         let measured = tree::measure(self.header.segment_log2, index, &self.segment);
         let last = index.saturating_add(1) == count;
-        let position = Position {
-            domain: Domain::Data,
-            index,
-            last,
-        };
+        let position = Position { domain: Domain::Data, index, last };
         let tag = match &self.keys {
             Some(keys) => keys.seal(place.blob, position, &mut self.segment)?,
             None => [0; 16],
         };
-        self.sink
-            .append(place.blob, &self.segment)
-            .map_err(|source| PackageError::Write {
-                segment: index,
-                blob: place.blob,
-                source,
-            })?;
+        self.sink.append(place.blob, &self.segment).map_err(|source| PackageError::Write {
+            segment: index,
+            blob: place.blob,
+            source,
+        })?;
         self.chaining_values.push(measured.chaining_value);
         self.tags.push(tag);
         self.alone.get_or_insert(measured.alone);
@@ -270,8 +236,7 @@ impl<'a, S: BlobSink> PackageWriter<'a, S> {
 
     fn file(&self, signature: &SignatureBlock, table: &[u8]) -> Result<Vec<u8>, PackageError> {
         let mut file = Writer::new();
-        file.bytes(&self.header.to_bytes())
-            .bytes(&signature.to_bytes());
+        file.bytes(&self.header.to_bytes()).bytes(&signature.to_bytes());
         pad(&mut file);
         self.append_side(&mut file, Domain::Meta, &self.meta.to_bytes()?)?;
         pad(&mut file);
@@ -294,15 +259,7 @@ impl<'a, S: BlobSink> PackageWriter<'a, S> {
         while let Some((plain, index)) = segments.next() {
             let mut sealed = Zeroizing::new(plain.to_vec());
             let last = segments.peek().is_none();
-            let tag = keys.seal(
-                0,
-                Position {
-                    domain,
-                    index,
-                    last,
-                },
-                &mut sealed,
-            )?;
+            let tag = keys.seal(0, Position { domain, index, last }, &mut sealed)?;
             file.bytes(&sealed).bytes(&tag);
         }
         Ok(())
@@ -310,16 +267,11 @@ impl<'a, S: BlobSink> PackageWriter<'a, S> {
 }
 
 fn pad(file: &mut Writer) {
-    let end = file
-        .len()
-        .checked_next_multiple_of(PUBLIC_LEN)
-        .unwrap_or(usize::MAX);
+    let end = file.len().checked_next_multiple_of(PUBLIC_LEN).unwrap_or(usize::MAX);
     file.zeros(end.saturating_sub(file.len()));
 }
 
 fn public_key(pair: &Ed25519KeyPair) -> Result<[u8; 32], PackageError> {
     let key = pair.public_key().as_ref().try_into();
-    key.map_err(|_| PackageError::Crypto {
-        step: "reading the publisher's key",
-    })
+    key.map_err(|_| PackageError::Crypto { step: "reading the publisher's key" })
 }

@@ -21,11 +21,7 @@ impl Case {
         let text = |text: &str| text.to_owned();
         let fields = vec![("kind", text(kind)), ("expect", text(expect))];
         let about = text(about);
-        Self {
-            name,
-            about,
-            fields,
-        }
+        Self { name, about, fields }
     }
 
     pub(crate) fn hex(mut self, name: &'static str, bytes: impl AsRef<[u8]>) -> Self {
@@ -43,10 +39,7 @@ impl Case {
     }
 
     pub(crate) fn fields_of(&self) -> Vec<(String, String)> {
-        self.fields
-            .iter()
-            .map(|(name, value)| ((*name).to_owned(), value.clone()))
-            .collect()
+        self.fields.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect()
     }
 
     pub(crate) fn to_text(&self) -> String {
@@ -80,12 +73,7 @@ pub(crate) fn all() -> Vec<Case> {
 
 fn frames() -> Vec<Case> {
     let mut bytes = Vec::new();
-    frame::write(
-        FrameKind::HostData,
-        0x0102_0304_0506_0708,
-        b"a portion",
-        &mut bytes,
-    );
+    frame::write(FrameKind::HostData, 0x0102_0304_0506_0708, b"a portion", &mut bytes);
     let with = |offset: usize, value: u8| {
         let mut changed = bytes.clone();
         changed[offset] = value;
@@ -95,23 +83,13 @@ fn frames() -> Vec<Case> {
         Case::new(name, about, "frame", because).hex("bytes", bytes)
     };
     vec![
-        Case::new(
-            "frame_data",
-            "a DATA frame from the host",
-            "frame",
-            "accept",
-        )
-        .hex("bytes", &bytes)
-        .number("frame_kind", 5)
-        .number("stream", 0x0102_0304_0506_0708)
-        .hex("body", b"a portion"),
-        Case::new(
-            "frame_short",
-            "the body is not complete yet",
-            "frame",
-            "incomplete",
-        )
-        .hex("bytes", &bytes[..bytes.len() - 1]),
+        Case::new("frame_data", "a DATA frame from the host", "frame", "accept")
+            .hex("bytes", &bytes)
+            .number("frame_kind", 5)
+            .number("stream", 0x0102_0304_0506_0708)
+            .hex("body", b"a portion"),
+        Case::new("frame_short", "the body is not complete yet", "frame", "incomplete")
+            .hex("bytes", &bytes[..bytes.len() - 1]),
         refused(
             "frame_unknown_kind",
             "0x0d is no kind",
@@ -155,16 +133,8 @@ fn statements() -> Vec<Case> {
         Case::new(name, about, "statement", because).hex("bytes", bytes)
     };
     vec![
-        accepted(
-            "statement_serve",
-            "a serve statement on SEV-SNP with two GPUs",
-            &statement(),
-        ),
-        accepted(
-            "statement_simulated",
-            "a simulated platform without a GPU",
-            &simulated,
-        ),
+        accepted("statement_serve", "a serve statement on SEV-SNP with two GPUs", &statement()),
+        accepted("statement_simulated", "a simulated platform without a GPU", &simulated),
         changed(
             "statement_unknown_tee",
             "3 is no platform",
@@ -194,14 +164,9 @@ fn report_data() -> Vec<Case> {
     let mut other_hash = report_data;
     other_hash[9] = 1;
     vec![
-        Case::new(
-            "report_data",
-            "report data of statement_serve",
-            "report_data",
-            "accept",
-        )
-        .hex("bytes", report_data)
-        .hex("digest", statement().digest()),
+        Case::new("report_data", "report data of statement_serve", "report_data", "accept")
+            .hex("bytes", report_data)
+            .hex("digest", statement().digest()),
         Case::new(
             "report_data_other_hash",
             "the hash must be SHA-384",
@@ -219,21 +184,13 @@ fn configs() -> Vec<Case> {
     let mut logging = policy().to_bytes();
     logging[21] = 1;
     let flat = PadProfile::Flat;
-    let flat = ServingPolicy {
-        pad_profile: flat,
-        ..policy()
-    };
+    let flat = ServingPolicy { pad_profile: flat, ..policy() };
     vec![
-        Case::new(
-            "key_config",
-            "an epoch's sealing key",
-            "key_config",
-            "accept",
-        )
-        .hex("seed", SeededRng::new("sealing key").array::<32>())
-        .hex("bytes", config.to_bytes())
-        .hex("digest", config.digest())
-        .hex("key_id", config.key_id()),
+        Case::new("key_config", "an epoch's sealing key", "key_config", "accept")
+            .hex("seed", SeededRng::new("sealing key").array::<32>())
+            .hex("bytes", config.to_bytes())
+            .hex("digest", config.digest())
+            .hex("key_id", config.key_id()),
         Case::new(
             "key_config_other_kem",
             "X-Wing is the only KEM",
@@ -241,14 +198,9 @@ fn configs() -> Vec<Case> {
             "the key configuration's KEM is 0x6420, not 0x647a",
         )
         .hex("bytes", other_kem),
-        Case::new(
-            "policy",
-            "frames on a tick, KV blocks shared by salt",
-            "policy",
-            "accept",
-        )
-        .hex("bytes", policy().to_bytes())
-        .hex("digest", policy().digest()),
+        Case::new("policy", "frames on a tick, KV blocks shared by salt", "policy", "accept")
+            .hex("bytes", policy().to_bytes())
+            .hex("digest", policy().digest()),
         Case::new("policy_flat", "the full envelope", "policy", "accept")
             .hex("bytes", flat.to_bytes())
             .hex("digest", flat.digest()),
@@ -265,17 +217,11 @@ fn configs() -> Vec<Case> {
 fn bundles() -> Vec<Case> {
     let (statement, report, package) = (statement().to_bytes(), [1; 1_184], [2; 360]);
     let (key_config, policy) = (key_config().to_bytes(), policy().to_bytes());
-    let challenges: Vec<[u8; 32]> = (0..5)
-        .map(|i| SeededRng::new(&format!("challenge {i}")).array())
-        .collect();
+    let challenges: Vec<[u8; 32]> =
+        (0..5).map(|i| SeededRng::new(&format!("challenge {i}")).array()).collect();
     let tree = Tree::new(&challenges).unwrap();
     let path = tree.path(3).unwrap();
-    let freshness = Freshness {
-        statement: &statement,
-        report: &report,
-        path,
-    }
-    .to_bytes();
+    let freshness = Freshness { statement: &statement, report: &report, path }.to_bytes();
     let bundle = Bundle {
         statement: &statement,
         report: &report,
@@ -284,23 +230,15 @@ fn bundles() -> Vec<Case> {
         gpu: None,
         package: &package,
         freshness: Some(&freshness),
-        endorsements: Endorsements {
-            vcek: Some(b"certificate"),
-            ..Endorsements::default()
-        },
+        endorsements: Endorsements { vcek: Some(b"certificate"), ..Endorsements::default() },
     };
     let bytes = bundle.to_bytes();
     let doubled = [&bytes[..], &[0, 7, 0, 0, 0, 0, 0, 1, 0]].concat();
     vec![
-        Case::new(
-            "bundle",
-            "evidence with freshness and a certificate",
-            "bundle",
-            "accept",
-        )
-        .hex("bytes", &bytes)
-        .hex("statement", statement)
-        .hex("freshness", &freshness),
+        Case::new("bundle", "evidence with freshness and a certificate", "bundle", "accept")
+            .hex("bytes", &bytes)
+            .hex("statement", statement)
+            .hex("freshness", &freshness),
         Case::new(
             "bundle_order",
             "types ascend",
@@ -315,27 +253,18 @@ fn bundles() -> Vec<Case> {
             "the input ends inside a field: 11 bytes needed, 10 left",
         )
         .hex("bytes", &bytes[..bytes.len() - 1]),
-        Case::new(
-            "freshness",
-            "the fourth of five challenges",
-            "freshness",
-            "accept",
-        )
-        .hex("challenges", challenges.concat())
-        .hex("challenge", challenges[3])
-        .hex("bytes", freshness)
-        .hex("root", tree.root()),
+        Case::new("freshness", "the fourth of five challenges", "freshness", "accept")
+            .hex("challenges", challenges.concat())
+            .hex("challenge", challenges[3])
+            .hex("bytes", freshness)
+            .hex("root", tree.root()),
     ]
 }
 
 fn receipts() -> Vec<Case> {
     let (receipt, key) = (receipt(3, [5; 32]), receipt_key());
     let signed = receipt.sign(&key);
-    let exact = Receipt {
-        output_units: 250,
-        ..receipt
-    }
-    .sign(&key);
+    let exact = Receipt { output_units: 250, ..receipt }.sign(&key);
     let mut forged = signed;
     forged[215] ^= 64;
     let seed = SeededRng::new("receipt key").array::<32>();
@@ -344,17 +273,12 @@ fn receipts() -> Vec<Case> {
         case.hex("public_key", receipt_key().public_key())
     };
     vec![
-        Case::new(
-            "receipt",
-            "the last receipt of a stream",
-            "receipt",
-            "accept",
-        )
-        .hex("seed", seed)
-        .hex("bytes", signed)
-        .hex("public_key", key.public_key())
-        .hex("hash", hash(&signed))
-        .number("output_units", 256),
+        Case::new("receipt", "the last receipt of a stream", "receipt", "accept")
+            .hex("seed", seed)
+            .hex("bytes", signed)
+            .hex("public_key", key.public_key())
+            .hex("hash", hash(&signed))
+            .number("output_units", 256),
         refused(
             "receipt_forged",
             "64 output units were added after the signature",

@@ -53,29 +53,17 @@ fn statements_that_contradict_themselves_are_refused() {
     };
     assert_eq!(refusal(&|_| {}), None);
     let no_gpus = |s: &mut Statement| s.gpu_count = 0;
-    assert_eq!(
-        refusal(&no_gpus),
-        Some(StatementError::GpuFields { count: 0 })
-    );
+    assert_eq!(refusal(&no_gpus), Some(StatementError::GpuFields { count: 0 }));
     let no_digest = |s: &mut Statement| s.gpu_digest = [0; 48];
-    assert_eq!(
-        refusal(&no_digest),
-        Some(StatementError::GpuFields { count: 2 })
-    );
+    assert_eq!(refusal(&no_digest), Some(StatementError::GpuFields { count: 2 }));
 
     let mut bytes = statement().to_bytes();
     bytes[11] |= 1 << 2;
-    let simulated = StatementError::Simulated {
-        flag: true,
-        tee: Tee::SevSnp,
-    };
+    let simulated = StatementError::Simulated { flag: true, tee: Tee::SevSnp };
     assert_eq!(Statement::from_bytes(&bytes), Err(simulated));
     let mut bytes = statement().to_bytes();
     bytes[339] |= 1 << 2;
-    assert_eq!(
-        Statement::from_bytes(&bytes),
-        Err(StatementError::GpuDevtools)
-    );
+    assert_eq!(Statement::from_bytes(&bytes), Err(StatementError::GpuDevtools));
 }
 
 #[test]
@@ -93,27 +81,15 @@ fn the_gpu_challenge_commits_to_everything_but_the_gpus() {
 #[test]
 fn every_flipped_bit_of_what_a_statement_hashes_is_refused_or_another_digest() {
     let (config, policy) = (key_config(), policy());
-    assert_eq!(
-        KeyConfig::from_bytes(&config.to_bytes()),
-        Ok(config.clone())
-    );
+    assert_eq!(KeyConfig::from_bytes(&config.to_bytes()), Ok(config.clone()));
     for (bit, flipped) in flips(&config.to_bytes()) {
         let other = KeyConfig::from_bytes(&flipped);
-        assert!(
-            other.refused_or(|other| other.digest() != config.digest()),
-            "bit {bit}"
-        );
+        assert!(other.refused_or(|other| other.digest() != config.digest()), "bit {bit}");
     }
-    assert_eq!(
-        ServingPolicy::from_bytes(&policy.to_bytes()),
-        Ok(policy.clone())
-    );
+    assert_eq!(ServingPolicy::from_bytes(&policy.to_bytes()), Ok(policy.clone()));
     for (bit, flipped) in flips(&policy.to_bytes()) {
         let other = ServingPolicy::from_bytes(&flipped);
-        assert!(
-            other.refused_or(|other| other.digest() != policy.digest()),
-            "bit {bit}"
-        );
+        assert!(other.refused_or(|other| other.digest() != policy.digest()), "bit {bit}");
     }
     let reported = statement().report_data();
     assert_eq!(ReportData::from_bytes(&reported.to_bytes()), Ok(reported));
@@ -129,10 +105,7 @@ fn a_bundle_comes_back_and_no_changed_one_passes_for_it() {
     let bytes = bundle.to_bytes();
     assert_eq!(Bundle::parse(&bytes), Ok(bundle));
     for (bit, flipped) in flips(&bytes) {
-        assert!(
-            Bundle::parse(&flipped).refused_or(|other| other != bundle),
-            "bit {bit}"
-        );
+        assert!(Bundle::parse(&flipped).refused_or(|other| other != bundle), "bit {bit}");
     }
     for cut in cuts_and_one_more(&bytes) {
         assert!(Bundle::parse(&cut).refused_or(|other| other != bundle));
@@ -147,35 +120,16 @@ fn a_bundle_out_of_order_doubled_unknown_empty_incomplete_or_long_is_refused() {
     };
     let bytes = bundle().to_bytes();
     let refusal = |more: &[u8]| Bundle::parse(&[&bytes, more].concat()).err();
-    let after = |found| {
-        Some(BundleError::Order {
-            found,
-            previous: 0x83,
-        })
-    };
+    let after = |found| Some(BundleError::Order { found, previous: 0x83 });
     assert_eq!(refusal(&section(0x83, b"x")), after(0x83));
     assert_eq!(refusal(&section(7, b"x")), after(7));
-    assert_eq!(
-        refusal(&section(0x84, b"")),
-        Some(BundleError::Empty { section: 0x84 })
-    );
-    assert_eq!(
-        refusal(&section(0x85, b"x")),
-        Some(BundleError::UnknownSection { found: 0x85 })
-    );
+    assert_eq!(refusal(&section(0x84, b"")), Some(BundleError::Empty { section: 0x84 }));
+    assert_eq!(refusal(&section(0x85, b"x")), Some(BundleError::UnknownSection { found: 0x85 }));
     assert_eq!(refusal(&section(0x84, b"x")), None);
     let only = section(1, b"statement");
-    assert_eq!(
-        Bundle::parse(&only),
-        Err(BundleError::Missing { section: 2 })
-    );
+    assert_eq!(Bundle::parse(&only), Err(BundleError::Missing { section: 2 }));
     let long = vec![0; BUNDLE_MAX + 1];
-    assert_eq!(
-        Bundle::parse(&long),
-        Err(BundleError::TooLong {
-            len: BUNDLE_MAX + 1
-        })
-    );
+    assert_eq!(Bundle::parse(&long), Err(BundleError::TooLong { len: BUNDLE_MAX + 1 }));
 }
 
 #[test]
@@ -184,10 +138,7 @@ fn a_receipt_comes_back_and_every_changed_one_is_refused() {
     let bytes = receipt.sign(&key);
     assert_eq!(Receipt::verify(&bytes, &key.public_key()), Ok(receipt));
     for (bit, flipped) in flips(&bytes) {
-        assert!(
-            Receipt::verify(&flipped, &key.public_key()).is_err(),
-            "bit {bit}"
-        );
+        assert!(Receipt::verify(&flipped, &key.public_key()).is_err(), "bit {bit}");
     }
     for cut in cuts_and_one_more(&bytes) {
         assert!(Receipt::verify(&cut, &key.public_key()).is_err());
@@ -206,30 +157,12 @@ fn a_signed_receipt_with_exact_or_impossible_counts_is_refused() {
         Receipt::verify(&receipt.sign(&receipt_key()), &receipt_key().public_key()).err()
     };
     assert_eq!(refusal(&|_| {}), None);
-    let quantum = |field, units, quantum| {
-        Some(ReceiptError::Quantum {
-            field,
-            units,
-            quantum,
-        })
-    };
-    assert_eq!(
-        refusal(&|r| r.prompt_units = 1_000),
-        quantum("prompt units", 1_000, 64)
-    );
-    assert_eq!(
-        refusal(&|r| r.quantum = 0),
-        quantum("prompt units", 1_024, 0)
-    );
+    let quantum = |field, units, quantum| Some(ReceiptError::Quantum { field, units, quantum });
+    assert_eq!(refusal(&|r| r.prompt_units = 1_000), quantum("prompt units", 1_000, 64));
+    assert_eq!(refusal(&|r| r.quantum = 0), quantum("prompt units", 1_024, 0));
     let part = |field, part, whole| Some(ReceiptError::Part { field, part, whole });
-    assert_eq!(
-        refusal(&|r| r.cached_units = 1_088),
-        part("cached units", 1_088, 1_024)
-    );
-    assert_eq!(
-        refusal(&|r| r.reasoning_units = 320),
-        part("reasoning units", 320, 256)
-    );
+    assert_eq!(refusal(&|r| r.cached_units = 1_088), part("cached units", 1_088, 1_024));
+    assert_eq!(refusal(&|r| r.reasoning_units = 320), part("reasoning units", 320, 256));
 }
 
 #[test]
@@ -259,10 +192,7 @@ fn a_chain_shows_gaps_order_and_other_boots_whatever_the_epochs() {
 
 #[test]
 fn tokens_are_rounded_up_to_the_quantum() {
-    assert_eq!(
-        [0, 1, 64, 65].map(|tokens| round_up(tokens, 64)),
-        [0, 64, 64, 128]
-    );
+    assert_eq!([0, 1, 64, 65].map(|tokens| round_up(tokens, 64)), [0, 64, 64, 128]);
     assert_eq!(round_up(u32::MAX, 64), u32::MAX - 63);
     assert_eq!(round_up(5, 0), 5);
 }

@@ -42,37 +42,18 @@ pub(crate) fn requests() -> Vec<Case> {
         }
     }
     vec![
-        request_case(
-            "request_tokens",
-            "token ids and every option",
-            "request",
-            &body(),
-        ),
+        request_case("request_tokens", "token ids and every option", "request", &body()),
         request_case("request_text", "text and no option", "request", &text),
-        request_case(
-            "request_frames",
-            "two full frames",
-            "request",
-            &plain_body(8_000),
-        ),
+        request_case("request_frames", "two full frames", "request", &plain_body(8_000)),
         other_statement,
     ]
 }
 
 pub(crate) fn responses() -> Vec<Case> {
-    let mut case = request_case(
-        "response",
-        "every type of frame",
-        "response",
-        &plain_body(3),
-    );
+    let mut case = request_case("response", "every type of frame", "response", &plain_body(3));
     let accept = format!(
         "accept {} {} 17",
-        case.fields
-            .iter()
-            .find(|(name, _)| *name == "request_hash")
-            .unwrap()
-            .1,
+        case.fields.iter().find(|(name, _)| *name == "request_hash").unwrap().1,
         to_hex(&statement().boot_id)
     );
     let script = [
@@ -88,27 +69,14 @@ pub(crate) fn responses() -> Vec<Case> {
         case = case.text("frame", line);
     }
     let nonce = SeededRng::new("response nonce").array::<32>();
-    let mut failed = request_case(
-        "response_failed",
-        "an error, no output",
-        "response",
-        &plain_body(3),
-    );
+    let mut failed =
+        request_case("response_failed", "an error, no output", "response", &plain_body(3));
     for line in ["error 2", "dummy", "end 4 0 0"] {
         failed = failed.text("frame", line);
     }
-    let mut text = request_case(
-        "response_text",
-        "text and its count of tokens",
-        "response",
-        &plain_body(3),
-    );
-    let hash = &text
-        .fields
-        .iter()
-        .find(|(name, _)| *name == "request_hash")
-        .unwrap()
-        .1;
+    let mut text =
+        request_case("response_text", "text and its count of tokens", "response", &plain_body(3));
+    let hash = &text.fields.iter().find(|(name, _)| *name == "request_hash").unwrap().1;
     let accept = format!("accept {hash} {} 18", to_hex(&statement().boot_id));
     for line in [accept.as_str(), "text 2 4772c3bcc39f", "end 2 3 0"] {
         text = text.text("frame", line);
@@ -125,20 +93,15 @@ pub(crate) fn responses() -> Vec<Case> {
 
 pub(crate) fn releases() -> Vec<Case> {
     let digest = statement().digest();
-    let case = Case::new(
-        "key_release",
-        "a package key with its terms",
-        "key_release",
-        "accept",
-    )
-    .hex("seed", SeededRng::new("sealing key").array::<32>())
-    .hex("statement_digest", digest)
-    .hex("encapsulation", SeededRng::new("key release").array::<64>())
-    .hex("package_id", [1; 16])
-    .hex("package_key", SeededRng::new("package key").array::<32>())
-    .number("min_model_svn", 3)
-    .number("lease_seconds", 86_400)
-    .number("lease_tokens", 1_000_000);
+    let case = Case::new("key_release", "a package key with its terms", "key_release", "accept")
+        .hex("seed", SeededRng::new("sealing key").array::<32>())
+        .hex("statement_digest", digest)
+        .hex("encapsulation", SeededRng::new("key release").array::<64>())
+        .hex("package_id", [1; 16])
+        .hex("package_key", SeededRng::new("package key").array::<32>())
+        .number("min_model_svn", 3)
+        .number("lease_seconds", 86_400)
+        .number("lease_tokens", 1_000_000);
     let release = release_from(&case.fields_of());
     let mut rng = Replay(SeededRng::new("key release").array::<64>().to_vec());
     let keys = key_pair();

@@ -33,11 +33,7 @@ fn every_flipped_bit_of_a_response_is_refused() {
     let (mut sealer, hash) = sealer();
     let mut bytes = sealer.head().to_vec();
     bytes.extend(sealer.seal(&accept(hash)).unwrap());
-    bytes.extend(
-        sealer
-            .seal(&sealer.end(FinishReason::Stop, 3, 0, [0; 32]))
-            .unwrap(),
-    );
+    bytes.extend(sealer.seal(&sealer.end(FinishReason::Stop, 3, 0, [0; 32])).unwrap());
     assert!(open(&bytes).is_ok());
     for bit in 0..bytes.len() * 8 {
         let mut flipped = bytes.clone();
@@ -51,10 +47,7 @@ fn every_cut_of_a_response_is_a_truncation_and_a_byte_more_is_refused() {
     let (_, bytes) = honest();
     for len in 0..bytes.len() {
         let frames = (len.saturating_sub(RESPONSE_HEAD_LEN) / FRAME_LEN) as u32;
-        assert_eq!(
-            open(&bytes[..len]).err(),
-            Some(ResponseError::Truncated { frames })
-        );
+        assert_eq!(open(&bytes[..len]).err(), Some(ResponseError::Truncated { frames }));
     }
     let longer = [&bytes[..], &[0]].concat();
     assert_eq!(open(&longer).err(), Some(ResponseError::AfterFinal));
@@ -74,33 +67,17 @@ fn frames_dropped_swapped_doubled_or_replaced_are_refused() {
     for at in 0..frames.len() - 1 {
         let mut dropped = honest.clone();
         dropped.remove(at);
-        assert_eq!(
-            refused(&dropped),
-            Some(ResponseError::Refused),
-            "{at} dropped"
-        );
+        assert_eq!(refused(&dropped), Some(ResponseError::Refused), "{at} dropped");
         let mut doubled = honest.clone();
         doubled.insert(at, at);
-        assert_eq!(
-            refused(&doubled),
-            Some(ResponseError::Refused),
-            "{at} doubled"
-        );
+        assert_eq!(refused(&doubled), Some(ResponseError::Refused), "{at} doubled");
         for other in at + 1..frames.len() {
             let mut swapped = honest.clone();
             swapped.swap(at, other);
-            assert_eq!(
-                refused(&swapped),
-                Some(ResponseError::Refused),
-                "{at} and {other}"
-            );
+            assert_eq!(refused(&swapped), Some(ResponseError::Refused), "{at} and {other}");
             let mut replaced = honest.clone();
             replaced[at] = other;
-            assert_eq!(
-                refused(&replaced),
-                Some(ResponseError::Refused),
-                "{at} by {other}"
-            );
+            assert_eq!(refused(&replaced), Some(ResponseError::Refused), "{at} by {other}");
         }
     }
 }
@@ -112,15 +89,8 @@ fn a_response_to_another_request_or_under_another_nonce_is_refused() {
     let body = plain_body(3);
     let other = seal(&seal_to(&keys), &body, &mut SeededRng::new("another")).unwrap();
     let mut opener = other.context.into_opener();
-    assert_eq!(
-        opener.push(&bytes, &mut Vec::new()),
-        Err(ResponseError::Refused)
-    );
-    assert_eq!(
-        opener.finish().err(),
-        Some(ResponseError::Refused),
-        "a refusal is repeated"
-    );
+    assert_eq!(opener.push(&bytes, &mut Vec::new()), Err(ResponseError::Refused));
+    assert_eq!(opener.finish().err(), Some(ResponseError::Refused), "a refusal is repeated");
     let mut other_nonce = bytes;
     other_nonce[8] ^= 1;
     assert_eq!(open(&other_nonce).err(), Some(ResponseError::Refused));
@@ -131,10 +101,7 @@ fn frames_before_a_refused_one_are_kept() {
     let (_, mut bytes) = honest();
     bytes[RESPONSE_HEAD_LEN + 2 * FRAME_LEN + 9] ^= 1;
     let mut opened = Vec::new();
-    assert_eq!(
-        context().into_opener().push(&bytes, &mut opened),
-        Err(ResponseError::Refused)
-    );
+    assert_eq!(context().into_opener().push(&bytes, &mut opened), Err(ResponseError::Refused));
     assert_eq!(opened.len(), 2);
 }
 
@@ -143,10 +110,7 @@ fn the_sealer_seals_nothing_that_the_client_would_refuse() {
     use ResponseError as E;
     let accept = || accept(sealer().1);
     let failed = || Inner::Error(ErrorCode::TooLong);
-    let text = Inner::Text {
-        text: Zeroizing::new("a".into()),
-        tokens: 1,
-    };
+    let text = Inner::Text { text: Zeroizing::new("a".into()), tokens: 1 };
     let end = |reason| sealer().0.end(reason, 3, 0, [0; 32]);
     let (stop, error) = (end(FinishReason::Stop), end(FinishReason::Error));
     let end_after_2 = {
@@ -155,14 +119,8 @@ fn the_sealer_seals_nothing_that_the_client_would_refuse() {
         other.end(FinishReason::Stop, 3, 0, [0; 32])
     };
     let cached = sealer().0.end(FinishReason::Stop, 3, 4, [0; 32]);
-    let count = E::TokenCount {
-        stated: 0,
-        counted: 1,
-    };
-    let over = E::CachedCount {
-        cached: 4,
-        prompt: 3,
-    };
+    let count = E::TokenCount { stated: 0, counted: 1 };
+    let over = E::CachedCount { cached: 4, prompt: 3 };
     let table = [
         (vec![], accept(), None),
         (vec![], tokens(&[1]), Some(E::AcceptOrder)),
@@ -174,23 +132,11 @@ fn the_sealer_seals_nothing_that_the_client_would_refuse() {
         (vec![stop.clone()], Inner::Dummy, Some(E::AfterFinal)),
         (vec![accept(), tokens(&[1])], text, Some(E::MixedOutput)),
         (vec![accept(), tokens(&[1])], stop, Some(count)),
-        (
-            vec![accept(), tokens(&[1])],
-            end_after_2,
-            Some(E::OutputHash),
-        ),
+        (vec![accept(), tokens(&[1])], end_after_2, Some(E::OutputHash)),
         (vec![], cached, Some(over)),
         (vec![accept(), tokens(&[1])], logprobs(&[1], 0), None),
-        (
-            vec![accept(), tokens(&[1])],
-            logprobs(&[2], 0),
-            Some(E::LogprobsTokens),
-        ),
-        (
-            vec![accept(), tokens(&[1])],
-            logprobs(&[1, 1], 0),
-            Some(E::LogprobsTokens),
-        ),
+        (vec![accept(), tokens(&[1])], logprobs(&[2], 0), Some(E::LogprobsTokens)),
+        (vec![accept(), tokens(&[1])], logprobs(&[1, 1], 0), Some(E::LogprobsTokens)),
     ];
     for (row, (before, inner, expected)) in table.iter().enumerate() {
         let (mut sealer, _) = sealer();
@@ -214,17 +160,11 @@ fn an_inner_frame_that_does_not_fit_is_not_sealed() {
     let len = |kind, len| Some(InnerError::PayloadLen { kind, len });
     assert_eq!(refused(&tokens(&[7; TOKENS_MAX + 1])), len(2, 252));
     assert_eq!(refused(&tokens(&[])), len(2, 0));
-    let text = |len| Inner::Text {
-        text: Zeroizing::new("a".repeat(len)),
-        tokens: 1,
-    };
+    let text = |len| Inner::Text { text: Zeroizing::new("a".repeat(len)), tokens: 1 };
     assert_eq!(refused(&text(PAYLOAD_MAX)), None);
     assert_eq!(refused(&text(PAYLOAD_MAX + 1)), len(3, 249));
     let progress = InnerError::Progress { done: 2, total: 1 };
-    assert_eq!(
-        refused(&Inner::Progress { done: 2, total: 1 }),
-        Some(progress)
-    );
+    assert_eq!(refused(&Inner::Progress { done: 2, total: 1 }), Some(progress));
     let mut wrong = logprobs(&[7], 1);
     if let Inner::Logprobs(entries) = &mut wrong {
         entries[0].token.1 = f32::NAN;
@@ -236,10 +176,7 @@ fn an_inner_frame_that_does_not_fit_is_not_sealed() {
         entries[1].alternatives.push((1, 0.0));
         entries[1].alternatives.push((1, 0.0));
     }
-    let alternatives = InnerError::Alternatives {
-        found: 3,
-        expected: 1,
-    };
+    let alternatives = InnerError::Alternatives { found: 3, expected: 1 };
     assert_eq!(refused(&uneven), Some(alternatives));
 }
 
@@ -249,18 +186,10 @@ fn as_many_log_probabilities_fit_as_are_promised() {
         let max = logprobs_max(alternatives);
         let mut sealer = accepted();
         sealer.seal(&tokens(&vec![7; max])).unwrap();
-        assert!(
-            sealer
-                .seal(&logprobs(&vec![7; max], alternatives.into()))
-                .is_ok()
-        );
+        assert!(sealer.seal(&logprobs(&vec![7; max], alternatives.into())).is_ok());
         let mut sealer = accepted();
         sealer.seal(&tokens(&vec![7; max + 1])).unwrap();
-        assert!(
-            sealer
-                .seal(&logprobs(&vec![7; max + 1], alternatives.into()))
-                .is_err()
-        );
+        assert!(sealer.seal(&logprobs(&vec![7; max + 1], alternatives.into())).is_err());
     }
 }
 
@@ -270,11 +199,7 @@ fn a_failed_request_ends_without_an_accept() {
     let mut bytes = sealer.head().to_vec();
     bytes.extend(sealer.seal(&Inner::Error(ErrorCode::Malformed)).unwrap());
     bytes.extend(sealer.seal(&Inner::Dummy).unwrap());
-    bytes.extend(
-        sealer
-            .seal(&sealer.end(FinishReason::Error, 0, 0, [0; 32]))
-            .unwrap(),
-    );
+    bytes.extend(sealer.seal(&sealer.end(FinishReason::Error, 0, 0, [0; 32])).unwrap());
     let opened = open(&bytes).unwrap();
     assert!(opened[0].inner == Inner::Error(ErrorCode::Malformed));
 }
@@ -289,10 +214,7 @@ fn an_accept_of_another_request_is_refused() {
 
 #[test]
 fn text_comes_back_with_its_count_of_tokens() {
-    let text = |text: &str, tokens| Inner::Text {
-        text: Zeroizing::new(text.into()),
-        tokens,
-    };
+    let text = |text: &str, tokens| Inner::Text { text: Zeroizing::new(text.into()), tokens };
     let frames = [text("Grüß", 2), text("", 1), text(" Gott", 1)];
     let (mut sealer, hash) = sealer();
     let mut bytes = sealer.head().to_vec();
@@ -300,11 +222,7 @@ fn text_comes_back_with_its_count_of_tokens() {
     for frame in &frames {
         bytes.extend(sealer.seal(frame).unwrap());
     }
-    bytes.extend(
-        sealer
-            .seal(&sealer.end(FinishReason::Length, 3, 0, [0; 32]))
-            .unwrap(),
-    );
+    bytes.extend(sealer.seal(&sealer.end(FinishReason::Length, 3, 0, [0; 32])).unwrap());
     let opened = open(&bytes).unwrap();
     assert!(opened[1..4].iter().map(|frame| &frame.inner).eq(&frames));
     assert_eq!(opened[4].cumulative_tokens, 4);
@@ -341,9 +259,7 @@ fn open(bytes: &[u8]) -> Result<Vec<OpenedFrame>, ResponseError> {
 
 fn context() -> RequestContext {
     let keys = key_pair();
-    seal(&seal_to(&keys), &plain_body(3), &mut SeededRng::new("seal"))
-        .unwrap()
-        .context
+    seal(&seal_to(&keys), &plain_body(3), &mut SeededRng::new("seal")).unwrap().context
 }
 
 fn sealer() -> (ResponseSealer, [u8; 32]) {
@@ -364,11 +280,7 @@ fn accepted() -> ResponseSealer {
 }
 
 fn accept(request_hash: [u8; 32]) -> Inner {
-    Inner::Accept(Accept {
-        request_hash,
-        boot_id: [2; 16],
-        serial: 3,
-    })
+    Inner::Accept(Accept { request_hash, boot_id: [2; 16], serial: 3 })
 }
 
 fn tokens(ids: &[u32]) -> Inner {

@@ -18,10 +18,7 @@ pub(crate) struct SeededRng {
 
 impl SeededRng {
     pub(crate) fn new(name: &str) -> Self {
-        Self {
-            seed: sha256(&[name.as_bytes()]),
-            counter: 0,
-        }
+        Self { seed: sha256(&[name.as_bytes()]), counter: 0 }
     }
 
     pub(crate) fn array<const N: usize>(&mut self) -> [u8; N] {
@@ -85,18 +82,11 @@ pub(crate) fn receipt_key() -> ReceiptKey {
 }
 
 pub(crate) fn key_config() -> KeyConfig {
-    KeyConfig {
-        epoch: 7,
-        sealing_key: key_pair().sealing_key().clone(),
-    }
+    KeyConfig { epoch: 7, sealing_key: key_pair().sealing_key().clone() }
 }
 
 pub(crate) fn policy() -> ServingPolicy {
-    ServingPolicy {
-        kv_sharing: true,
-        ack_window: 512,
-        ..ServingPolicy::default()
-    }
+    ServingPolicy { kv_sharing: true, ack_window: 512, ..ServingPolicy::default() }
 }
 
 pub(crate) fn statement() -> Statement {
@@ -116,11 +106,7 @@ pub(crate) fn statement() -> Statement {
         policy_digest: policy().digest(),
         gpu_digest: rng.array(),
         gpu_count: 2,
-        gpu_flags: GpuFlags {
-            cc_on: true,
-            ppcie: true,
-            nvlink_clear: true,
-        },
+        gpu_flags: GpuFlags { cc_on: true, ppcie: true, nvlink_clear: true },
         model_svn: 3,
         prev_digest: rng.array(),
         runtime_digest: rng.array(),
@@ -216,7 +202,5 @@ pub(crate) fn flips(bytes: &[u8]) -> impl Iterator<Item = (usize, Vec<u8>)> {
 /// `bytes` cut at every place, and with one byte more.
 pub(crate) fn cuts_and_one_more(bytes: &[u8]) -> impl Iterator<Item = Vec<u8>> {
     let longer = [bytes, &[0]].concat();
-    (0..bytes.len())
-        .map(|len| bytes[..len].to_vec())
-        .chain([longer])
+    (0..bytes.len()).map(|len| bytes[..len].to_vec()).chain([longer])
 }

@@ -44,11 +44,7 @@ fn every_vector_meets_its_expectation() {
     let mut checked = 0;
     for entry in fs::read_dir(folder()).unwrap() {
         let path = entry.unwrap().path();
-        let name = path
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         // The packages' vectors have their own test.
         if !name.ends_with(".txt") || name.starts_with("package_") {
             continue;
@@ -124,14 +120,8 @@ fn check_statement(fields: &Fields) -> Result<(), String> {
     let statement = Statement::from_bytes(&bytes).map_err(refusal)?;
     assert_eq!(statement.to_bytes().as_slice(), bytes);
     assert_eq!(statement.digest().as_slice(), hex(fields, "digest"));
-    assert_eq!(
-        statement.report_data().to_bytes().as_slice(),
-        hex(fields, "report_data")
-    );
-    assert_eq!(
-        statement.gpu_challenge().as_slice(),
-        hex(fields, "gpu_challenge")
-    );
+    assert_eq!(statement.report_data().to_bytes().as_slice(), hex(fields, "report_data"));
+    assert_eq!(statement.gpu_challenge().as_slice(), hex(fields, "gpu_challenge"));
     Ok(())
 }
 
@@ -162,10 +152,7 @@ fn check_receipt(fields: &Fields) -> Result<(), String> {
     assert_eq!(key.public_key().as_slice(), hex(fields, "public_key"));
     assert_eq!(receipt.sign(&key).as_slice(), bytes);
     assert_eq!(hash(&bytes).as_slice(), hex(fields, "hash"));
-    assert_eq!(
-        receipt.output_units.to_string(),
-        get(fields, "output_units")
-    );
+    assert_eq!(receipt.output_units.to_string(), get(fields, "output_units"));
     Ok(())
 }
 
@@ -179,17 +166,10 @@ fn check_request(fields: &Fields) -> Result<(RequestContext, RequestOpener), Str
     opener.push(&sealed[HEAD_LEN..]).map_err(refusal)?;
 
     let body = RequestBody::from_padded(&hex(fields, "plaintext")).map_err(refusal)?;
-    let to = SealTo {
-        statement_digest,
-        key_id: head.key_id(),
-        sealing_key: keys.sealing_key(),
-    };
+    let to = SealTo { statement_digest, key_id: head.key_id(), sealing_key: keys.sealing_key() };
     let again = seal(&to, &body, &mut Replay(hex(fields, "encapsulation"))).map_err(refusal)?;
     assert_eq!(again.bytes, sealed);
-    assert_eq!(
-        again.context.request_hash().as_slice(),
-        hex(fields, "request_hash")
-    );
+    assert_eq!(again.context.request_hash().as_slice(), hex(fields, "request_hash"));
     let mut other = RequestOpener::new(&head, &keys, &statement_digest).map_err(refusal)?;
     other.push(&sealed[HEAD_LEN..]).map_err(refusal)?;
     let opened = other.finish().map_err(refusal)?;
@@ -203,14 +183,9 @@ fn check_response(fields: &Fields) -> Result<(), String> {
     let (context, _) = check_request(fields)?;
     let mut opener = context.into_opener();
     let mut opened = Vec::new();
-    opener
-        .push(&hex(fields, "response"), &mut opened)
-        .map_err(refusal)?;
+    opener.push(&hex(fields, "response"), &mut opened).map_err(refusal)?;
     opener.finish().map_err(refusal)?;
-    let stated = fields
-        .iter()
-        .filter(|(name, _)| name == "frame")
-        .map(|(_, value)| value);
+    let stated = fields.iter().filter(|(name, _)| name == "frame").map(|(_, value)| value);
     let found: Vec<String> = opened.iter().map(|frame| describe(&frame.inner)).collect();
     assert!(found.iter().eq(stated), "{found:?}");
     Ok(())
@@ -237,10 +212,7 @@ pub(crate) fn response_from(fields: &Fields) -> Vec<u8> {
                 text: Zeroizing::new(String::from_utf8(from_hex(words[2])).unwrap()),
                 tokens: number(1),
             },
-            "progress" => Inner::Progress {
-                done: number(1),
-                total: number(2),
-            },
+            "progress" => Inner::Progress { done: number(1), total: number(2) },
             "error" => Inner::Error(ErrorCode::try_from(number(1) as u16).unwrap()),
             "logprobs" => Inner::Logprobs(Zeroizing::new(logprobs(&words[1..]))),
             "end" => {
@@ -260,15 +232,9 @@ fn logprobs(words: &[&str]) -> Vec<TokenLogprobs> {
     let pair = |pair: &[&str]| (pair[0].parse().unwrap(), pair[1].parse().unwrap());
     let entry = |entry: &[&str]| {
         let mut pairs = entry.chunks(2).map(pair);
-        TokenLogprobs {
-            token: pairs.next().unwrap(),
-            alternatives: pairs.collect(),
-        }
+        TokenLogprobs { token: pairs.next().unwrap(), alternatives: pairs.collect() }
     };
-    words[1..]
-        .chunks(2 * (1 + alternatives))
-        .map(entry)
-        .collect()
+    words[1..].chunks(2 * (1 + alternatives)).map(entry).collect()
 }
 
 fn describe(inner: &Inner) -> String {
@@ -276,16 +242,9 @@ fn describe(inner: &Inner) -> String {
         Inner::Dummy => "dummy".into(),
         Inner::Accept(accept) => {
             let (hash, boot) = (&accept.request_hash, &accept.boot_id);
-            format!(
-                "accept {} {} {}",
-                cases::to_hex(hash),
-                cases::to_hex(boot),
-                accept.serial
-            )
+            format!("accept {} {} {}", cases::to_hex(hash), cases::to_hex(boot), accept.serial)
         }
-        Inner::Tokens(ids) => ids
-            .iter()
-            .fold("tokens".into(), |line, id| format!("{line} {id}")),
+        Inner::Tokens(ids) => ids.iter().fold("tokens".into(), |line, id| format!("{line} {id}")),
         Inner::Text { text, tokens } => format!("text {tokens} {}", cases::to_hex(text.as_bytes())),
         Inner::Progress { done, total } => format!("progress {done} {total}"),
         Inner::Error(code) => format!("error {}", *code as u16),
@@ -294,15 +253,10 @@ fn describe(inner: &Inner) -> String {
             let pairs = entries
                 .iter()
                 .flat_map(|entry| core::iter::once(&entry.token).chain(&entry.alternatives));
-            pairs.fold(start, |line, (id, logprob)| {
-                format!("{line} {id} {logprob}")
-            })
+            pairs.fold(start, |line, (id, logprob)| format!("{line} {id} {logprob}"))
         }
         Inner::End(end) => {
-            format!(
-                "end {} {} {}",
-                end.reason as u8, end.prompt_tokens, end.cached_tokens
-            )
+            format!("end {} {} {}", end.reason as u8, end.prompt_tokens, end.cached_tokens)
         }
     }
 }

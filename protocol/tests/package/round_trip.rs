@@ -14,14 +14,11 @@ use crate::support::{Blobs, Made, Recipe, Shape, key, publisher};
 fn read(made: &Made, source: &mut dyn BlobSource) -> Result<Vec<Vec<u8>>, PackageError> {
     let package = made.open()?;
     let mut tensors = vec![Vec::new(); package.meta().tensors.len()];
-    package.read_segments(
-        source,
-        |tensor, offset, bytes| -> Result<(), PackageError> {
-            assert_eq!(tensors[tensor].len() as u64, offset, "pieces come in order");
-            tensors[tensor].extend_from_slice(bytes);
-            Ok(())
-        },
-    )?;
+    package.read_segments(source, |tensor, offset, bytes| -> Result<(), PackageError> {
+        assert_eq!(tensors[tensor].len() as u64, offset, "pieces come in order");
+        tensors[tensor].extend_from_slice(bytes);
+        Ok(())
+    })?;
     Ok(tensors)
 }
 
@@ -61,12 +58,7 @@ proptest! {
 /// One F16 tensor and one BF16 value, so that the data has any even number of bytes.
 fn of_len(len: usize, sealed: bool) -> Made {
     let shapes = vec![(1, vec![(len / 2) as u32])];
-    Recipe {
-        shapes,
-        piece: 1 << 20,
-        ..Recipe::tiny(sealed)
-    }
-    .make()
+    Recipe { shapes, piece: 1 << 20, ..Recipe::tiny(sealed) }.make()
 }
 
 #[test]
@@ -77,10 +69,7 @@ fn the_data_root_is_the_plain_hash_around_every_segment_boundary() {
             let made = of_len(len, sealed);
             let root = blake3::Hash::from(made.public.header().data_root);
             assert_eq!(root, blake3::hash(&made.data()), "{len} bytes");
-            assert!(
-                read(&made, &mut made.blobs.clone()).unwrap() == made.tensors,
-                "{len} bytes"
-            );
+            assert!(read(&made, &mut made.blobs.clone()).unwrap() == made.tensors, "{len} bytes");
         }
     }
 }
@@ -101,11 +90,7 @@ fn every_byte_of_a_blob_is_read_once() {
     struct Once(Blobs, HashMap<(u32, u64), usize>);
     impl BlobSource for Once {
         fn read_at(&mut self, blob: u32, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-            assert_eq!(
-                self.1.insert((blob, offset), buf.len()),
-                None,
-                "a segment was read again"
-            );
+            assert_eq!(self.1.insert((blob, offset), buf.len()), None, "a segment was read again");
             self.0.read_at(blob, offset, buf)?;
             // A host that changes what it gave: whoever read again would read this.
             let start = offset as usize;
@@ -132,9 +117,7 @@ fn segments_open_on_many_threads_in_any_order() {
             let (package, data, mut blobs) = (&package, &data, made.blobs.clone());
             scope.spawn(move || {
                 let mut segment = vec![0; package.place(index).unwrap().len];
-                package
-                    .read_segment(index, &mut blobs, &mut segment)
-                    .unwrap();
+                package.read_segment(index, &mut blobs, &mut segment).unwrap();
                 assert!(segment == data[(index as usize) << 20..][..segment.len()]);
                 for piece in package.pieces(index) {
                     let record = &package.meta().tensors[piece.tensor];
@@ -158,13 +141,10 @@ fn what_the_loader_refuses_ends_the_reading() {
     }
     let mut made = Recipe::small(true).make();
     let mut calls = 0;
-    let read = made
-        .open()
-        .unwrap()
-        .read_segments(&mut made.blobs, |_, _, _| {
-            calls += 1;
-            Err(Full)
-        });
+    let read = made.open().unwrap().read_segments(&mut made.blobs, |_, _, _| {
+        calls += 1;
+        Err(Full)
+    });
     assert!(read.is_err());
     assert_eq!(calls, 1);
 }
@@ -181,10 +161,7 @@ fn a_public_header_travels_as_evidence() {
         assert!(PublicHeader::from_evidence(&flipped).is_err(), "bit {bit}");
     }
     for len in 0..evidence.len() {
-        assert!(
-            PublicHeader::from_evidence(&evidence[..len]).is_err(),
-            "{len} bytes"
-        );
+        assert!(PublicHeader::from_evidence(&evidence[..len]).is_err(), "{len} bytes");
     }
     assert!(PublicHeader::from_evidence(&[evidence.as_slice(), &[0]].concat()).is_err());
 }
@@ -204,36 +181,14 @@ fn a_writer_takes_the_announced_bytes_in_order_and_no_others() {
     let options = PackageOptions::new([1; 16], &publisher);
     let mut writer = PackageWriter::new(&options, made.meta, Blobs::default()).unwrap();
     let refused = writer.write(1, &[0]).unwrap_err();
-    assert!(matches!(
-        refused,
-        PackageError::TensorOrder {
-            found: 1,
-            expected: 0
-        }
-    ));
+    assert!(matches!(refused, PackageError::TensorOrder { found: 1, expected: 0 }));
     let refused = writer.write(0, &[0; 61]).unwrap_err();
-    assert!(matches!(
-        refused,
-        PackageError::TensorOverrun {
-            found: 61,
-            expected: 60,
-            ..
-        }
-    ));
+    assert!(matches!(refused, PackageError::TensorOverrun { found: 61, expected: 60, .. }));
     writer.write(0, &[0; 60]).unwrap();
     let refused = writer.write(0, &[]).unwrap_err();
-    assert!(matches!(
-        refused,
-        PackageError::TensorOrder {
-            found: 0,
-            expected: 1
-        }
-    ));
+    assert!(matches!(refused, PackageError::TensorOrder { found: 0, expected: 1 }));
     let refused = writer.finish().err().unwrap();
-    assert!(matches!(
-        refused,
-        PackageError::Unfinished { found: 60, .. }
-    ));
+    assert!(matches!(refused, PackageError::Unfinished { found: 60, .. }));
 }
 
 #[test]
@@ -250,14 +205,7 @@ fn a_full_disk_is_an_error_that_names_the_segment() {
     options.segment_log2 = 20;
     let mut writer = PackageWriter::new(&options, made.meta.clone(), Full).unwrap();
     let refused = writer.write(0, &made.tensors[0]).unwrap_err();
-    assert!(matches!(
-        refused,
-        PackageError::Write {
-            segment: 0,
-            blob: 0,
-            ..
-        }
-    ));
+    assert!(matches!(refused, PackageError::Write { segment: 0, blob: 0, .. }));
 }
 
 #[test]
@@ -265,31 +213,14 @@ fn options_out_of_bounds_are_refused() {
     let made = of_len(1 << 20, false);
     let publisher = publisher();
     let refused = |segment_log2, blob_log2| {
-        let options = PackageOptions {
-            segment_log2,
-            blob_log2,
-            ..PackageOptions::new([1; 16], &publisher)
-        };
-        PackageWriter::new(&options, made.meta.clone(), Blobs::default())
-            .err()
-            .unwrap()
+        let options =
+            PackageOptions { segment_log2, blob_log2, ..PackageOptions::new([1; 16], &publisher) };
+        PackageWriter::new(&options, made.meta.clone(), Blobs::default()).err().unwrap()
     };
-    assert!(matches!(
-        refused(19, 34),
-        PackageError::SegmentLog2 { found: 19 }
-    ));
-    assert!(matches!(
-        refused(255, 34),
-        PackageError::SegmentLog2 { found: 255 }
-    ));
-    assert!(matches!(
-        refused(21, 20),
-        PackageError::BlobLog2 { found: 20, .. }
-    ));
-    assert!(matches!(
-        refused(21, 35),
-        PackageError::BlobLog2 { found: 35, .. }
-    ));
+    assert!(matches!(refused(19, 34), PackageError::SegmentLog2 { found: 19 }));
+    assert!(matches!(refused(255, 34), PackageError::SegmentLog2 { found: 255 }));
+    assert!(matches!(refused(21, 20), PackageError::BlobLog2 { found: 20, .. }));
+    assert!(matches!(refused(21, 35), PackageError::BlobLog2 { found: 35, .. }));
 }
 
 #[test]
@@ -305,7 +236,5 @@ fn a_client_bundle_comes_back_and_belongs_to_its_meta() {
     let made = Recipe::tiny(false).make();
     made.meta.check_client_bundle(b"client bundle").unwrap();
     made.meta.check_client_bundle(b"client bundlf").unwrap_err();
-    made.meta
-        .check_client_bundle(b"client bundle\0")
-        .unwrap_err();
+    made.meta.check_client_bundle(b"client bundle\0").unwrap_err();
 }

@@ -71,10 +71,7 @@ pub(crate) fn sign_into(file: &[u8], header: &Header) -> Vec<u8> {
     let digest = chrysalis_protocol::package::package_digest(header);
     let message = [b"chrysalis1 pkgsig\0".as_slice(), &digest].concat();
     let signature = publisher().sign(&message).as_ref().try_into().unwrap();
-    let block = SignatureBlock {
-        public_key: self_public_key(),
-        signature,
-    };
+    let block = SignatureBlock { public_key: self_public_key(), signature };
     let mut file = file.to_vec();
     file[..256].copy_from_slice(&header.to_bytes());
     file[256..360].copy_from_slice(&block.to_bytes());
@@ -124,31 +121,16 @@ impl Recipe {
     /// 3 segments and a short one in 2 blobs.
     pub(crate) fn small(sealed: bool) -> Self {
         let shapes = vec![(0, vec![300, 1000]), (0, vec![9]), (1, vec![700, 1500])];
-        Self {
-            shapes,
-            blob_log2: 21,
-            piece: 100_000,
-            ..Self::tiny(sealed)
-        }
+        Self { shapes, blob_log2: 21, piece: 100_000, ..Self::tiny(sealed) }
     }
 
     pub(crate) fn make(self) -> Made {
         let tensors = self.shapes.iter().enumerate();
         let named = tensors.map(|(i, (dtype, dims))| (format!("t.{i}"), *dtype, dims.clone()));
-        let meta = Meta::new(
-            architecture(),
-            "tiny",
-            "Apache-2.0",
-            b"client bundle",
-            named,
-        )
-        .unwrap();
+        let meta =
+            Meta::new(architecture(), "tiny", "Apache-2.0", b"client bundle", named).unwrap();
         let mut random = Random(self.seed);
-        let tensors: Vec<_> = meta
-            .tensors
-            .iter()
-            .map(|t| random.bytes(t.len as usize))
-            .collect();
+        let tensors: Vec<_> = meta.tensors.iter().map(|t| random.bytes(t.len as usize)).collect();
         let publisher = publisher();
         let options = PackageOptions {
             model_svn: 3,
@@ -163,19 +145,8 @@ impl Recipe {
                 writer.write(index, piece).unwrap();
             }
         }
-        let Finished {
-            public,
-            file,
-            sink: blobs,
-        } = writer.finish().unwrap();
-        Made {
-            file,
-            blobs,
-            public,
-            meta,
-            tensors,
-            key: self.key,
-        }
+        let Finished { public, file, sink: blobs } = writer.finish().unwrap();
+        Made { file, blobs, public, meta, tensors, key: self.key }
     }
 }
 
@@ -197,11 +168,7 @@ impl Random {
 }
 
 pub(crate) fn architecture() -> Architecture {
-    let rope = Rope {
-        theta: 10_000.0,
-        rope_dim: 4,
-        ..Rope::default()
-    };
+    let rope = Rope { theta: 10_000.0, rope_dim: 4, ..Rope::default() };
     Architecture {
         hidden_size: 8,
         intermediate_size: 16,
@@ -225,11 +192,7 @@ pub(crate) fn architecture() -> Architecture {
         final_logit_softcap: 0.0,
         sliding_window: 16,
         sliding_layers: [0b101, 0, 0, 0, 0, 0, 0, 0],
-        rope_global: Rope {
-            kind: 1,
-            factor: 8.0,
-            ..rope
-        },
+        rope_global: Rope { kind: 1, factor: 8.0, ..rope },
         rope_local: rope,
         generation: Generation {
             bos_token_id: Some(2),
@@ -246,10 +209,7 @@ pub(crate) fn architecture() -> Architecture {
 /// The variant's name, as vector files state it.
 pub(crate) fn name_of(error: &PackageError) -> String {
     let text = format!("{error:?}");
-    text.split(|c: char| !c.is_alphanumeric())
-        .next()
-        .unwrap()
-        .to_owned()
+    text.split(|c: char| !c.is_alphanumeric()).next().unwrap().to_owned()
 }
 
 /// The error of an open that has to be refused.

@@ -15,10 +15,7 @@ fn key_of(made: &Made) -> Option<&PackageKey> {
 fn load(made: &Made) -> PackageError {
     let package = made.open().unwrap();
     package
-        .read_segments(
-            &mut made.blobs.clone(),
-            |_, _, _| Ok::<(), PackageError>(()),
-        )
+        .read_segments(&mut made.blobs.clone(), |_, _, _| Ok::<(), PackageError>(()))
         .expect_err("the package was loaded")
 }
 
@@ -39,10 +36,7 @@ fn flips(made: &Made) -> BTreeMap<&'static str, Vec<String>> {
             at if at < table => "meta",
             _ => "table",
         };
-        names
-            .entry(part)
-            .or_default()
-            .push(name_of(&refusal(&file, key_of(made))));
+        names.entry(part).or_default().push(name_of(&refusal(&file, key_of(made))));
     }
     names.values_mut().for_each(|names| {
         names.sort();
@@ -57,15 +51,7 @@ fn every_flipped_bit_of_an_open_package_file_is_refused() {
     assert_eq!(names["meta"], ["MetaRoot"]);
     assert_eq!(names["table"], ["TableRoot"]);
     assert_eq!(names["zeros"], ["Layout"]);
-    assert_eq!(
-        names["signature"],
-        [
-            "Layout",
-            "PublisherKeyId",
-            "Signature",
-            "SignatureAlgorithm"
-        ]
-    );
+    assert_eq!(names["signature"], ["Layout", "PublisherKeyId", "Signature", "SignatureAlgorithm"]);
     assert_eq!(names.len(), 5);
 }
 
@@ -75,31 +61,11 @@ fn every_flipped_bit_of_a_sealed_package_file_is_refused() {
     assert_eq!(names["meta"], ["MetaSeal"]);
     assert_eq!(names["table"], ["TableSeal"]);
     assert_eq!(names["zeros"], ["Layout"]);
-    for check in [
-        "Layout",
-        "Flags",
-        "Aead",
-        "Hash",
-        "SegmentLog2",
-        "BlobLog2",
-        "Signature",
-    ] {
-        assert!(
-            names["header"].iter().any(|name| name == check),
-            "{check}: {names:?}"
-        );
+    for check in ["Layout", "Flags", "Aead", "Hash", "SegmentLog2", "BlobLog2", "Signature"] {
+        assert!(names["header"].iter().any(|name| name == check), "{check}: {names:?}");
     }
-    for check in [
-        "DataLen",
-        "MetaLen",
-        "SegmentCount",
-        "BlobCount",
-        "PublisherKeyId",
-    ] {
-        assert!(
-            names["header"].iter().any(|name| name == check),
-            "{check}: {names:?}"
-        );
+    for check in ["DataLen", "MetaLen", "SegmentCount", "BlobCount", "PublisherKeyId"] {
+        assert!(names["header"].iter().any(|name| name == check), "{check}: {names:?}");
     }
 }
 
@@ -109,11 +75,7 @@ fn every_cut_and_every_added_byte_is_refused() {
         let made = Recipe::tiny(sealed).make();
         for len in 0..made.file.len() {
             let name = name_of(&refusal(&made.file[..len], key_of(&made)));
-            assert_eq!(
-                name,
-                if len < 512 { "Layout" } else { "FileLen" },
-                "{len} bytes"
-            );
+            assert_eq!(name, if len < 512 { "Layout" } else { "FileLen" }, "{len} bytes");
         }
         for added in [vec![0], vec![0; 512], made.file.clone()] {
             let file = [made.file.clone(), added].concat();
@@ -132,10 +94,7 @@ fn every_flipped_bit_of_a_small_segment_is_refused() {
             segment[bit / 8] ^= 1 << (bit % 8);
             let error = package.open_segment(0, &mut segment).unwrap_err();
             assert_eq!(name_of(&error), check, "bit {bit}");
-            assert!(
-                segment.iter().all(|&byte| byte == 0),
-                "a refused segment is wiped"
-            );
+            assert!(segment.iter().all(|&byte| byte == 0), "a refused segment is wiped");
         }
     }
 }
@@ -157,10 +116,7 @@ fn flipped_bits_of_large_segments_are_refused_by_name_and_number() {
             segment[bit / 8] ^= 1 << (bit % 8);
             let error = package.open_segment(index, &mut segment).unwrap_err();
             assert_eq!(name_of(&error), check);
-            assert!(
-                error.to_string().contains(&format!("segment {index}")),
-                "{error}"
-            );
+            assert!(error.to_string().contains(&format!("segment {index}")), "{error}");
         }
     }
 }
@@ -178,17 +134,10 @@ fn swapped_segments_are_refused() {
 #[test]
 fn segments_of_another_package_with_the_same_key_are_refused() {
     let mut made = Recipe::small(true).make();
-    let other = Recipe {
-        package_id: [0xA6; 16],
-        ..Recipe::small(true)
-    }
-    .make();
+    let other = Recipe { package_id: [0xA6; 16], ..Recipe::small(true) }.make();
     assert_eq!(made.public.content_digest(), other.public.content_digest());
     made.blobs = other.blobs.clone();
-    assert!(matches!(
-        load(&made),
-        PackageError::SegmentSeal { segment: 0 }
-    ));
+    assert!(matches!(load(&made), PackageError::SegmentSeal { segment: 0 }));
     // Its meta and table do not fit either.
     let table_start = made.file.len() - (4 * 48 + 16);
     let mut file = made.file.clone();
@@ -204,39 +153,17 @@ fn segments_of_another_package_with_the_same_key_are_refused() {
 #[test]
 fn other_weights_under_the_same_key_and_package_id_are_refused() {
     let mut made = Recipe::small(true).make();
-    made.blobs = Recipe {
-        seed: 9,
-        ..Recipe::small(true)
-    }
-    .make()
-    .blobs;
-    assert!(matches!(
-        load(&made),
-        PackageError::SegmentSeal { segment: 0 }
-    ));
+    made.blobs = Recipe { seed: 9, ..Recipe::small(true) }.make().blobs;
+    assert!(matches!(load(&made), PackageError::SegmentSeal { segment: 0 }));
 }
 
 #[test]
 fn a_short_or_missing_blob_is_refused() {
     let mut made = Recipe::small(true).make();
     made.blobs.0[1].pop();
-    assert!(matches!(
-        load(&made),
-        PackageError::Read {
-            segment: 3,
-            blob: 1,
-            ..
-        }
-    ));
+    assert!(matches!(load(&made), PackageError::Read { segment: 3, blob: 1, .. }));
     made.blobs.0.pop();
-    assert!(matches!(
-        load(&made),
-        PackageError::Read {
-            segment: 2,
-            blob: 1,
-            ..
-        }
-    ));
+    assert!(matches!(load(&made), PackageError::Read { segment: 2, blob: 1, .. }));
 }
 
 #[test]
@@ -244,14 +171,7 @@ fn a_buffer_of_another_length_and_an_unknown_segment_are_refused() {
     let made = Recipe::small(true).make();
     let package = made.open().unwrap();
     let error = package.open_segment(0, &mut [0; 7]).unwrap_err();
-    assert!(matches!(
-        error,
-        PackageError::SegmentLen {
-            segment: 0,
-            found: 7,
-            ..
-        }
-    ));
+    assert!(matches!(error, PackageError::SegmentLen { segment: 0, found: 7, .. }));
     for index in [4, u64::MAX] {
         let error = package.open_segment(index, &mut []).unwrap_err();
         assert!(matches!(error, PackageError::SegmentIndex { count: 4, .. }));
@@ -261,72 +181,32 @@ fn a_buffer_of_another_length_and_an_unknown_segment_are_refused() {
 #[test]
 fn a_wrong_a_missing_and_a_needless_key_are_refused() {
     let (open, sealed) = (Recipe::tiny(false).make(), Recipe::tiny(true).make());
-    assert!(matches!(
-        refusal(&sealed.file, Some(&key(0x23))),
-        PackageError::WrongKey
-    ));
-    assert!(matches!(
-        refusal(&sealed.file, None),
-        PackageError::KeyMissing
-    ));
-    assert!(matches!(
-        refusal(&open.file, Some(&key(0x22))),
-        PackageError::KeyUnexpected
-    ));
+    assert!(matches!(refusal(&sealed.file, Some(&key(0x23))), PackageError::WrongKey));
+    assert!(matches!(refusal(&sealed.file, None), PackageError::KeyMissing));
+    assert!(matches!(refusal(&open.file, Some(&key(0x22))), PackageError::KeyUnexpected));
 }
 
 #[test]
 fn a_header_with_a_signature_of_another_header_is_refused() {
     let made = Recipe::tiny(true).make();
-    let other = Recipe {
-        seed: 2,
-        ..Recipe::tiny(true)
-    }
-    .make();
+    let other = Recipe { seed: 2, ..Recipe::tiny(true) }.make();
     let mut file = made.file.clone();
     file[256..360].copy_from_slice(&other.file[256..360]);
-    assert!(matches!(
-        refusal(&file, key_of(&made)),
-        PackageError::Signature
-    ));
+    assert!(matches!(refusal(&file, key_of(&made)), PackageError::Signature));
 }
 
 #[test]
 fn a_hostile_publisher_is_refused_by_each_later_check() {
     let made = Recipe::small(false).make();
     let refused = |file: &[u8]| name_of(&refusal(file, None));
-    assert_eq!(
-        refused(&made.signed_again(|h| h.data_root[0] ^= 1)),
-        "DataRoot"
-    );
-    assert_eq!(
-        refused(&made.signed_again(|h| h.meta_root[0] ^= 1)),
-        "MetaRoot"
-    );
-    assert_eq!(
-        refused(&made.signed_again(|h| h.table_root[0] ^= 1)),
-        "TableRoot"
-    );
-    assert_eq!(
-        refused(&made.signed_again(|h| h.data_len -= 1)),
-        "DataCover"
-    );
-    assert_eq!(
-        refused(&made.signed_again(|h| h.key_commit[0] = 1)),
-        "KeyCommitPresence"
-    );
-    assert_eq!(
-        refused(&made.signed_again(|h| h.meta_len += 512)),
-        "FileLen"
-    );
-    assert_eq!(
-        refused(&made.signed_again(|h| h.data_len = u64::MAX)),
-        "DataLen"
-    );
-    assert_eq!(
-        refused(&made.signed_again(|h| h.meta_len = u64::MAX)),
-        "MetaLen"
-    );
+    assert_eq!(refused(&made.signed_again(|h| h.data_root[0] ^= 1)), "DataRoot");
+    assert_eq!(refused(&made.signed_again(|h| h.meta_root[0] ^= 1)), "MetaRoot");
+    assert_eq!(refused(&made.signed_again(|h| h.table_root[0] ^= 1)), "TableRoot");
+    assert_eq!(refused(&made.signed_again(|h| h.data_len -= 1)), "DataCover");
+    assert_eq!(refused(&made.signed_again(|h| h.key_commit[0] = 1)), "KeyCommitPresence");
+    assert_eq!(refused(&made.signed_again(|h| h.meta_len += 512)), "FileLen");
+    assert_eq!(refused(&made.signed_again(|h| h.data_len = u64::MAX)), "DataLen");
+    assert_eq!(refused(&made.signed_again(|h| h.meta_len = u64::MAX)), "MetaLen");
     assert_eq!(
         refused(&made.signed_again(|h| (h.data_len, h.blob_log2) = (1 << 41, 21))),
         "TooManyBlobs"
@@ -363,13 +243,7 @@ fn bytes_hidden_between_tensors_are_refused() {
         file = sign_into(&file, &header);
         let package = Package::open(&file, None).unwrap();
         let error = package.open_segment(0, &mut data).unwrap_err();
-        assert!(matches!(
-            error,
-            PackageError::GapNotZero {
-                segment: 0,
-                offset: 256
-            }
-        ));
+        assert!(matches!(error, PackageError::GapNotZero { segment: 0, offset: 256 }));
     }
 }
 

@@ -20,12 +20,7 @@ struct Case {
 }
 
 fn cases() -> Vec<Case> {
-    let case = |name, about, expect, made| Case {
-        name,
-        about,
-        expect,
-        made,
-    };
+    let case = |name, about, expect, made| Case { name, about, expect, made };
     let sealed = || Recipe::tiny(true).make();
     let edited = |edit: fn(&mut Made)| {
         let mut made = Recipe::tiny(true).make();
@@ -33,12 +28,7 @@ fn cases() -> Vec<Case> {
         made
     };
     vec![
-        case(
-            "open",
-            "An open package of three tensors.",
-            "accept",
-            Recipe::tiny(false).make(),
-        ),
+        case("open", "An open package of three tensors.", "accept", Recipe::tiny(false).make()),
         case("sealed", "The same model, sealed.", "accept", sealed()),
         case(
             "wrong_key",
@@ -70,16 +60,11 @@ fn cases() -> Vec<Case> {
             "SegmentSeal",
             edited(|made| made.blobs.0[0][100] ^= 0x10),
         ),
-        case(
-            "replaced",
-            "The open package with one bit of its data flipped.",
-            "SegmentHash",
-            {
-                let mut made = Recipe::tiny(false).make();
-                made.blobs.0[0][100] ^= 0x10;
-                made
-            },
-        ),
+        case("replaced", "The open package with one bit of its data flipped.", "SegmentHash", {
+            let mut made = Recipe::tiny(false).make();
+            made.blobs.0[0][100] ^= 0x10;
+            made
+        }),
     ]
 }
 
@@ -120,25 +105,16 @@ fn every_vector_is_judged_as_it_says() {
 fn judge(vector: &BTreeMap<String, String>) -> Result<(), PackageError> {
     let mk = hex::<32>(&vector["key"]).map(|mk| PackageKey::new(Secret::from(mk)));
     let package = Package::open(&bytes(&vector["file"]), mk.as_ref())?;
-    assert_eq!(
-        hex::<48>(&vector["content_digest"]),
-        Some(package.public().content_digest())
-    );
-    assert_eq!(
-        hex::<48>(&vector["package_digest"]),
-        Some(package.public().package_digest())
-    );
+    assert_eq!(hex::<48>(&vector["content_digest"]), Some(package.public().content_digest()));
+    assert_eq!(hex::<48>(&vector["package_digest"]), Some(package.public().package_digest()));
     assert_eq!(bytes(&vector["meta"]), package.meta().to_bytes().unwrap());
     let mut data = vec![0; package.public().header().data_len as usize];
     let mut source = Blobs(vec![bytes(&vector["blob_0"])]);
-    package.read_segments(
-        &mut source,
-        |tensor, offset, bytes| -> Result<(), PackageError> {
-            let start = (package.meta().tensors[tensor].offset + offset) as usize;
-            data[start..start + bytes.len()].copy_from_slice(bytes);
-            Ok(())
-        },
-    )?;
+    package.read_segments(&mut source, |tensor, offset, bytes| -> Result<(), PackageError> {
+        let start = (package.meta().tensors[tensor].offset + offset) as usize;
+        data[start..start + bytes.len()].copy_from_slice(bytes);
+        Ok(())
+    })?;
     assert_eq!(bytes(&vector["data"]), data);
     Ok(())
 }
@@ -177,10 +153,7 @@ fn parse(text: &str) -> BTreeMap<String, String> {
     let mut last = String::new();
     for line in text.lines().filter(|line| !line.starts_with('#')) {
         if let Some(more) = line.strip_prefix("  ") {
-            fields
-                .entry(last.clone())
-                .or_insert_with(String::new)
-                .push_str(more);
+            fields.entry(last.clone()).or_insert_with(String::new).push_str(more);
         } else {
             let (name, value) = line.split_once('=').expect("a line is `name = value`");
             last = name.trim().to_owned();
@@ -192,10 +165,7 @@ fn parse(text: &str) -> BTreeMap<String, String> {
 
 fn bytes(hex: &str) -> Vec<u8> {
     assert!(hex.len().is_multiple_of(2));
-    (0..hex.len())
-        .step_by(2)
-        .map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap())
-        .collect()
+    (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap()).collect()
 }
 
 /// Nothing for an empty value.

@@ -14,11 +14,7 @@ pub(super) fn fill(batch: &mut Batch, plan: &[Chunk], scheduler: &mut Scheduler)
             continue;
         };
         let tokens = sequence.tokens().get(chunk.start..chunk.start + chunk.len);
-        let want = if chunk.last {
-            WantLogits::Last
-        } else {
-            WantLogits::None
-        };
+        let want = if chunk.last { WantLogits::Last } else { WantLogits::None };
         // A context has fewer than 2^32 positions: `Engine::add` sees to it.
         let start = u32::try_from(chunk.start).unwrap_or(u32::MAX);
         batch.push(tokens.unwrap_or_default(), start, &sequence.blocks, want);

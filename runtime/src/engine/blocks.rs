@@ -16,12 +16,7 @@ impl BlockPool {
     pub(super) fn new(num_blocks: usize, block_size: usize) -> Self {
         let mut free: Vec<u32> = (0..).take(num_blocks).collect();
         free.reverse();
-        Self {
-            block_size,
-            num_blocks,
-            free,
-            released: Vec::with_capacity(num_blocks),
-        }
+        Self { block_size, num_blocks, free, released: Vec::with_capacity(num_blocks) }
     }
 
     /// Blocks that hold `positions`.
@@ -59,10 +54,7 @@ impl BlockPool {
     pub(super) fn release(&mut self, table: &mut Vec<u32>) {
         self.free.extend(table.iter().rev());
         self.released.append(table);
-        assert!(
-            self.free.len() <= self.num_blocks,
-            "a block came back twice"
-        );
+        assert!(self.free.len() <= self.num_blocks, "a block came back twice");
     }
 
     /// Hands what came back to `clear`; all of it again next time, if that fails. Must succeed

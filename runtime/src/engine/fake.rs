@@ -35,14 +35,7 @@ impl Fake {
     pub(super) fn new(vocab_size: usize, max_positions: usize, limits: DecoderLimits) -> Self {
         let slots = limits.num_blocks * limits.block_size;
         let (cache, logits) = (vec![None; slots], Vec::new());
-        Self {
-            vocab_size,
-            max_positions,
-            limits,
-            cache,
-            logits,
-            faults: Arc::default(),
-        }
+        Self { vocab_size, max_positions, limits, cache, logits, faults: Arc::default() }
     }
 
     fn slot(&self, blocks: &[u32], position: usize) -> usize {
@@ -51,11 +44,7 @@ impl Fake {
     }
 
     fn failure(&self) -> ModelError {
-        DeviceError::OutOfMemory {
-            what: "a test",
-            bytes: 0,
-        }
-        .into()
+        DeviceError::OutOfMemory { what: "a test", bytes: 0 }.into()
     }
 }
 
@@ -73,19 +62,10 @@ impl Model for Fake {
     }
 
     fn forward(&mut self, batch: &Batch) -> Result<(), ModelError> {
-        assert!(
-            batch.num_tokens() <= self.limits.max_tokens,
-            "too many tokens"
-        );
-        assert!(
-            batch.logit_rows.len() <= self.limits.max_logit_rows,
-            "too many rows"
-        );
+        assert!(batch.num_tokens() <= self.limits.max_tokens, "too many tokens");
+        assert!(batch.logit_rows.len() <= self.limits.max_logit_rows, "too many rows");
         let mut owned = HashSet::new();
-        assert!(
-            batch.block_tables.iter().all(|block| owned.insert(block)),
-            "a block is shared"
-        );
+        assert!(batch.block_tables.iter().all(|block| owned.insert(block)), "a block is shared");
         if std::mem::take(&mut self.faults.lock().unwrap().forward) {
             return Err(self.failure());
         }
@@ -95,10 +75,7 @@ impl Model for Fake {
                 let position = batch.positions[row] as usize;
                 let slot = self.slot(batch.blocks(s), position);
                 let before = self.cache[slot].replace(batch.tokens[row]);
-                assert!(
-                    before.is_none(),
-                    "position {position} was written or not cleared"
-                );
+                assert!(before.is_none(), "position {position} was written or not cleared");
                 if batch.logit_rows.contains(&(row as u32)) {
                     let history = (0..=position).map(|p| self.cache[self.slot(batch.blocks(s), p)]);
                     let history: Vec<u32> = history.map(|t| t.unwrap_or(u32::MAX)).collect();
@@ -140,13 +117,9 @@ impl Model for Fake {
 /// What the fake says after `history`.
 pub(super) fn logits_of(history: &[u32], vocab_size: usize) -> Vec<f32> {
     let seed = history.iter().fold(1u64, |hash, &token| {
-        (hash ^ u64::from(token))
-            .wrapping_mul(0x9E37_79B9_7F4A_7C15)
-            .rotate_left(29)
+        (hash ^ u64::from(token)).wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(29)
     });
-    (0..vocab_size as u64)
-        .map(|token| (uniform(seed, token) * 8.0 - 4.0) as f32)
-        .collect()
+    (0..vocab_size as u64).map(|token| (uniform(seed, token) * 8.0 - 4.0) as f32).collect()
 }
 
 /// Limits of a small KV cache.

@@ -127,9 +127,7 @@ impl Engine {
     /// there is none.
     pub fn max_output(&self, prompt_tokens: usize) -> u32 {
         let room = self.max_context().saturating_sub(prompt_tokens);
-        u32::try_from(room)
-            .unwrap_or(u32::MAX)
-            .min(self.limits.max_output)
+        u32::try_from(room).unwrap_or(u32::MAX).min(self.limits.max_output)
     }
 
     /// Ends a sequence. The next step clears its blocks and reports
@@ -183,9 +181,7 @@ impl Engine {
 
     /// Positions of the longest sequence that the model and the whole KV cache hold.
     pub fn max_context(&self) -> usize {
-        self.model
-            .max_positions()
-            .min(self.scheduler.blocks.num_positions())
+        self.model.max_positions().min(self.scheduler.blocks.num_positions())
     }
 
     fn check(&mut self, new: &NewSequence) -> Result<(), AddError> {
@@ -209,16 +205,10 @@ impl Engine {
         }
         if new.stop_token_ids.len() > STOP_TOKENS_MAX {
             let tokens = new.stop_token_ids.len();
-            return Err(AddError::TooManyStopTokens {
-                tokens,
-                max: STOP_TOKENS_MAX,
-            });
+            return Err(AddError::TooManyStopTokens { tokens, max: STOP_TOKENS_MAX });
         }
         if let Some(wanted) = new.logprobs.filter(|&wanted| wanted > LOGPROBS_MAX) {
-            return Err(AddError::TooManyLogprobs {
-                wanted,
-                max: LOGPROBS_MAX,
-            });
+            return Err(AddError::TooManyLogprobs { wanted, max: LOGPROBS_MAX });
         }
         Ok(new.sampling.check()?)
     }
@@ -229,20 +219,14 @@ impl Engine {
             return Err(AddError::PromptEmpty);
         }
         if prompt > max {
-            return Err(AddError::PromptTooLong {
-                tokens: prompt,
-                max,
-            });
+            return Err(AddError::PromptTooLong { tokens: prompt, max });
         }
         let max = self.limits.max_output as usize;
         if output == 0 {
             return Err(AddError::OutputZero);
         }
         if output > max {
-            return Err(AddError::OutputTooLong {
-                tokens: output,
-                max,
-            });
+            return Err(AddError::OutputTooLong { tokens: output, max });
         }
         let (tokens, max) = (prompt.saturating_add(output), self.max_context());
         if tokens > max {
@@ -264,20 +248,14 @@ impl Engine {
             }
             self.clear_released()?;
             self.failures = self.failures.saturating_add(1);
-            return Err(EngineError::Forward {
-                failures: self.failures,
-                source,
-            });
+            return Err(EngineError::Forward { failures: self.failures, source });
         }
         let status = self.count(plan);
         let failed = self.take_tokens(plan, events);
         self.clear_released()?;
         if let Some(source) = failed {
             self.failures = self.failures.saturating_add(1);
-            return Err(EngineError::Logits {
-                failures: self.failures,
-                source,
-            });
+            return Err(EngineError::Logits { failures: self.failures, source });
         }
         self.failures = 0;
         Ok(status)
@@ -296,11 +274,7 @@ impl Engine {
             if !chunk.last {
                 let (computed, total) = (sequence.computed, sequence.tokens().len());
                 let (computed, total) = (saturate(computed), saturate(total));
-                events.push(Event::Progress {
-                    id: sequence.id,
-                    computed,
-                    total,
-                });
+                events.push(Event::Progress { id: sequence.id, computed, total });
                 continue;
             }
             let row = rows.next().unwrap_or(usize::MAX);
@@ -335,11 +309,7 @@ impl Engine {
         let (put_out, end) = sequence.accept(token);
         if put_out {
             self.counters.output_tokens += 1;
-            events.push(Event::Token {
-                id: sequence.id,
-                token,
-                logprobs,
-            });
+            events.push(Event::Token { id: sequence.id, token, logprobs });
         }
         end
     }
@@ -364,20 +334,13 @@ impl Engine {
 
     fn count(&mut self, plan: &[Chunk]) -> StepStatus {
         let tokens = |decode| -> usize {
-            plan.iter()
-                .filter(|chunk| chunk.decode == decode)
-                .map(|chunk| chunk.len)
-                .sum()
+            plan.iter().filter(|chunk| chunk.decode == decode).map(|chunk| chunk.len).sum()
         };
         let (prefill_tokens, decode_tokens) = (saturate(tokens(false)), saturate(tokens(true)));
         self.counters.steps += 1;
         self.counters.prefill_tokens += u64::from(prefill_tokens);
         self.counters.decode_tokens += u64::from(decode_tokens);
-        StepStatus::Ran {
-            prefill_tokens,
-            decode_tokens,
-            sequences: saturate(plan.len()),
-        }
+        StepStatus::Ran { prefill_tokens, decode_tokens, sequences: saturate(plan.len()) }
     }
 
     /// Clears on the device what sequences gave up. After a failure it is tried again before the
@@ -404,9 +367,7 @@ impl Drop for Engine {
 impl fmt::Debug for Engine {
     /// Counters alone.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Engine")
-            .field("counters", &self.counters())
-            .finish_non_exhaustive()
+        f.debug_struct("Engine").field("counters", &self.counters()).finish_non_exhaustive()
     }
 }
 

@@ -37,16 +37,8 @@ mod tests {
     #[test]
     fn philox_gives_the_published_vectors() {
         let cases = [
-            (
-                [0; 4],
-                [0; 2],
-                [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8],
-            ),
-            (
-                [u32::MAX; 4],
-                [u32::MAX; 2],
-                [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd],
-            ),
+            ([0; 4], [0; 2], [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]),
+            ([u32::MAX; 4], [u32::MAX; 2], [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]),
             (
                 [0x243f_6a88, 0x85a3_08d3, 0x1319_8a2e, 0x0370_7344],
                 [0xa409_3822, 0x299f_31d0],
@@ -68,9 +60,6 @@ mod tests {
         assert!(draws.iter().all(|u| (0.0..1.0).contains(u)));
         let mut tenths = [0; 10];
         draws.iter().for_each(|u| tenths[(u * 10.0) as usize] += 1);
-        assert!(
-            tenths.iter().all(|n| (850..1_150).contains(n)),
-            "{tenths:?}"
-        );
+        assert!(tenths.iter().all(|n| (850..1_150).contains(n)), "{tenths:?}");
     }
 }

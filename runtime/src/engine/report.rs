@@ -4,10 +4,7 @@ use super::sequence::{FinishReason, SequenceId, TokenLogprobs};
 
 /// What happened to a sequence. No `Debug`: a token is part of a secret answer.
 #[derive(Clone, PartialEq)]
-#[expect(
-    missing_debug_implementations,
-    reason = "holds tokens of a secret answer"
-)]
+#[expect(missing_debug_implementations, reason = "holds tokens of a secret answer")]
 pub enum Event {
     /// A token was put out.
     Token {

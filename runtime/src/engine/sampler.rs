@@ -61,17 +61,11 @@ impl Sampler {
         choice: Choice<'_>,
     ) -> Result<(u32, Option<TokenLogprobs>), NotFinite> {
         let raw_max = softmax::max(logits)?;
-        let logprobs = choice
-            .logprobs
-            .map(|count| self.logprobs(logits, raw_max, count));
+        let logprobs = choice.logprobs.map(|count| self.logprobs(logits, raw_max, count));
         self.original.clear();
         self.add_bias(logits, &choice.sampling.logit_bias);
         self.penalise(logits, choice);
-        let max = if self.original.is_empty() {
-            raw_max
-        } else {
-            softmax::max(logits)?
-        };
+        let max = if self.original.is_empty() { raw_max } else { softmax::max(logits)? };
         let token = if choice.sampling.temperature == 0.0 {
             softmax::argmax(logits, max)
         } else {
@@ -79,32 +73,17 @@ impl Sampler {
             self.draw(logits, max, choice.sampling, u)
         };
         let token = token.ok_or(NotFinite)?;
-        Ok((
-            token,
-            logprobs.map(|logprobs| self.report(logprobs, logits, token)),
-        ))
+        Ok((token, logprobs.map(|logprobs| self.report(logprobs, logits, token))))
     }
 
     /// The log of the sum of all probabilities, for [`Sampler::report`], and the best tokens.
     fn logprobs(&mut self, logits: &[f32], max: f32, count: u8) -> (f64, TokenLogprobs) {
-        let weight = Weight {
-            max,
-            scale: 1.0,
-            min_p: 0.0,
-        };
+        let weight = Weight { max, scale: 1.0, min_p: 0.0 };
         let log_sum = f64::from(max) + weight.sum(logits).ln();
         softmax::largest(logits, usize::from(count), &mut self.candidates);
-        let alternatives = self
-            .candidates
-            .iter()
-            .map(|&(id, logit)| (id, (f64::from(logit) - log_sum) as f32));
-        (
-            log_sum,
-            TokenLogprobs {
-                logprob: 0.0,
-                alternatives: alternatives.collect(),
-            },
-        )
+        let alternatives =
+            self.candidates.iter().map(|&(id, logit)| (id, (f64::from(logit) - log_sum) as f32));
+        (log_sum, TokenLogprobs { logprob: 0.0, alternatives: alternatives.collect() })
     }
 
     /// Fills in the chosen token's log-probability from its logit before the changes.
@@ -114,11 +93,7 @@ impl Sampler {
         logits: &[f32],
         token: u32,
     ) -> TokenLogprobs {
-        let changed = self
-            .original
-            .iter()
-            .find(|&&(id, _)| id == token)
-            .map(|&(_, logit)| logit);
+        let changed = self.original.iter().find(|&&(id, _)| id == token).map(|&(_, logit)| logit);
         let logit = changed.or_else(|| logits.get(token as usize).copied());
         logprobs.logprob = (f64::from(logit.unwrap_or(f32::NAN)) - log_sum) as f32;
         logprobs
@@ -135,19 +110,11 @@ impl Sampler {
 
     /// Repetition first, over prompt and output; then presence and frequency, over the output.
     fn penalise(&mut self, logits: &mut [f32], choice: Choice<'_>) {
-        let Sampling {
-            repetition_penalty,
-            presence_penalty,
-            frequency_penalty,
-            ..
-        } = *choice.sampling;
+        let Sampling { repetition_penalty, presence_penalty, frequency_penalty, .. } =
+            *choice.sampling;
         if repetition_penalty != 1.0 {
             self.each_once(&[choice.prompt, choice.output], logits, |logit, _| {
-                if logit > 0.0 {
-                    logit / repetition_penalty
-                } else {
-                    logit * repetition_penalty
-                }
+                if logit > 0.0 { logit / repetition_penalty } else { logit * repetition_penalty }
             });
         }
         if presence_penalty != 0.0 || frequency_penalty != 0.0 {
@@ -170,10 +137,7 @@ impl Sampler {
             }
         }
         for &id in parts.iter().copied().flatten() {
-            let place = (
-                self.counts.get_mut(id as usize),
-                logits.get_mut(id as usize),
-            );
+            let place = (self.counts.get_mut(id as usize), logits.get_mut(id as usize));
             if let (Some(count @ 1..), Some(logit)) = place {
                 self.original.push((id, *logit));
                 *logit = replace(*logit, *count);
@@ -184,11 +148,7 @@ impl Sampler {
 
     /// The token at `u` of the probability that is left after temperature and cuts.
     fn draw(&mut self, logits: &mut [f32], max: f32, sampling: &Sampling, u: f64) -> Option<u32> {
-        let weight = Weight {
-            max,
-            scale: 1.0 / sampling.temperature,
-            min_p: sampling.min_p,
-        };
+        let weight = Weight { max, scale: 1.0 / sampling.temperature, min_p: sampling.min_p };
         let top_k = Some(sampling.top_k as usize).filter(|&k| k > 0 && k < logits.len());
         if top_k.is_none() && sampling.top_p >= 1.0 {
             return self.draw_from_all(logits, weight, u);
@@ -210,10 +170,7 @@ impl Sampler {
         top_k: Option<usize>,
         top_p: f32,
     ) -> Kept {
-        let uncut = Weight {
-            min_p: 0.0,
-            ..weight
-        };
+        let uncut = Weight { min_p: 0.0, ..weight };
         let share = f64::from(top_p);
         let sum_of_all = top_k.is_none().then(|| uncut.sum(logits));
         let mut count = top_k.unwrap_or(FIRST_LOOK);
@@ -248,14 +205,10 @@ impl Sampler {
     /// [`pick`] over the whole row, by blocks.
     fn draw_from_all(&mut self, logits: &[f32], weight: Weight, u: f64) -> Option<u32> {
         self.sums.clear();
-        self.sums
-            .extend(logits.chunks(BLOCK).map(|block| weight.sum(block)));
+        self.sums.extend(logits.chunks(BLOCK).map(|block| weight.sum(block)));
         let mut at = u * self.sums.iter().sum::<f64>();
         let mut last = None;
-        for ((id, block), &sum) in (0u32..)
-            .step_by(BLOCK)
-            .zip(logits.chunks(BLOCK))
-            .zip(&self.sums)
+        for ((id, block), &sum) in (0u32..).step_by(BLOCK).zip(logits.chunks(BLOCK)).zip(&self.sums)
         {
             if sum > 0.0 {
                 last = Some((id, block));
@@ -312,40 +265,26 @@ mod tests {
     use crate::engine::softmax::{Weight, max};
 
     fn choice(sampling: &Sampling) -> Choice<'_> {
-        Choice {
-            sampling,
-            prompt: &[],
-            output: &[],
-            seed: 0,
-            logprobs: None,
-        }
+        Choice { sampling, prompt: &[], output: &[], seed: 0, logprobs: None }
     }
 
     fn token(logits: &[f32], choice: Choice<'_>) -> u32 {
-        Sampler::new(logits.len())
-            .choose(&mut logits.to_vec(), choice)
-            .unwrap()
-            .0
+        Sampler::new(logits.len()).choose(&mut logits.to_vec(), choice).unwrap().0
     }
 
     /// Logits of about the spread of a model's, some of them equal.
     fn row(seed: u64, len: usize) -> Vec<f32> {
         let logit = |i| (uniform(seed, i) + uniform(seed, i + 1) - 1.0) * 12.0;
-        (0..len as u64)
-            .map(|i| (logit(3 * i) * 64.0).round() as f32 / 64.0 + 0.0)
-            .collect()
+        (0..len as u64).map(|i| (logit(3 * i) * 64.0).round() as f32 / 64.0 + 0.0).collect()
     }
 
     /// What is kept, by sorting everything; and how close a decision was.
     fn naive(logits: &[f32], sampling: &Sampling) -> (Vec<u32>, f64) {
-        let mut sorted: Vec<(u32, f64)> = (0..)
-            .zip(logits.iter().map(|&x| f64::from(x / sampling.temperature)))
-            .collect();
+        let mut sorted: Vec<(u32, f64)> =
+            (0..).zip(logits.iter().map(|&x| f64::from(x / sampling.temperature))).collect();
         sorted.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
         let largest = sorted[0].1;
-        sorted
-            .iter_mut()
-            .for_each(|(_, x)| *x = (*x - largest).exp());
+        sorted.iter_mut().for_each(|(_, x)| *x = (*x - largest).exp());
         if sampling.top_k > 0 {
             sorted.truncate(sampling.top_k as usize);
         }
@@ -398,11 +337,7 @@ mod tests {
                 Kept::Many => {
                     many += 1;
                     expected.sort_unstable();
-                    (0..)
-                        .zip(&logits)
-                        .filter(|x| weight.of(*x.1) > 0.0)
-                        .map(|x| x.0)
-                        .collect()
+                    (0..).zip(&logits).filter(|x| weight.of(*x.1) > 0.0).map(|x| x.0).collect()
                 }
             };
             assert!(kept == expected, "seed {seed}");
@@ -413,20 +348,11 @@ mod tests {
 
     #[test]
     fn tokens_come_as_often_as_they_are_likely() {
-        for (top_k, top_p, min_p) in [
-            (0, 1.0, 0.0),
-            (0, 1.0, 0.05),
-            (5, 1.0, 0.0),
-            (0, 0.8, 0.0),
-            (9, 0.9, 0.1),
-        ] {
-            let sampling = Sampling {
-                temperature: 1.5,
-                top_k,
-                top_p,
-                min_p,
-                ..Sampling::default()
-            };
+        for (top_k, top_p, min_p) in
+            [(0, 1.0, 0.0), (0, 1.0, 0.05), (5, 1.0, 0.0), (0, 0.8, 0.0), (9, 0.9, 0.1)]
+        {
+            let sampling =
+                Sampling { temperature: 1.5, top_k, top_p, min_p, ..Sampling::default() };
             let logits: Vec<f32> = row(5, 40).iter().map(|x| x / 2.0).collect();
             let (kept, _) = naive(&logits, &sampling);
             let weight = |id: u32| f64::from(logits[id as usize] / 1.5).exp();
@@ -435,10 +361,7 @@ mod tests {
             let mut sampler = Sampler::new(40);
             let draws = 20_000;
             for seed in 0..draws {
-                let choice = Choice {
-                    seed,
-                    ..choice(&sampling)
-                };
+                let choice = Choice { seed, ..choice(&sampling) };
                 let token = sampler.choose(&mut logits.clone(), choice).unwrap().0;
                 *seen.entry(token).or_insert(0u32) += 1;
             }
@@ -447,10 +370,7 @@ mod tests {
                 let share = weight(id) / sum;
                 let got = f64::from(*seen.get(&id).unwrap_or(&0)) / draws as f64;
                 let five_sigma = 5.0 * (share * (1.0 - share) / draws as f64).sqrt() + 1e-9;
-                assert!(
-                    (got - share).abs() < five_sigma,
-                    "token {id}: {got} {share}"
-                );
+                assert!((got - share).abs() < five_sigma, "token {id}: {got} {share}");
             }
         }
     }
@@ -459,33 +379,21 @@ mod tests {
     fn temperature_zero_takes_the_largest_logit_and_the_lowest_id_among_equals() {
         let greedy = Sampling::greedy();
         assert_eq!(token(&[1.0, 3.0, -2.0, 3.0], choice(&greedy)), 1);
-        let many: Vec<f32> = (0..1_000)
-            .map(|i| if i % 300 == 299 { 2.0 } else { -1.0 })
-            .collect();
+        let many: Vec<f32> = (0..1_000).map(|i| if i % 300 == 299 { 2.0 } else { -1.0 }).collect();
         assert_eq!(token(&many, choice(&greedy)), 299);
     }
 
     #[test]
     fn bias_comes_before_the_choice() {
         let logit_bias = vec![(2, 50.0), (7, 1.0), (2, 50.0)];
-        let sampling = Sampling {
-            logit_bias,
-            ..Sampling::greedy()
-        };
+        let sampling = Sampling { logit_bias, ..Sampling::greedy() };
         assert_eq!(token(&[60.0, 0.0, 0.0], choice(&sampling)), 2);
     }
 
     #[test]
     fn repetition_counts_once_over_prompt_and_output_and_pushes_down_on_both_sides_of_zero() {
-        let sampling = Sampling {
-            repetition_penalty: 2.0,
-            ..Sampling::greedy()
-        };
-        let history = Choice {
-            prompt: &[0, 0, 0],
-            output: &[1],
-            ..choice(&sampling)
-        };
+        let sampling = Sampling { repetition_penalty: 2.0, ..Sampling::greedy() };
+        let history = Choice { prompt: &[0, 0, 0], output: &[1], ..choice(&sampling) };
         assert_eq!(token(&[4.0, 3.0, 1.9], history), 0);
         assert_eq!(token(&[4.0, 3.0, 2.1], history), 2);
         assert_eq!(token(&[-1.0, -1.0, -1.9], history), 2);
@@ -493,21 +401,12 @@ mod tests {
 
     #[test]
     fn presence_counts_once_and_frequency_each_time_over_the_output_alone() {
-        let presence = Sampling {
-            presence_penalty: 1.0,
-            ..Sampling::greedy()
-        };
-        let history = |sampling| Choice {
-            prompt: &[2, 2],
-            output: &[0, 0, 0, 1],
-            ..choice(sampling)
-        };
+        let presence = Sampling { presence_penalty: 1.0, ..Sampling::greedy() };
+        let history =
+            |sampling| Choice { prompt: &[2, 2], output: &[0, 0, 0, 1], ..choice(sampling) };
         assert_eq!(token(&[5.0, 0.0, 4.1], history(&presence)), 2);
         assert_eq!(token(&[5.0, 0.0, 3.9], history(&presence)), 0);
-        let frequency = Sampling {
-            frequency_penalty: 1.0,
-            ..Sampling::greedy()
-        };
+        let frequency = Sampling { frequency_penalty: 1.0, ..Sampling::greedy() };
         assert_eq!(token(&[5.0, 0.0, 2.1], history(&frequency)), 2);
         assert_eq!(token(&[5.0, 0.0, 1.9], history(&frequency)), 0);
     }
@@ -523,12 +422,7 @@ mod tests {
         let logits = [1.0f32, 2.5, 2.5, -1.0];
         let sum: f64 = logits.iter().map(|&x| f64::from(x).exp()).sum();
         let expected = logits.map(|x| (f64::from(x) - sum.ln()) as f32);
-        let choice = Choice {
-            prompt: &[3],
-            output: &[3],
-            logprobs: Some(3),
-            ..choice(&sampling)
-        };
+        let choice = Choice { prompt: &[3], output: &[3], logprobs: Some(3), ..choice(&sampling) };
         let mut sampler = Sampler::new(4);
         let (token, logprobs) = sampler.choose(&mut logits.clone(), choice).unwrap();
         let logprobs = logprobs.unwrap();
@@ -539,10 +433,7 @@ mod tests {
         for &(id, logprob) in &logprobs.alternatives {
             assert!((logprob - expected[id as usize]).abs() < 1e-6);
         }
-        let none = Choice {
-            logprobs: Some(0),
-            ..choice
-        };
+        let none = Choice { logprobs: Some(0), ..choice };
         let (_, logprobs) = sampler.choose(&mut logits.clone(), none).unwrap();
         assert!(logprobs.unwrap().alternatives.is_empty());
     }
@@ -559,11 +450,7 @@ mod tests {
         for seed in 0..50 {
             let logits = row(seed, 300);
             let output: Vec<u32> = (0..seed as u32).map(|i| i * 7 % 300).collect();
-            let choice = Choice {
-                output: &output,
-                seed,
-                ..choice(&sampling)
-            };
+            let choice = Choice { output: &output, seed, ..choice(&sampling) };
             let again = used.choose(&mut logits.clone(), choice).unwrap().0;
             assert_eq!(again, token(&logits, choice), "seed {seed}");
         }
@@ -573,24 +460,10 @@ mod tests {
     fn a_row_that_is_not_finite_before_or_after_the_changes_is_refused() {
         let greedy = Sampling::greedy();
         let mut sampler = Sampler::new(2);
-        assert!(
-            sampler
-                .choose(&mut [0.0, f32::NAN], choice(&greedy))
-                .is_err()
-        );
-        assert!(
-            sampler
-                .choose(&mut [0.0, f32::NEG_INFINITY], choice(&greedy))
-                .is_err()
-        );
-        let penalty = Sampling {
-            repetition_penalty: 0.01,
-            ..Sampling::default()
-        };
-        let history = Choice {
-            prompt: &[0],
-            ..choice(&penalty)
-        };
+        assert!(sampler.choose(&mut [0.0, f32::NAN], choice(&greedy)).is_err());
+        assert!(sampler.choose(&mut [0.0, f32::NEG_INFINITY], choice(&greedy)).is_err());
+        let penalty = Sampling { repetition_penalty: 0.01, ..Sampling::default() };
+        let history = Choice { prompt: &[0], ..choice(&penalty) };
         assert!(sampler.choose(&mut [3e38, 0.0], history).is_err());
         assert!(sampler.choose(&mut [0.0, 0.0], history).is_ok());
     }
@@ -599,11 +472,7 @@ mod tests {
     fn extreme_logits_and_temperatures_still_give_a_token() {
         for temperature in [0.001, 1.0, 100.0] {
             for top_p in [0.01, 1.0] {
-                let sampling = Sampling {
-                    temperature,
-                    top_p,
-                    ..Sampling::default()
-                };
+                let sampling = Sampling { temperature, top_p, ..Sampling::default() };
                 assert_eq!(token(&[-3e38, 3e38, -3e38], choice(&sampling)), 1);
                 assert!(token(&[0.0; 5_000], choice(&sampling)) < 5_000);
             }

@@ -47,10 +47,7 @@ impl Default for Sampling {
 impl Sampling {
     /// The most likely token each time.
     pub fn greedy() -> Self {
-        Self {
-            temperature: 0.0,
-            ..Self::default()
-        }
+        Self { temperature: 0.0, ..Self::default() }
     }
 
     /// Checks every range.
@@ -60,10 +57,7 @@ impl Sampling {
     pub fn check(&self) -> Result<(), SamplingError> {
         if self.logit_bias.len() > LOGIT_BIAS_MAX {
             let entries = self.logit_bias.len();
-            return Err(SamplingError::BiasTooLong {
-                entries,
-                max: LOGIT_BIAS_MAX,
-            });
+            return Err(SamplingError::BiasTooLong { entries, max: LOGIT_BIAS_MAX });
         }
         for &(_, bias) in &self.logit_bias {
             within("logit bias", bias, -100.0, 100.0)?;
@@ -83,12 +77,7 @@ fn within(name: &'static str, value: f32, min: f32, max: f32) -> Result<(), Samp
     if (min..=max).contains(&value) {
         return Ok(());
     }
-    Err(SamplingError::OutOfRange {
-        name,
-        value,
-        min,
-        max,
-    })
+    Err(SamplingError::OutOfRange { name, value, min, max })
 }
 
 /// The most entries of a logit bias.

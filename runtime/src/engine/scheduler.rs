@@ -70,35 +70,23 @@ impl Scheduler {
 
     /// A sequence by its identifier.
     pub(super) fn find(&mut self, id: SequenceId) -> Option<&mut Sequence> {
-        self.running
-            .iter_mut()
-            .chain(&mut self.waiting)
-            .find(|sequence| sequence.id == id)
+        self.running.iter_mut().chain(&mut self.waiting).find(|sequence| sequence.id == id)
     }
 
     /// A running sequence by its ticket.
     pub(super) fn running(&mut self, ticket: u64) -> Option<&mut Sequence> {
-        let at = self
-            .running
-            .binary_search_by_key(&ticket, |sequence| sequence.ticket)
-            .ok()?;
+        let at = self.running.binary_search_by_key(&ticket, |sequence| sequence.ticket).ok()?;
         self.running.get_mut(at)
     }
 
     /// Takes a sequence out, wherever it is, and its blocks back.
     pub(super) fn remove(&mut self, ticket: u64) -> Option<Sequence> {
-        if let Ok(at) = self
-            .running
-            .binary_search_by_key(&ticket, |sequence| sequence.ticket)
-        {
+        if let Ok(at) = self.running.binary_search_by_key(&ticket, |sequence| sequence.ticket) {
             let mut sequence = self.running.remove(at);
             self.blocks.release(&mut sequence.blocks);
             return Some(sequence);
         }
-        let at = self
-            .waiting
-            .binary_search_by_key(&ticket, |sequence| sequence.ticket)
-            .ok()?;
+        let at = self.waiting.binary_search_by_key(&ticket, |sequence| sequence.ticket).ok()?;
         self.waiting.remove(at)
     }
 
@@ -145,11 +133,7 @@ impl Scheduler {
 
     /// Chunks of the prompts of running sequences, oldest first. Their blocks are there.
     fn plan_prefills(&mut self, plan: &mut Vec<Chunk>, budget: &mut usize) {
-        for sequence in self
-            .running
-            .iter()
-            .filter(|s| !s.paused && s.remaining() > 1)
-        {
+        for sequence in self.running.iter().filter(|s| !s.paused && s.remaining() > 1) {
             if *budget == 0 {
                 break;
             }
@@ -217,9 +201,7 @@ impl Scheduler {
         self.blocks.release(&mut sequence.blocks);
         sequence.computed = 0;
         self.preemptions += 1;
-        let at = self
-            .waiting
-            .partition_point(|other| other.ticket < sequence.ticket);
+        let at = self.waiting.partition_point(|other| other.ticket < sequence.ticket);
         self.waiting.insert(at, sequence);
     }
 }
@@ -266,18 +248,8 @@ mod tests {
     fn step(scheduler: &mut Scheduler) -> Vec<(u64, usize)> {
         let mut plan = Vec::new();
         scheduler.plan(&mut plan);
-        scheduler
-            .blocks
-            .clear_released(|_| Ok::<_, ()>(()))
-            .unwrap();
-        for &Chunk {
-            ticket,
-            start,
-            len,
-            last,
-            ..
-        } in &plan
-        {
+        scheduler.blocks.clear_released(|_| Ok::<_, ()>(())).unwrap();
+        for &Chunk { ticket, start, len, last, .. } in &plan {
             let sequence = scheduler.running(ticket).unwrap();
             assert_eq!(sequence.computed, start);
             assert!(sequence.blocks.len() * 4 >= start + len);

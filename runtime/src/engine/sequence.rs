@@ -48,10 +48,7 @@ pub enum FinishReason {
 /// The log-probabilities at one output token: of the model's own distribution, before bias,
 /// penalties and temperature. Wiped on drop.
 #[derive(Clone, PartialEq)]
-#[expect(
-    missing_debug_implementations,
-    reason = "tells what a secret answer says"
-)]
+#[expect(missing_debug_implementations, reason = "tells what a secret answer says")]
 pub struct TokenLogprobs {
     /// Of the chosen token.
     pub logprob: f32,
@@ -115,9 +112,7 @@ impl Sequence {
 
     /// The prompt and the output.
     pub(super) fn parts(&self) -> (&[u32], &[u32]) {
-        self.tokens
-            .split_at_checked(self.num_prompt)
-            .unwrap_or_default()
+        self.tokens.split_at_checked(self.num_prompt).unwrap_or_default()
     }
 
     /// Tokens in the prompt.

@@ -81,15 +81,7 @@ impl Simulation {
         let model = Fake::new(VOCAB_SIZE, 40, reserved);
         let faults = Arc::clone(&model.faults);
         let engine = Engine::new(Box::new(model), engine_limits).unwrap();
-        Self {
-            seed,
-            draws,
-            engine,
-            faults,
-            faulty,
-            live: BTreeMap::new(),
-            to_add,
-        }
+        Self { seed, draws, engine, faults, faulty, live: BTreeMap::new(), to_add }
     }
 
     fn draw(&mut self, range: std::ops::RangeInclusive<u32>) -> u32 {
@@ -136,11 +128,8 @@ impl Simulation {
             }
         }
         if self.faulty {
-            let (forward, clear, not_finite) = (
-                self.draw(0..=49) == 0,
-                self.draw(0..=19) == 0,
-                self.draw(0..=49) == 0,
-            );
+            let (forward, clear, not_finite) =
+                (self.draw(0..=49) == 0, self.draw(0..=19) == 0, self.draw(0..=49) == 0);
             let mut faults = self.faults.lock().unwrap();
             (faults.forward, faults.clear, faults.not_finite) = (forward, clear, not_finite);
         }
@@ -160,14 +149,7 @@ impl Simulation {
         match self.engine.add(new) {
             Ok(()) => {
                 let (seen, cancelled, paused) = (0, false, false);
-                let expected = Expected {
-                    tokens,
-                    reason,
-                    num_prompt,
-                    seen,
-                    cancelled,
-                    paused,
-                };
+                let expected = Expected { tokens, reason, num_prompt, seen, cancelled, paused };
                 assert!(self.live.insert(id, expected).is_none());
                 true
             }
@@ -185,16 +167,11 @@ impl Simulation {
     }
 
     fn sequence(&mut self, id: SequenceId) -> NewSequence {
-        let prompt: Vec<u32> = (0..self.draw(1..=24))
-            .map(|_| self.draw(0..=VOCAB_SIZE as u32 - 1))
-            .collect();
+        let prompt: Vec<u32> =
+            (0..self.draw(1..=24)).map(|_| self.draw(0..=VOCAB_SIZE as u32 - 1)).collect();
         let sampling = match self.draw(0..=3) {
             0 => Sampling::greedy(),
-            1 => Sampling {
-                top_k: 4,
-                top_p: 0.9,
-                ..Sampling::default()
-            },
+            1 => Sampling { top_k: 4, top_p: 0.9, ..Sampling::default() },
             2 => Sampling {
                 repetition_penalty: 1.3,
                 presence_penalty: 0.5,
@@ -202,11 +179,7 @@ impl Simulation {
                 logit_bias: vec![(1, 2.0)],
                 ..Sampling::default()
             },
-            _ => Sampling {
-                min_p: 0.05,
-                temperature: 0.7,
-                ..Sampling::default()
-            },
+            _ => Sampling { min_p: 0.05, temperature: 0.7, ..Sampling::default() },
         };
         NewSequence {
             id,
@@ -225,27 +198,15 @@ impl Simulation {
                 Event::Token { id, token, .. } => {
                     let expected = self.live.get_mut(id).unwrap();
                     assert!(!expected.cancelled && !expected.paused);
-                    assert!(
-                        expected.tokens.get(expected.seen) == Some(token),
-                        "another token"
-                    );
+                    assert!(expected.tokens.get(expected.seen) == Some(token), "another token");
                     expected.seen += 1;
                 }
-                Event::Progress {
-                    id,
-                    computed,
-                    total,
-                } => {
+                Event::Progress { id, computed, total } => {
                     let expected = &self.live[id];
                     assert!(computed < total);
                     assert_eq!(*total, expected.num_prompt + expected.seen as u32);
                 }
-                &Event::Finished {
-                    id,
-                    reason,
-                    prompt_tokens,
-                    output_tokens,
-                } => {
+                &Event::Finished { id, reason, prompt_tokens, output_tokens } => {
                     let expected = self.live.remove(&id).unwrap();
                     assert_eq!(prompt_tokens, expected.num_prompt);
                     assert_eq!(output_tokens as usize, expected.seen);
@@ -271,11 +232,7 @@ impl Simulation {
         assert_eq!((counters.waiting, counters.running), (0, 0));
         assert_eq!(counters.free_blocks, counters.num_blocks, "a block is lost");
         drop(self.engine);
-        assert_eq!(
-            self.faults.lock().unwrap().slots_in_use,
-            0,
-            "a block is not clear"
-        );
+        assert_eq!(self.faults.lock().unwrap().slots_in_use, 0, "a block is not clear");
         counters
     }
 }
@@ -287,13 +244,7 @@ fn alone(new: &NewSequence) -> (Vec<u32>, FinishReason) {
     for _ in 0..new.max_output {
         let (prompt, output) = history.split_at(new.prompt.len());
         let sampling = &new.sampling;
-        let choice = Choice {
-            sampling,
-            prompt,
-            output,
-            seed: new.seed,
-            logprobs: None,
-        };
+        let choice = Choice { sampling, prompt, output, seed: new.seed, logprobs: None };
         let mut logits = logits_of(&history, VOCAB_SIZE);
         let (token, _) = sampler.choose(&mut logits, choice).unwrap();
         if new.stop_token_ids.contains(&token) {

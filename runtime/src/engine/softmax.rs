@@ -72,19 +72,13 @@ impl Weight {
                 *lane += f64::from(weight);
             }
         }
-        lanes
-            .iter_mut()
-            .zip(tail)
-            .for_each(|(lane, &x)| *lane += f64::from(self.of(x)));
+        lanes.iter_mut().zip(tail).for_each(|(lane, &x)| *lane += f64::from(self.of(x)));
         lanes.into_iter().sum()
     }
 
     /// The sum of the weights of candidates, in their order.
     pub(super) fn sum_of(self, candidates: &[Candidate]) -> f64 {
-        candidates
-            .iter()
-            .map(|&(_, logit)| f64::from(self.of(logit)))
-            .sum()
+        candidates.iter().map(|&(_, logit)| f64::from(self.of(logit))).sum()
     }
 }
 
@@ -108,11 +102,7 @@ pub(super) fn gather(row: &[f32], count: usize, out: &mut Vec<Candidate>) {
         if !chunk.iter().fold(false, |any, &x| any | (x > floor)) {
             continue;
         }
-        out.extend(
-            (id..)
-                .zip(chunk.iter().copied())
-                .filter(|&(_, x)| x > floor),
-        );
+        out.extend((id..).zip(chunk.iter().copied()).filter(|&(_, x)| x > floor));
         if out.len() >= full {
             floor = keep(out, count).unwrap_or(floor);
         }
@@ -155,9 +145,7 @@ fn keep(out: &mut Vec<Candidate>, count: usize) -> Option<f32> {
 
 /// A total order on candidates without NaN.
 fn best_first(a: &Candidate, b: &Candidate) -> Ordering {
-    b.1.partial_cmp(&a.1)
-        .unwrap_or(Ordering::Equal)
-        .then(a.0.cmp(&b.0))
+    b.1.partial_cmp(&a.1).unwrap_or(Ordering::Equal).then(a.0.cmp(&b.0))
 }
 
 /// e^x for x <= 0, within 2e-7 of it; zero below -87. After Cephes' `expf` (Moshier).
@@ -175,16 +163,8 @@ fn exp(x: f32) -> f32 {
     p = p * r + 1.666_666_545_9e-1;
     p = p * r + 5.000_000_120_1e-1;
     let y = p * (r * r) + r + 1.0;
-    let power = shifted
-        .to_bits()
-        .wrapping_sub(ROUND.to_bits())
-        .wrapping_add(127)
-        << 23;
-    if x < -87.0 {
-        0.0
-    } else {
-        y * f32::from_bits(power)
-    }
+    let power = shifted.to_bits().wrapping_sub(ROUND.to_bits()).wrapping_add(127) << 23;
+    if x < -87.0 { 0.0 } else { y * f32::from_bits(power) }
 }
 
 /// 1.5 * 2^23.
@@ -229,10 +209,7 @@ mod tests {
                 for count in [1, 2, 20, len / 2, len, len + 1] {
                     let mut out = Vec::new();
                     largest(&row, count, &mut out);
-                    assert!(
-                        out == sorted[..count.min(len)],
-                        "seed {seed}, {count} of {len}"
-                    );
+                    assert!(out == sorted[..count.min(len)], "seed {seed}, {count} of {len}");
                 }
                 assert_eq!(max(&row), Ok(sorted[0].1));
                 assert_eq!(argmax(&row, sorted[0].1), Some(sorted[0].0));
@@ -245,11 +222,7 @@ mod tests {
         for len in [1, 16, 33, 5_000] {
             let row = row(3, len);
             for min_p in [0.0, 0.3] {
-                let weight = Weight {
-                    max: max(&row).unwrap(),
-                    scale: 0.7,
-                    min_p,
-                };
+                let weight = Weight { max: max(&row).unwrap(), scale: 0.7, min_p };
                 let naive: f64 = row.iter().map(|&x| f64::from(weight.of(x))).sum();
                 assert!((weight.sum(&row) / naive - 1.0).abs() < 1e-12);
             }

@@ -19,10 +19,7 @@ const LIMITS: EngineLimits = EngineLimits {
 fn engine_with(limits_of_engine: EngineLimits) -> (Engine, Arc<Mutex<Faults>>) {
     let model = Fake::new(50, 48, limits(10, 4));
     let faults = Arc::clone(&model.faults);
-    (
-        Engine::new(Box::new(model), limits_of_engine).unwrap(),
-        faults,
-    )
+    (Engine::new(Box::new(model), limits_of_engine).unwrap(), faults)
 }
 
 fn engine() -> Engine {
@@ -32,10 +29,7 @@ fn engine() -> Engine {
 fn new(id: u64, prompt: usize, max_output: u32) -> NewSequence {
     NewSequence {
         id: SequenceId(id),
-        prompt: (0..prompt as u32)
-            .map(|token| token % 50)
-            .collect::<Vec<_>>()
-            .into(),
+        prompt: (0..prompt as u32).map(|token| token % 50).collect::<Vec<_>>().into(),
         max_output,
         sampling: Sampling::default(),
         seed: id,
@@ -61,12 +55,9 @@ fn tokens(events: &[Event], of: u64) -> Vec<u32> {
 
 fn ends(events: &[Event]) -> Vec<(u64, FinishReason, u32, u32)> {
     let end = |event: &Event| match *event {
-        Event::Finished {
-            id,
-            reason,
-            prompt_tokens,
-            output_tokens,
-        } => Some((id.0, reason, prompt_tokens, output_tokens)),
+        Event::Finished { id, reason, prompt_tokens, output_tokens } => {
+            Some((id.0, reason, prompt_tokens, output_tokens))
+        }
         _ => None,
     };
     events.iter().filter_map(end).collect()
@@ -89,12 +80,7 @@ fn a_stop_token_ends_a_sequence_and_is_not_put_out() {
     let mut engine = engine();
     engine.add(new(1, 5, 7)).unwrap();
     let all = tokens(&finish(&mut engine), 1);
-    engine
-        .add(NewSequence {
-            stop_token_ids: vec![all[3]],
-            ..new(1, 5, 7)
-        })
-        .unwrap();
+    engine.add(NewSequence { stop_token_ids: vec![all[3]], ..new(1, 5, 7) }).unwrap();
     let events = finish(&mut engine);
     assert!(tokens(&events, 1) == all[..3]);
     assert_eq!(ends(&events), [(1, FinishReason::Stop, 5, 3)]);
@@ -104,12 +90,7 @@ fn a_stop_token_ends_a_sequence_and_is_not_put_out() {
 fn the_seed_decides() {
     let run = |seed| {
         let mut engine = engine();
-        engine
-            .add(NewSequence {
-                seed,
-                ..new(1, 5, 12)
-            })
-            .unwrap();
+        engine.add(NewSequence { seed, ..new(1, 5, 12) }).unwrap();
         tokens(&finish(&mut engine), 1)
     };
     assert!(run(3) == run(3));
@@ -121,20 +102,9 @@ fn a_long_prompt_is_cut_into_chunks_and_reported_on_the_way() {
     let mut engine = engine();
     engine.add(new(1, 30, 1)).unwrap();
     let mut events = Vec::new();
-    let ran = |prefill_tokens| StepStatus::Ran {
-        prefill_tokens,
-        decode_tokens: 0,
-        sequences: 1,
-    };
+    let ran = |prefill_tokens| StepStatus::Ran { prefill_tokens, decode_tokens: 0, sequences: 1 };
     assert_eq!(engine.step(&mut events).unwrap(), ran(16));
-    assert!(
-        events
-            == [Event::Progress {
-                id: SequenceId(1),
-                computed: 16,
-                total: 30
-            }]
-    );
+    assert!(events == [Event::Progress { id: SequenceId(1), computed: 16, total: 30 }]);
     assert_eq!(engine.step(&mut events).unwrap(), ran(14));
     assert_eq!(ends(&events), [(1, FinishReason::Length, 30, 1)]);
 }
@@ -167,31 +137,19 @@ fn a_dropped_engine_leaves_the_cache_clear() {
 
 #[test]
 fn a_failed_forward_pass_ends_its_sequences_and_no_other() {
-    let (mut engine, faults) = engine_with(EngineLimits {
-        max_sequences: 1,
-        ..LIMITS
-    });
+    let (mut engine, faults) = engine_with(EngineLimits { max_sequences: 1, ..LIMITS });
     engine.add(new(1, 5, 7)).unwrap();
     engine.add(new(2, 5, 7)).unwrap();
     faults.lock().unwrap().forward = true;
     let mut events = Vec::new();
     let error = engine.step(&mut events).unwrap_err();
-    assert!(
-        matches!(error, EngineError::Forward { failures: 1, .. }),
-        "{error}"
-    );
+    assert!(matches!(error, EngineError::Forward { failures: 1, .. }), "{error}");
     assert_eq!(ends(&events), [(1, FinishReason::Error, 5, 0)]);
     faults.lock().unwrap().forward = true;
     engine.add(new(3, 5, 7)).unwrap();
     let error = engine.step(&mut events).unwrap_err();
-    assert!(
-        matches!(error, EngineError::Forward { failures: 2, .. }),
-        "{error}"
-    );
-    assert_eq!(
-        ends(&finish(&mut engine)),
-        [(3, FinishReason::Length, 5, 7)]
-    );
+    assert!(matches!(error, EngineError::Forward { failures: 2, .. }), "{error}");
+    assert_eq!(ends(&finish(&mut engine)), [(3, FinishReason::Length, 5, 7)]);
     assert_eq!(engine.counters().failed, 2);
 }
 
@@ -239,12 +197,7 @@ fn a_paused_sequence_waits_and_goes_on_with_the_same_tokens() {
 #[test]
 fn logprobs_come_with_each_token_if_asked_for() {
     let mut engine = engine();
-    engine
-        .add(NewSequence {
-            logprobs: Some(3),
-            ..new(1, 5, 4)
-        })
-        .unwrap();
+    engine.add(NewSequence { logprobs: Some(3), ..new(1, 5, 4) }).unwrap();
     engine.add(new(2, 5, 4)).unwrap();
     for event in finish(&mut engine) {
         if let Event::Token { id, logprobs, .. } = event {
@@ -271,71 +224,29 @@ fn what_can_never_run_is_refused() {
     assert_eq!(refused(|s| s.prompt.clear()), AddError::PromptEmpty);
     assert_eq!(
         refused(|s| s.prompt.resize(31, 0)),
-        AddError::PromptTooLong {
-            tokens: 31,
-            max: 30
-        }
+        AddError::PromptTooLong { tokens: 31, max: 30 }
     );
     assert_eq!(refused(|s| s.max_output = 0), AddError::OutputZero);
-    assert_eq!(
-        refused(|s| s.max_output = 21),
-        AddError::OutputTooLong {
-            tokens: 21,
-            max: 20
-        }
-    );
+    assert_eq!(refused(|s| s.max_output = 21), AddError::OutputTooLong { tokens: 21, max: 20 });
     let long = refused(|s| {
         s.prompt.resize(28, 0);
         s.max_output = 13;
     });
-    assert_eq!(
-        long,
-        AddError::ContextTooLong {
-            tokens: 41,
-            max: 40
-        }
-    );
+    assert_eq!(long, AddError::ContextTooLong { tokens: 41, max: 40 });
 }
 
 #[test]
 fn what_is_outside_the_vocabulary_or_a_range_is_refused() {
     let unknown = refused(|s| s.prompt[3] = 50);
-    assert_eq!(
-        unknown,
-        AddError::TokenOutOfRange {
-            index: 3,
-            vocab_size: 50
-        }
-    );
+    assert_eq!(unknown, AddError::TokenOutOfRange { index: 3, vocab_size: 50 });
     let unknown = refused(|s| s.sampling.logit_bias = vec![(49, 0.0), (50, 0.0)]);
-    assert_eq!(
-        unknown,
-        AddError::BiasOutOfRange {
-            index: 1,
-            vocab_size: 50
-        }
-    );
+    assert_eq!(unknown, AddError::BiasOutOfRange { index: 1, vocab_size: 50 });
     let many = refused(|s| s.stop_token_ids = vec![1; 65]);
-    assert_eq!(
-        many,
-        AddError::TooManyStopTokens {
-            tokens: 65,
-            max: 64
-        }
-    );
+    assert_eq!(many, AddError::TooManyStopTokens { tokens: 65, max: 64 });
     let many = refused(|s| s.logprobs = Some(21));
-    assert_eq!(
-        many,
-        AddError::TooManyLogprobs {
-            wanted: 21,
-            max: 20
-        }
-    );
+    assert_eq!(many, AddError::TooManyLogprobs { wanted: 21, max: 20 });
     let sampling = refused(|s| s.sampling.top_p = 0.0);
-    assert!(matches!(
-        sampling,
-        AddError::Sampling(SamplingError::OutOfRange { .. })
-    ));
+    assert!(matches!(sampling, AddError::Sampling(SamplingError::OutOfRange { .. })));
 }
 
 #[test]
@@ -364,13 +275,7 @@ fn the_longest_sequence_fills_the_pool_and_finishes() {
 fn sequences_beyond_the_places_and_the_queue_are_refused_as_busy() {
     let mut engine = engine();
     (0..6).for_each(|id| engine.add(new(id, 2, 2)).unwrap());
-    assert_eq!(
-        engine.add(new(6, 2, 2)),
-        Err(AddError::Busy {
-            sequences: 6,
-            max: 6
-        })
-    );
+    assert_eq!(engine.add(new(6, 2, 2)), Err(AddError::Busy { sequences: 6, max: 6 }));
     finish(&mut engine);
     assert!(engine.add(new(6, 2, 2)).is_ok());
 }
@@ -379,19 +284,9 @@ fn sequences_beyond_the_places_and_the_queue_are_refused_as_busy() {
 fn limits_without_room_are_refused() {
     let model = || Box::new(Fake::new(50, 48, limits(10, 4)));
     for (max_sequences, max_tokens_per_step) in [(0, 1), (1, 0)] {
-        let none = EngineLimits {
-            max_sequences,
-            max_tokens_per_step,
-            ..LIMITS
-        };
-        assert!(matches!(
-            Engine::new(model(), none),
-            Err(EngineError::LimitZero { .. })
-        ));
+        let none = EngineLimits { max_sequences, max_tokens_per_step, ..LIMITS };
+        assert!(matches!(Engine::new(model(), none), Err(EngineError::LimitZero { .. })));
     }
     let no_blocks = Box::new(Fake::new(50, 48, limits(0, 4)));
-    assert!(matches!(
-        Engine::new(no_blocks, LIMITS),
-        Err(EngineError::LimitZero { .. })
-    ));
+    assert!(matches!(Engine::new(no_blocks, LIMITS), Err(EngineError::LimitZero { .. })));
 }

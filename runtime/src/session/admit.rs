@@ -30,12 +30,7 @@ impl Gateway {
         out: &mut Vec<Output>,
     ) {
         let OpenedRequest { body, request_hash } = opened;
-        meter.payer_tag = payer_tag(
-            body.options
-                .voucher
-                .as_ref()
-                .map_or(&[], SecretBytes::expose),
-        );
+        meter.payer_tag = payer_tag(body.options.voucher.as_ref().map_or(&[], SecretBytes::expose));
         let sequence = SequenceId(meter.serial);
         let policy = &self.parts.identity.policy;
         // A refusal keeps the rhythm of the answer. Nothing in it depends on the prompt: the room that a prompt leaves
@@ -56,11 +51,8 @@ impl Gateway {
             }
         };
         Counters::add(&self.parts.counters.accepted, 1);
-        let accept = Accept {
-            request_hash,
-            boot_id: self.parts.identity.boot_id,
-            serial: meter.serial,
-        };
+        let accept =
+            Accept { request_hash, boot_id: self.parts.identity.boot_id, serial: meter.serial };
         let pacer = Pacer::new(self.rhythm, envelope, now_ms);
         let prompt_tokens = u32::try_from(new.prompt.len()).unwrap_or(u32::MAX);
         let wants = new.logprobs;
@@ -76,10 +68,7 @@ impl Gateway {
         );
         self.by_sequence.insert(sequence, id);
         (self.parts.engine)(Command::Add(Box::new(new)));
-        let body = messages::Accept {
-            serial: accept.serial,
-        }
-        .to_bytes();
+        let body = messages::Accept { serial: accept.serial }.to_bytes();
         reply::send(id.0, FrameKind::Accept, id.1, &body, out);
         self.begin(id, answer, now_ms, out);
     }
@@ -125,11 +114,7 @@ fn sequence_of(
         return Err(ErrorCode::TooLong);
     }
     let biased = body.options.logit_bias.iter().map(|(token, _)| token);
-    if prompt
-        .iter()
-        .chain(biased)
-        .any(|&token| token as usize >= model.vocab_size)
-    {
+    if prompt.iter().chain(biased).any(|&token| token as usize >= model.vocab_size) {
         return Err(ErrorCode::Malformed);
     }
     let sampling = sampling_of(&body.options, model);
@@ -143,9 +128,7 @@ fn sequence_of(
         sampling,
         seed: body.seed,
         stop_token_ids,
-        logprobs: body
-            .want_logprobs
-            .then(|| body.options.logprobs.unwrap_or(0)),
+        logprobs: body.want_logprobs.then(|| body.options.logprobs.unwrap_or(0)),
     })
 }
 
@@ -154,9 +137,7 @@ fn sampling_of(options: &Options, model: &ModelFacts) -> Sampling {
     let defaults = &model.generation;
     Sampling {
         logit_bias: options.logit_bias.to_vec(),
-        repetition_penalty: options
-            .repetition_penalty
-            .unwrap_or(defaults.repetition_penalty),
+        repetition_penalty: options.repetition_penalty.unwrap_or(defaults.repetition_penalty),
         presence_penalty: options.presence_penalty.unwrap_or(0.0),
         frequency_penalty: options.frequency_penalty.unwrap_or(0.0),
         temperature: options.temperature.unwrap_or(defaults.temperature),

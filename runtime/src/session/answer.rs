@@ -106,23 +106,15 @@ impl Answer {
             return;
         }
         match event {
-            Event::Token {
-                token, logprobs, ..
-            } => {
+            Event::Token { token, logprobs, .. } => {
                 self.tokens.push(token);
                 self.logprobs.extend(logprobs);
             }
-            Event::Progress {
-                computed, total, ..
-            } => {
+            Event::Progress { computed, total, .. } => {
                 // Only the newest is worth a frame.
                 if self.tokens.is_empty() {
-                    self.queue
-                        .retain(|inner| !matches!(inner, Inner::Progress { .. }));
-                    self.queue.push_back(Inner::Progress {
-                        done: computed,
-                        total,
-                    });
+                    self.queue.retain(|inner| !matches!(inner, Inner::Progress { .. }));
+                    self.queue.push_back(Inner::Progress { done: computed, total });
                 }
             }
             Event::Finished { reason, .. } => self.finish(reason),
@@ -163,10 +155,8 @@ impl Answer {
         if frames == 0 {
             return;
         }
-        self.credit = self
-            .credit
-            .saturating_add(frames)
-            .min(limits.egress_frames.saturating_mul(2));
+        self.credit =
+            self.credit.saturating_add(frames).min(limits.egress_frames.saturating_mul(2));
         self.stalled_ms = None;
     }
 
@@ -195,8 +185,7 @@ impl Answer {
 
     /// Whether the host has left it without credit for too long.
     pub(super) fn is_stalled(&self, now_ms: u64, limit_ms: u64) -> bool {
-        self.stalled_ms
-            .is_some_and(|since| now_ms.saturating_sub(since) > limit_ms)
+        self.stalled_ms.is_some_and(|since| now_ms.saturating_sub(since) > limit_ms)
     }
 
     /// Seals the frames that are due. After the final one comes the receipt.
@@ -235,20 +224,10 @@ impl Answer {
                 output_tokens: self.sealer.num_tokens(),
             };
             let receipt = receipts.sign(identity, &self.meter, usage);
-            let end = self
-                .sealer
-                .end(reason, self.prompt_tokens, 0, receipt::hash(&receipt));
+            let end = self.sealer.end(reason, self.prompt_tokens, 0, receipt::hash(&receipt));
             due.push(self.sealer.seal(&end)?);
-            let Usage {
-                prompt_tokens,
-                output_tokens,
-                ..
-            } = usage;
-            return Ok(Some(Ended {
-                receipt,
-                prompt_tokens,
-                output_tokens,
-            }));
+            let Usage { prompt_tokens, output_tokens, .. } = usage;
+            return Ok(Some(Ended { receipt, prompt_tokens, output_tokens }));
         }
     }
 
@@ -282,15 +261,12 @@ impl Answer {
         let count = self.tokens.len().min(most);
         let ids: Vec<u32> = self.tokens.drain(..count).collect();
         if self.wants_logprobs.is_some() {
-            let entries = ids
-                .iter()
-                .zip(self.logprobs.drain(..count.min(self.logprobs.len())));
+            let entries = ids.iter().zip(self.logprobs.drain(..count.min(self.logprobs.len())));
             let entries = entries.map(|(id, logprobs)| response::TokenLogprobs {
                 token: (*id, logprobs.logprob),
                 alternatives: logprobs.alternatives.clone(),
             });
-            self.queue
-                .push_back(Inner::Logprobs(Zeroizing::new(entries.collect())));
+            self.queue.push_back(Inner::Logprobs(Zeroizing::new(entries.collect())));
         }
         Inner::Tokens(Zeroizing::new(ids))
     }

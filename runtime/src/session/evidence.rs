@@ -28,9 +28,7 @@ impl Gateway {
         out: &mut Vec<Output>,
     ) {
         match EvidenceReq::from_bytes(frame.body) {
-            Ok(EvidenceReq {
-                kind: Kind::Serve, ..
-            }) => {
+            Ok(EvidenceReq { kind: Kind::Serve, .. }) => {
                 let epoch = self.parts.epochs.current();
                 let bundle = self.parts.identity.bundle(
                     &epoch.statement,
@@ -40,28 +38,16 @@ impl Gateway {
                 );
                 reply::evidence(id.0, id.1, &bundle, out);
             }
-            Ok(EvidenceReq {
-                kind: Kind::Freshness,
-                nonce,
-            }) => {
+            Ok(EvidenceReq { kind: Kind::Freshness, nonce }) => {
                 if self.challenges.len() >= self.parts.limits.freshness_batch {
                     return reply::close(id.0, id.1, CloseCode::Busy, out);
                 }
-                let due_ms = self
-                    .challenges
-                    .first()
-                    .map_or(now_ms + GATHER_MS, |first| first.due_ms);
-                self.challenges.push(Challenge {
-                    stream: id,
-                    nonce,
-                    due_ms,
-                });
+                let due_ms =
+                    self.challenges.first().map_or(now_ms + GATHER_MS, |first| first.due_ms);
+                self.challenges.push(Challenge { stream: id, nonce, due_ms });
             }
             // The key is there: nobody needs to release it again.
-            Ok(EvidenceReq {
-                kind: Kind::KeyRelease,
-                ..
-            }) => {
+            Ok(EvidenceReq { kind: Kind::KeyRelease, .. }) => {
                 reply::close(id.0, id.1, CloseCode::Rejected, out);
             }
             Err(_) => out.push(Output::Reset(id.0)),
@@ -70,11 +56,7 @@ impl Gateway {
 
     /// One report for all challenges that were gathered, each client with its own path.
     pub(super) fn refresh(&mut self, now_ms: u64, out: &mut Vec<Output>) {
-        if self
-            .challenges
-            .first()
-            .is_none_or(|challenge| challenge.due_ms > now_ms)
-        {
+        if self.challenges.first().is_none_or(|challenge| challenge.due_ms > now_ms) {
             return;
         }
         let batch = std::mem::take(&mut self.challenges);
@@ -82,36 +64,19 @@ impl Gateway {
         let Ok(tree) = Tree::new(&nonces) else { return };
         let identity = &self.parts.identity;
         let epoch = self.parts.epochs.current();
-        let mut statement = identity.statement(
-            Kind::Freshness,
-            epoch.number,
-            epoch.key_config.digest(),
-            now_ms,
-        );
+        let mut statement =
+            identity.statement(Kind::Freshness, epoch.number, epoch.key_config.digest(), now_ms);
         statement.nonce = tree.root();
         statement.prev_digest = epoch.statement_digest;
-        let attested = self
-            .parts
-            .attester
-            .attest(&statement.report_data().to_bytes());
+        let attested = self.parts.attester.attest(&statement.report_data().to_bytes());
         for (index, challenge) in batch.iter().enumerate() {
             let (Ok(fresh), Some(path)) = (&attested, tree.path(index)) else {
                 Counters::add(&self.parts.counters.internal, 1);
-                reply::close(
-                    challenge.stream.0,
-                    challenge.stream.1,
-                    CloseCode::Internal,
-                    out,
-                );
+                reply::close(challenge.stream.0, challenge.stream.1, CloseCode::Internal, out);
                 continue;
             };
             let bytes = statement.to_bytes();
-            let section = Freshness {
-                statement: &bytes,
-                report: &fresh.report,
-                path,
-            }
-            .to_bytes();
+            let section = Freshness { statement: &bytes, report: &fresh.report, path }.to_bytes();
             let bundle = identity.bundle(
                 &epoch.statement,
                 &epoch.evidence,

@@ -114,11 +114,7 @@ impl Gateway {
     }
 
     fn state(&self) -> State {
-        if self.draining {
-            State::Draining
-        } else {
-            State::Serving
-        }
+        if self.draining { State::Draining } else { State::Serving }
     }
 
     /// Ends a stream for the host; what the engine still does for it is cancelled.
@@ -147,12 +143,7 @@ impl Gateway {
             return;
         };
         let mut due = Vec::new();
-        let ended = answer.pump(
-            now_ms,
-            &self.parts.identity,
-            &mut self.parts.receipts,
-            &mut due,
-        );
+        let ended = answer.pump(now_ms, &self.parts.identity, &mut self.parts.receipts, &mut due);
         for frame in due {
             reply::send(id.0, FrameKind::EnclaveData, id.1, &frame, out);
         }
@@ -277,12 +268,8 @@ impl Handler for Gateway {
     }
 
     fn closed(&mut self, id: ConnectionId, _out: &mut Vec<Output>) {
-        let streams: Vec<_> = self
-            .streams
-            .keys()
-            .filter(|stream| stream.0 == id)
-            .copied()
-            .collect();
+        let streams: Vec<_> =
+            self.streams.keys().filter(|stream| stream.0 == id).copied().collect();
         for stream in streams {
             Counters::add(&self.parts.counters.cancelled, 1);
             self.forget(stream);

@@ -33,10 +33,7 @@ pub(super) struct Usage {
 impl Receipts {
     /// An empty chain.
     pub fn new(key: ReceiptKey) -> Self {
-        Self {
-            key,
-            previous: [0; 32],
-        }
+        Self { key, previous: [0; 32] }
     }
 
     /// Signs the last receipt of a request and continues the chain with it.

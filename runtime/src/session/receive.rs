@@ -47,8 +47,7 @@ impl Gateway {
         match self.receive(&open, now_ms) {
             Ok(receiving) => {
                 self.request_bytes += receiving.charged;
-                self.streams
-                    .insert(id, Stream::Receiving(Box::new(receiving)));
+                self.streams.insert(id, Stream::Receiving(Box::new(receiving)));
             }
             Err(code) => {
                 Counters::add(self.refusals(code), 1);
@@ -73,11 +72,7 @@ impl Gateway {
             return Err(CloseCode::Busy);
         }
         let key_id = open.head.key_id();
-        let epoch = self
-            .parts
-            .epochs
-            .by_key_id(&key_id, now_ms)
-            .ok_or(CloseCode::KeyUnknown)?;
+        let epoch = self.parts.epochs.by_key_id(&key_id, now_ms).ok_or(CloseCode::KeyUnknown)?;
         let enc_hash = open.head.enc_hash();
         if epoch.replay.contains(&enc_hash) {
             return Err(CloseCode::Rejected);
@@ -138,11 +133,7 @@ impl Gateway {
         enc_hash: &[u8; 32],
         now_ms: u64,
     ) -> Result<(), CloseCode> {
-        let epoch = self
-            .parts
-            .epochs
-            .by_key_id(key_id, now_ms)
-            .ok_or(CloseCode::KeyUnknown)?;
+        let epoch = self.parts.epochs.by_key_id(key_id, now_ms).ok_or(CloseCode::KeyUnknown)?;
         epoch.replay.insert(enc_hash).map_err(|error| match error {
             ReplayError::Seen => CloseCode::Rejected,
             // The next epoch begins with the next tick; this key takes nothing more.

@@ -28,10 +28,8 @@ pub(crate) struct Draft {
 impl Draft {
     /// The certificate of a signing key, as AMD's key service writes it.
     pub(crate) fn vcek(issuer: &str, product: &str, tcb: Tcb, hwid: &[u8], point: &[u8]) -> Self {
-        let ec = seq(&[
-            tlv(0x06, b"\x2a\x86\x48\xce\x3d\x02\x01"),
-            tlv(0x06, b"\x2b\x81\x04\x00\x22"),
-        ]);
+        let ec =
+            seq(&[tlv(0x06, b"\x2a\x86\x48\xce\x3d\x02\x01"), tlv(0x06, b"\x2b\x81\x04\x00\x22")]);
         let mut extensions = vec![
             (amd(&[1]), false, integer(0)),
             (amd(&[2]), false, tlv(0x16, product.as_bytes())),
@@ -76,10 +74,7 @@ impl Draft {
             integer(0),
             self.algorithm.clone(),
             name(&self.issuer),
-            seq(&[
-                tlv(0x17, self.not_before.as_bytes()),
-                tlv(0x17, self.not_after.as_bytes()),
-            ]),
+            seq(&[tlv(0x17, self.not_before.as_bytes()), tlv(0x17, self.not_after.as_bytes())]),
             name(&self.subject),
             self.spki.clone(),
             tlv(0xA3, &seq(&extensions)),
@@ -96,11 +91,7 @@ pub(crate) fn amd(path: &[u8]) -> Vec<u8> {
 }
 
 pub(crate) fn integer(value: u8) -> Vec<u8> {
-    if value < 0x80 {
-        tlv(0x02, &[value])
-    } else {
-        tlv(0x02, &[0, value])
-    }
+    if value < 0x80 { tlv(0x02, &[value]) } else { tlv(0x02, &[0, value]) }
 }
 
 pub(crate) fn tlv(tag: u8, content: &[u8]) -> Vec<u8> {
@@ -121,21 +112,11 @@ pub(crate) fn seq(parts: &[Vec<u8>]) -> Vec<u8> {
 
 /// `rsassaPss` with SHA-384, MGF1 with SHA-384, 48 bytes of salt (RFC 4055).
 pub(crate) fn pss_sha384() -> Vec<u8> {
-    let sha384 = seq(&[
-        tlv(0x06, b"\x60\x86\x48\x01\x65\x03\x04\x02\x02"),
-        tlv(0x05, &[]),
-    ]);
-    let mgf1 = seq(&[
-        tlv(0x06, b"\x2a\x86\x48\x86\xf7\x0d\x01\x01\x08"),
-        sha384.clone(),
-    ]);
+    let sha384 = seq(&[tlv(0x06, b"\x60\x86\x48\x01\x65\x03\x04\x02\x02"), tlv(0x05, &[])]);
+    let mgf1 = seq(&[tlv(0x06, b"\x2a\x86\x48\x86\xf7\x0d\x01\x01\x08"), sha384.clone()]);
     seq(&[
         tlv(0x06, b"\x2a\x86\x48\x86\xf7\x0d\x01\x01\x0a"),
-        seq(&[
-            tlv(0xA0, &sha384),
-            tlv(0xA1, &mgf1),
-            tlv(0xA2, &integer(48)),
-        ]),
+        seq(&[tlv(0xA0, &sha384), tlv(0xA1, &mgf1), tlv(0xA2, &integer(48))]),
     ])
 }
 

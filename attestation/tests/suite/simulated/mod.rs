@@ -86,19 +86,13 @@ impl World {
                 launch_config_digest: LAUNCH_CONFIG,
                 uptime_ms: 1_000,
             },
-            key_config: KeyConfig {
-                epoch: 7,
-                sealing_key: kem.sealing_key().clone(),
-            },
+            key_config: KeyConfig { epoch: 7, sealing_key: kem.sealing_key().clone() },
             serving: ServingPolicy::default(),
             report: honest_report(LAUNCH_CONFIG, MEASUREMENT),
             draft: None,
             policy: policy(&header),
             header,
-            challenge: Challenge {
-                nonce: Some(NONCE),
-                now_unix: NOW,
-            },
+            challenge: Challenge { nonce: Some(NONCE), now_unix: NOW },
         };
         world.link();
         world
@@ -116,8 +110,7 @@ impl World {
     pub(crate) fn vcek(&mut self, product: &str, tcb: Tcb, hwid: &[u8]) -> &mut Draft {
         let point = vcek_key();
         let point = point.public_key().as_ref();
-        self.draft
-            .insert(Draft::vcek("SEV-Simulated", product, tcb, hwid, point))
+        self.draft.insert(Draft::vcek("SEV-Simulated", product, tcb, hwid, point))
     }
 
     /// The honest certificate as a draft to be changed.
@@ -148,17 +141,13 @@ impl World {
         };
         let mut attester = Simulated::from_parts(self.report.clone(), VCEK_KEY, vcek)
             .expect("the published key is a key");
-        let evidence = attester
-            .attest(&statement.report_data().to_bytes())
-            .expect("it signs");
+        let evidence = attester.attest(&statement.report_data().to_bytes()).expect("it signs");
         let [(_, vcek)] = evidence.endorsements.try_into().expect("one certificate");
         (evidence.report, vcek)
     }
 
     pub(crate) fn appraise(&self, parts: &Parts) -> Result<(), Rejection> {
-        self.policy
-            .appraise(&parts.bundle(), &self.challenge)
-            .map(|_| ())
+        self.policy.appraise(&parts.bundle(), &self.challenge).map(|_| ())
     }
 }
 
@@ -172,10 +161,7 @@ impl Parts {
             gpu: self.gpu.as_deref(),
             package: &self.package,
             freshness: self.freshness.as_deref(),
-            endorsements: Endorsements {
-                vcek: self.vcek.as_deref(),
-                ..Endorsements::default()
-            },
+            endorsements: Endorsements { vcek: self.vcek.as_deref(), ..Endorsements::default() },
         };
         bundle.to_bytes()
     }
@@ -240,11 +226,7 @@ pub(crate) fn sign_package(header: &Header) -> Vec<u8> {
     let message = [b"chrysalis1 pkgsig\0".as_slice(), &package_digest(header)].concat();
     let signature = publisher.sign(&message);
     let block = SignatureBlock {
-        public_key: publisher
-            .public_key()
-            .as_ref()
-            .try_into()
-            .expect("32 bytes"),
+        public_key: publisher.public_key().as_ref().try_into().expect("32 bytes"),
         signature: signature.as_ref().try_into().expect("64 bytes"),
     };
     [header.to_bytes().as_slice(), &block.to_bytes()].concat()

@@ -37,9 +37,7 @@ pub enum Value {
 impl Metadata {
     /// Metadata of these entries, for tests and for conversions that need no file.
     pub fn from_entries(entries: impl IntoIterator<Item = (String, Value)>) -> Self {
-        Self {
-            entries: entries.into_iter().collect(),
-        }
+        Self { entries: entries.into_iter().collect() }
     }
 
     /// The value of a key, whatever its type.
@@ -158,10 +156,7 @@ impl Metadata {
         let Some(value) = self.entries.get(key) else {
             return Ok(None);
         };
-        pick(value).map(Some).ok_or_else(|| GgufError::WrongType {
-            key: key.to_owned(),
-            expected,
-        })
+        pick(value).map(Some).ok_or_else(|| GgufError::WrongType { key: key.to_owned(), expected })
     }
 
     /// Reads `count` pairs.
@@ -175,11 +170,7 @@ impl Metadata {
             let value = read_value(reader, &key, kind)?;
             if reader.position() > METADATA_MAX {
                 let len = reader.position();
-                return Err(GgufError::TooLong {
-                    what: "metadata",
-                    len,
-                    max: METADATA_MAX,
-                });
+                return Err(GgufError::TooLong { what: "metadata", len, max: METADATA_MAX });
             }
             if entries.insert(key.clone(), value).is_some() {
                 return Err(GgufError::DuplicateKey(key));
@@ -203,17 +194,9 @@ fn read_value<R: Read>(reader: &mut Reader<R>, key: &str, kind: u32) -> Result<V
 fn read_array<R: Read>(reader: &mut Reader<R>, key: &str) -> Result<Value, GgufError> {
     let kind = reader.u32()?;
     let count = reader.u64()?;
-    let element = element_len(kind).ok_or_else(|| GgufError::UnknownValueType {
-        key: key.to_owned(),
-        found: kind,
-    })?;
-    bounded(
-        "array elements",
-        count,
-        element,
-        ELEMENTS_MAX,
-        reader.remaining(),
-    )?;
+    let element = element_len(kind)
+        .ok_or_else(|| GgufError::UnknownValueType { key: key.to_owned(), found: kind })?;
+    bounded("array elements", count, element, ELEMENTS_MAX, reader.remaining())?;
     match kind {
         KIND_FLOAT32 | KIND_FLOAT64 => {
             repeat(count, || read_float(reader, kind).map(|float| float as f32)).map(Value::Floats)
@@ -245,10 +228,7 @@ fn read_integer<R: Read>(reader: &mut Reader<R>, key: &str, kind: u32) -> Result
         })?,
         11 => i64::from_le_bytes(reader.array()?),
         found => {
-            return Err(GgufError::UnknownValueType {
-                key: key.to_owned(),
-                found,
-            });
+            return Err(GgufError::UnknownValueType { key: key.to_owned(), found });
         }
     })
 }
@@ -265,10 +245,7 @@ fn read_bool<R: Read>(reader: &mut Reader<R>, key: &str) -> Result<bool, GgufErr
     match reader.array()? {
         [0] => Ok(false),
         [1] => Ok(true),
-        [_] => Err(GgufError::WrongType {
-            key: key.to_owned(),
-            expected: "a bool of 0 or 1",
-        }),
+        [_] => Err(GgufError::WrongType { key: key.to_owned(), expected: "a bool of 0 or 1" }),
     }
 }
 
@@ -296,11 +273,7 @@ pub(super) const fn bounded(
     }
     let fit = remaining / element_len;
     if count > fit {
-        return Err(GgufError::TooMany {
-            what,
-            count,
-            max: fit,
-        });
+        return Err(GgufError::TooMany { what, count, max: fit });
     }
     Ok(())
 }

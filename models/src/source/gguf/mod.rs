@@ -240,11 +240,7 @@ impl<R: Read + Seek> Gguf<R> {
             .checked_next_multiple_of(alignment)
             .ok_or(GgufError::Overflow("the start of the data"))?;
         place(&mut tensors, data_start, file_len)?;
-        Ok(Self {
-            inner,
-            metadata,
-            tensors,
-        })
+        Ok(Self { inner, metadata, tensors })
     }
 }
 
@@ -267,26 +263,13 @@ impl<R: ReadAt> Gguf<R> {
     /// [`GgufError::OutsideTensor`], or [`GgufError::Read`] when the operating system fails.
     pub fn read_tensor(&self, index: usize, offset: u64, out: &mut [u8]) -> Result<(), GgufError> {
         let wanted = out.len() as u64;
-        let tensor = self
-            .tensors
-            .get(index)
-            .ok_or(GgufError::Overflow("the tensor index"))?;
-        if offset
-            .checked_add(wanted)
-            .is_none_or(|end| end > tensor.len)
-        {
+        let tensor = self.tensors.get(index).ok_or(GgufError::Overflow("the tensor index"))?;
+        if offset.checked_add(wanted).is_none_or(|end| end > tensor.len) {
             let (name, len) = (tensor.name.clone(), tensor.len);
-            return Err(GgufError::OutsideTensor {
-                name,
-                len,
-                offset,
-                wanted,
-            });
+            return Err(GgufError::OutsideTensor { name, len, offset, wanted });
         }
         let start = tensor.offset.saturating_add(offset);
-        self.inner
-            .read_exact_at(start, out)
-            .map_err(GgufError::Read)
+        self.inner.read_exact_at(start, out).map_err(GgufError::Read)
     }
 }
 
@@ -303,29 +286,16 @@ fn read_tensor<R: Read>(reader: &mut Reader<R>, alignment: u64) -> Result<GgufTe
     let name = reader.text("tensor name", NAME_MAX)?;
     let rank = reader.u32()?;
     if !(1..=4).contains(&rank) {
-        return Err(GgufError::TooMany {
-            what: "dimensions",
-            count: u64::from(rank),
-            max: 4,
-        });
+        return Err(GgufError::TooMany { what: "dimensions", count: u64::from(rank), max: 4 });
     }
-    let dims = (0..rank)
-        .map(|_| reader.u64())
-        .collect::<Result<Vec<u64>, _>>()?;
+    let dims = (0..rank).map(|_| reader.u64()).collect::<Result<Vec<u64>, _>>()?;
     let code = reader.u32()?;
     let offset = reader.u64()?;
     if !offset.is_multiple_of(alignment) {
-        return Err(GgufError::Unaligned {
-            name,
-            offset,
-            alignment,
-        });
+        return Err(GgufError::Unaligned { name, offset, alignment });
     }
     let Some(dtype) = u16::try_from(code).ok().and_then(Dtype::from_code) else {
-        return Err(GgufError::UnsupportedDtype {
-            name,
-            found: type_name(code),
-        });
+        return Err(GgufError::UnsupportedDtype { name, found: type_name(code) });
     };
     let mut dims32 = Vec::with_capacity(dims.len());
     for dim in dims.iter().rev() {
@@ -337,27 +307,13 @@ fn read_tensor<R: Read>(reader: &mut Reader<R>, alignment: u64) -> Result<GgufTe
     let Some((cols, rows)) = dims.split_first() else {
         return Err(GgufError::Dimensions { name, dims });
     };
-    let row_bytes = usize::try_from(*cols)
-        .ok()
-        .and_then(|cols| dtype.row_bytes(cols));
+    let row_bytes = usize::try_from(*cols).ok().and_then(|cols| dtype.row_bytes(cols));
     let Some(row_bytes) = row_bytes else {
-        return Err(GgufError::PartialGroup {
-            name,
-            cols: *cols,
-            dtype: dtype.name(),
-        });
+        return Err(GgufError::PartialGroup { name, cols: *cols, dtype: dtype.name() });
     };
-    let len = rows
-        .iter()
-        .try_fold(row_bytes as u64, |len, dim| len.checked_mul(*dim));
+    let len = rows.iter().try_fold(row_bytes as u64, |len, dim| len.checked_mul(*dim));
     let len = len.ok_or(GgufError::Overflow("the size of a tensor"))?;
-    Ok(GgufTensor {
-        name,
-        dtype,
-        dims: dims32,
-        len,
-        offset,
-    })
+    Ok(GgufTensor { name, dtype, dims: dims32, len, offset })
 }
 
 /// Makes offsets count from the start of the file; refuses tensors outside it or in each other.
@@ -369,11 +325,7 @@ fn place(tensors: &mut [GgufTensor], data_start: u64, file_len: u64) -> Result<(
             return Err(GgufError::Overflow("the end of a tensor"));
         };
         if end > file_len {
-            return Err(GgufError::OutsideFile {
-                name: tensor.name.clone(),
-                end,
-                file_len,
-            });
+            return Err(GgufError::OutsideFile { name: tensor.name.clone(), end, file_len });
         }
         tensor.offset = offset;
     }

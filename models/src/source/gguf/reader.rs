@@ -14,11 +14,7 @@ pub(super) struct Reader<R> {
 impl<R: Read> Reader<R> {
     /// A reader at the start of a file of `file_len` bytes.
     pub(super) const fn new(inner: R, file_len: u64) -> Self {
-        Self {
-            inner,
-            position: 0,
-            file_len,
-        }
+        Self { inner, position: 0, file_len }
     }
 
     /// The offset of the next byte.

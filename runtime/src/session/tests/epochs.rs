@@ -54,9 +54,7 @@ fn of_copies_that_arrive_together_one_reaches_the_engine() {
         host.frame(id, FrameKind::End, &[]);
     }
     assert_eq!(host.added().len(), 1);
-    let rejected = ids
-        .iter()
-        .filter(|&&id| host.close_code(id) == Some(CloseCode::Rejected));
+    let rejected = ids.iter().filter(|&&id| host.close_code(id) == Some(CloseCode::Rejected));
     assert_eq!(rejected.count(), 19);
 }
 

@@ -13,11 +13,7 @@ use super::super::StreamId;
 use super::harness::{Host, policy};
 
 fn ask(host: &mut Host, id: StreamId, kind: Kind, nonce: [u8; 32]) {
-    host.frame(
-        id,
-        FrameKind::EvidenceReq,
-        &EvidenceReq { kind, nonce }.to_bytes(),
-    );
+    host.frame(id, FrameKind::EvidenceReq, &EvidenceReq { kind, nonce }.to_bytes());
 }
 
 fn bundle(host: &Host, id: StreamId) -> Option<Vec<u8>> {
@@ -25,18 +21,14 @@ fn bundle(host: &Host, id: StreamId) -> Option<Vec<u8>> {
     let mut whole = None;
     for sent in host.sent.get(&id)? {
         assert_eq!(sent.kind, FrameKind::Evidence);
-        whole = assembler
-            .push(&Piece::from_bytes(&sent.body).unwrap())
-            .unwrap();
+        whole = assembler.push(&Piece::from_bytes(&sent.body).unwrap()).unwrap();
     }
     whole
 }
 
 fn appraise(bundle: &[u8], max_age: MaxAge, nonce: [u8; 32]) -> Result<VerifiedEnclave, Rejection> {
-    let challenge = Challenge {
-        nonce: (max_age == MaxAge::Fresh).then_some(nonce),
-        now_unix: 1_790_000_000,
-    };
+    let challenge =
+        Challenge { nonce: (max_age == MaxAge::Fresh).then_some(nonce), now_unix: 1_790_000_000 };
     policy(max_age).appraise(bundle, &challenge)
 }
 
@@ -59,9 +51,7 @@ fn the_evidence_of_an_epoch_is_made_once_and_accepted() {
 #[test]
 fn many_challenges_share_one_report_and_each_is_proved_fresh_for_its_own() {
     let mut host = Host::new("");
-    let ids: Vec<_> = (0..21)
-        .map(|n: u8| ((u64::from(n % 3)), 1 + u64::from(n)))
-        .collect();
+    let ids: Vec<_> = (0..21).map(|n: u8| ((u64::from(n % 3)), 1 + u64::from(n))).collect();
     for (n, &id) in (0..).zip(&ids) {
         ask(&mut host, id, Kind::Freshness, [n; 32]);
         host.pass(0);
@@ -118,10 +108,7 @@ fn evidence_of_the_wrong_policy_model_or_age_is_not_accepted() {
     let mut host = Host::new("");
     ask(&mut host, (1, 1), Kind::Serve, [8; 32]);
     let bundle = bundle(&host, (1, 1)).unwrap();
-    let challenge = Challenge {
-        nonce: None,
-        now_unix: 1_790_000_000,
-    };
+    let challenge = Challenge { nonce: None, now_unix: 1_790_000_000 };
     let right = policy(MaxAge::Epoch);
     assert!(right.appraise(&bundle, &challenge).is_ok());
     let mut wrong = vec![right.clone(); 5];

@@ -102,10 +102,7 @@ static PACKAGE: LazyLock<PublicHeader> = LazyLock::new(|| {
     let digest = chrysalis_protocol::package::package_digest(&header);
     let message = [b"chrysalis1 pkgsig\0".as_slice(), &digest].concat();
     let signature = PUBLISHER.sign(&message).as_ref().try_into().unwrap();
-    let block = SignatureBlock {
-        public_key,
-        signature,
-    };
+    let block = SignatureBlock { public_key, signature };
     PublicHeader::from_parts(header, block).unwrap()
 });
 
@@ -118,10 +115,7 @@ impl Host {
     /// With a launch config, and parts that `change` changes.
     pub(super) fn with(config: &str, change: impl FnOnce(&mut GatewayParts)) -> Self {
         let config = LaunchConfig::parse(config.as_bytes()).unwrap();
-        let (attested, broken) = (
-            Arc::new(AtomicUsize::new(0)),
-            Arc::new(AtomicBool::new(false)),
-        );
+        let (attested, broken) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
         let mut platform = Platform {
             inner: Simulated::new(config.digest(), SIMULATED_MEASUREMENT).unwrap(),
             attested: Arc::clone(&attested),
@@ -228,10 +222,7 @@ impl Host {
             let wake = self.gateway.next_wake_ms().unwrap_or(u64::MAX);
             self.now = wake.clamp(self.now, end);
             self.tick();
-            assert!(
-                self.gateway.next_wake_ms().is_none_or(|at| at > self.now),
-                "it would spin"
-            );
+            assert!(self.gateway.next_wake_ms().is_none_or(|at| at > self.now), "it would spin");
             if self.now == end {
                 return;
             }
@@ -315,22 +306,13 @@ impl Host {
 
     /// The engine puts out tokens.
     pub(super) fn tokens(&mut self, id: SequenceId, tokens: &[u32]) {
-        let events = tokens.iter().map(|&token| Event::Token {
-            id,
-            token,
-            logprobs: None,
-        });
+        let events = tokens.iter().map(|&token| Event::Token { id, token, logprobs: None });
         self.events(events.collect());
     }
 
     /// The engine is done with a sequence.
     pub(super) fn finish(&mut self, id: SequenceId, reason: FinishReason) {
-        self.events(vec![Event::Finished {
-            id,
-            reason,
-            prompt_tokens: 0,
-            output_tokens: 0,
-        }]);
+        self.events(vec![Event::Finished { id, reason, prompt_tokens: 0, output_tokens: 0 }]);
     }
 
     pub(super) fn grant(&mut self, id: StreamId, frames: u32) {
@@ -347,9 +329,7 @@ impl Host {
             .filter(|sent| sent.kind == FrameKind::Close)
             .collect();
         assert!(closes.len() < 2, "{id:?} was closed twice");
-        closes
-            .first()
-            .map(|sent| Close::from_bytes(&sent.body).unwrap().code)
+        closes.first().map(|sent| Close::from_bytes(&sent.body).unwrap().code)
     }
 
     /// Opens what a stream received, as its client would.
@@ -470,9 +450,6 @@ pub(super) fn policy(max_age: MaxAge) -> AppraisalPolicy {
         tcb_floors: Vec::new(),
         required_mitigations: 0,
         loaned_key_providers: Vec::new(),
-        dangerous: Dangerous {
-            allow_debug_build: cfg!(debug_assertions),
-            ..Dangerous::default()
-        },
+        dangerous: Dangerous { allow_debug_build: cfg!(debug_assertions), ..Dangerous::default() },
     }
 }

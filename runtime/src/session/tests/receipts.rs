@@ -57,17 +57,10 @@ fn receipts_of_all_streams_form_one_chain_whatever_became_of_them() {
     let mut seen = Vec::new();
     for bytes in &host.receipts {
         let receipt = chain.verify_next(bytes).unwrap();
-        let (_, stream) = tags
-            .iter()
-            .find(|(tag, _)| *tag == receipt.request_tag)
-            .unwrap();
+        let (_, stream) = tags.iter().find(|(tag, _)| *tag == receipt.request_tag).unwrap();
         assert!(receipt.last && receipt.prompt_units % 64 == 0 && receipt.output_units % 64 == 0);
         let refused = stream % 7 == 0;
-        let voucher = if stream % 3 == 0 {
-            vec![*stream as u8]
-        } else {
-            Vec::new()
-        };
+        let voucher = if stream % 3 == 0 { vec![*stream as u8] } else { Vec::new() };
         assert_eq!(receipt.payer_tag, payer_tag(&voucher));
         assert_eq!(receipt.prompt_units == 0, refused);
         assert!(!refused || receipt.failed);
@@ -89,10 +82,7 @@ fn a_receipt_that_is_left_out_shows_in_the_chain() {
     }
     let mut chain = Chain::new(host.receipt_key, BOOT);
     chain.verify_next(&host.receipts[0]).unwrap();
-    assert_eq!(
-        chain.verify_next(&host.receipts[2]),
-        Err(ReceiptError::Chain)
-    );
+    assert_eq!(chain.verify_next(&host.receipts[2]), Err(ReceiptError::Chain));
 }
 
 #[test]

@@ -17,31 +17,13 @@ type Change = fn(&mut RequestBody);
 #[test]
 fn what_the_policy_or_the_model_forbids_is_a_sealed_error_in_the_rhythm_of_an_answer() {
     let cases: [(Change, ErrorCode); 7] = [
-        (
-            |body| body.prompt = Prompt::Text(b"{}".to_vec().into()),
-            ErrorCode::Policy,
-        ),
-        (
-            |body| body.options.grammar = Some(b"root".to_vec().into()),
-            ErrorCode::Unsupported,
-        ),
-        (
-            |body| body.prompt = Prompt::tokens(vec![1; 5_001]),
-            ErrorCode::TooLong,
-        ),
-        (
-            |body| body.prompt = Prompt::tokens(vec![1; 8_192]),
-            ErrorCode::TooLong,
-        ),
+        (|body| body.prompt = Prompt::Text(b"{}".to_vec().into()), ErrorCode::Policy),
+        (|body| body.options.grammar = Some(b"root".to_vec().into()), ErrorCode::Unsupported),
+        (|body| body.prompt = Prompt::tokens(vec![1; 5_001]), ErrorCode::TooLong),
+        (|body| body.prompt = Prompt::tokens(vec![1; 8_192]), ErrorCode::TooLong),
         (|body| body.max_output = 101, ErrorCode::TooLong),
-        (
-            |body| body.prompt = Prompt::tokens(vec![1, VOCAB]),
-            ErrorCode::Malformed,
-        ),
-        (
-            |body| body.options.logit_bias = Zeroizing::new(vec![(VOCAB, 1.0)]),
-            ErrorCode::Malformed,
-        ),
+        (|body| body.prompt = Prompt::tokens(vec![1, VOCAB]), ErrorCode::Malformed),
+        (|body| body.options.logit_bias = Zeroizing::new(vec![(VOCAB, 1.0)]), ErrorCode::Malformed),
     ];
     for (profile, frames) in [(0, 2), (1, 16), (2, 32)] {
         for (index, (change, code)) in cases.iter().enumerate() {
@@ -56,16 +38,8 @@ fn what_the_policy_or_the_model_forbids_is_a_sealed_error_in_the_rhythm_of_an_an
             let heard = host.hear(ID, context);
             assert_eq!(heard.error(), Some(*code), "case {index}");
             // Where the wanted length is too long itself, it counts as the longest that is allowed.
-            let frames = if profile == 2 && request.max_output > 100 {
-                112
-            } else {
-                frames
-            };
-            assert_eq!(
-                heard.frames_ms.len(),
-                frames,
-                "case {index}, profile {profile}"
-            );
+            let frames = if profile == 2 && request.max_output > 100 { 112 } else { frames };
+            assert_eq!(heard.frames_ms.len(), frames, "case {index}, profile {profile}");
             assert_eq!(heard.end.unwrap().reason, response::FinishReason::Error);
             assert_eq!(host.close_code(ID), Some(CloseCode::Ok));
             host.assert_empty();
@@ -198,9 +172,7 @@ fn a_request_that_is_sealed_to_another_statement_is_rejected() {
 fn frames_that_cannot_be_sent_by_a_host_reset_its_connection() {
     let sealed = Host::new("").seal(&body(&[5], 10)).bytes;
     let open = open_body(&sealed);
-    let from_enclave = FrameKind::ALL
-        .into_iter()
-        .filter(|kind| !kind.is_from_host());
+    let from_enclave = FrameKind::ALL.into_iter().filter(|kind| !kind.is_from_host());
     let wrong = from_enclave.map(|kind| (kind, 1, &[][..])).chain([
         (FrameKind::Open, 0, &open[..]),
         (FrameKind::Hello, 0, b"1234"),

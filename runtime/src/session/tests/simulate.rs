@@ -32,10 +32,7 @@ fn no_host_gets_more_than_refusals_out_of_two_thousand_seeds() {
     }
     // It is not only refusals either.
     let [added, whole, cut] = totals;
-    assert!(
-        added > 2 * SEEDS && whole > SEEDS && cut > SEEDS / 2,
-        "{totals:?}"
-    );
+    assert!(added > 2 * SEEDS && whole > SEEDS && cut > SEEDS / 2, "{totals:?}");
 }
 
 /// SplitMix64.
@@ -94,21 +91,13 @@ impl FakeEngine {
             let Some(tokens) = self.running.get_mut(&id) else {
                 continue;
             };
-            let finished = |reason| Event::Finished {
-                id,
-                reason,
-                prompt_tokens: 1,
-                output_tokens: 0,
-            };
+            let finished =
+                |reason| Event::Finished { id, reason, prompt_tokens: 1, output_tokens: 0 };
             if dice.one_in(60) {
                 self.running.remove(&id);
                 events.push(finished(FinishReason::Error));
             } else if let Some(token) = tokens.pop_front() {
-                events.push(Event::Token {
-                    id,
-                    token,
-                    logprobs: None,
-                });
+                events.push(Event::Token { id, token, logprobs: None });
             } else {
                 self.running.remove(&id);
                 events.push(finished(FinishReason::Length));
@@ -198,12 +187,7 @@ impl Simulation {
         let sealed = self.host.seal(&body(&[request, 1], 60));
         let id = self.stream();
         self.hold(id, &sealed.bytes);
-        self.clients.push(Client {
-            request,
-            id,
-            sealed: sealed.bytes,
-            context: sealed.context,
-        });
+        self.clients.push(Client { request, id, sealed: sealed.bytes, context: sealed.context });
     }
 
     fn stream(&mut self) -> StreamId {
@@ -230,11 +214,7 @@ impl Simulation {
         let held = &mut self.held[at];
         let id = held.id;
         // Mostly the rest of the request at once.
-        let count = if self.dice.one_in(3) {
-            1
-        } else {
-            held.frames.len()
-        };
+        let count = if self.dice.one_in(3) { 1 } else { held.frames.len() };
         for _ in 0..count {
             let held = &mut self.held[at];
             if self.dice.one_in(40) && held.frames.len() > 1 {
@@ -285,9 +265,7 @@ impl Simulation {
                 let kind = Kind::Freshness;
                 let id = self.stream();
                 let request = EvidenceReq { kind, nonce };
-                return self
-                    .host
-                    .frame(id, FrameKind::EvidenceReq, &request.to_bytes());
+                return self.host.frame(id, FrameKind::EvidenceReq, &request.to_bytes());
             }
             _ => FrameKind::HostData,
         };
@@ -339,12 +317,7 @@ impl Simulation {
             assert_eq!(*count, 1, "request {request} was added {count} times");
         }
         let known: HashSet<_> = self.clients.iter().map(|client| client.request).collect();
-        assert!(
-            self.engine
-                .added
-                .keys()
-                .all(|request| known.contains(request))
-        );
+        assert!(self.engine.added.keys().all(|request| known.contains(request)));
         let mut chain = Chain::new(self.host.receipt_key, BOOT);
         let mut serials = HashSet::new();
         for receipt in &self.host.receipts {
@@ -368,12 +341,7 @@ impl Simulation {
 
 /// Opens what came back, changed on the way for some, and says whether it is whole. A whole answer is the right one.
 fn is_whole(host: &Host, client: Client, dice: Option<&mut Dice>) -> bool {
-    let Client {
-        request,
-        id,
-        context,
-        ..
-    } = client;
+    let Client { request, id, context, .. } = client;
     let sent = host.sent.get(&id).map_or(&[][..], |sent| sent);
     let mut frames: Vec<Vec<u8>> = sent
         .iter()

@@ -166,11 +166,7 @@ fn only_the_newest_progress_waits_for_its_tick() {
     let mut host = Host::new("");
     let (context, sequence) = host.ask(ID, &body(&[5; 100], 5));
     let id = sequence.unwrap();
-    let progress = |computed| Event::Progress {
-        id,
-        computed,
-        total: 100,
-    };
+    let progress = |computed| Event::Progress { id, computed, total: 100 };
     host.events(vec![progress(10), progress(20), progress(30)]);
     host.pass(50);
     host.events(vec![progress(80)]);
@@ -188,10 +184,9 @@ fn only_the_newest_progress_waits_for_its_tick() {
 
 #[test]
 fn what_the_engine_cannot_do_is_a_sealed_error_in_the_same_rhythm() {
-    for (reason, code) in [
-        (FinishReason::Busy, ErrorCode::Busy),
-        (FinishReason::Error, ErrorCode::Internal),
-    ] {
+    for (reason, code) in
+        [(FinishReason::Busy, ErrorCode::Busy), (FinishReason::Error, ErrorCode::Internal)]
+    {
         let mut host = Host::new("");
         let (context, sequence) = host.ask(ID, &body(&[5], 10));
         host.pass(50);
@@ -237,9 +232,8 @@ fn a_cancelled_answer_ends_with_what_was_sent_within_its_quantum() {
 #[test]
 fn a_host_that_leaves_takes_its_streams_and_no_others() {
     let mut host = Host::new("pad_profile = 0");
-    let leaving: Vec<_> = (1..=3)
-        .map(|stream| host.ask((1, stream), &body(&[5], 10)).1.unwrap())
-        .collect();
+    let leaving: Vec<_> =
+        (1..=3).map(|stream| host.ask((1, stream), &body(&[5], 10)).1.unwrap()).collect();
     let (context, staying) = host.ask((2, 1), &body(&[5], 10));
     let half = host.seal(&body(&[5], 10));
     host.open((1, 9), &half.bytes);
@@ -269,10 +263,7 @@ fn a_draining_enclave_finishes_what_runs_and_takes_nothing_new() {
     assert_eq!(host.close_code((1, 2)), Some(CloseCode::Draining));
     host.frame((3, 0), FrameKind::Hello, &Hello.to_bytes());
     let status = host.sent[&(3, 0)].last().unwrap();
-    assert_eq!(
-        Status::from_bytes(&status.body).unwrap().state,
-        State::Draining
-    );
+    assert_eq!(Status::from_bytes(&status.body).unwrap().state, State::Draining);
     host.tokens(sequence.unwrap(), &[1]);
     host.finish(sequence.unwrap(), FinishReason::Stop);
     host.pass(2_000);
@@ -326,10 +317,7 @@ fn a_ping_comes_back_with_the_counters() {
     let mut host = Host::new("");
     host.frame((1, 0), FrameKind::Ping, b"12345678");
     let sent = &host.sent[&(1, 0)];
-    assert_eq!(
-        (sent[0].kind, &sent[0].body[..]),
-        (FrameKind::Pong, &b"12345678"[..])
-    );
+    assert_eq!((sent[0].kind, &sent[0].body[..]), (FrameKind::Pong, &b"12345678"[..]));
     assert_eq!(sent[1].kind, FrameKind::Status);
     assert_eq!(host.attested.load(Ordering::Relaxed), 1);
 }
