@@ -85,7 +85,7 @@ impl Wire {
             match read {
                 Ok(0) => return Err(ClientError::Closed),
                 Ok(count) => {
-                    self.buffer.extend_from_slice(self.chunk.get(..count).unwrap_or_default())
+                    self.buffer.extend_from_slice(self.chunk.get(..count).unwrap_or_default());
                 }
                 Err(error) if is_pause(&error) => {
                     if start.elapsed() > SILENCE {

@@ -99,7 +99,7 @@ fn run(args: Args) -> Result<(), CommandError> {
     let options = EnclaveOptions { config, ..EnclaveOptions::new(args.package, args.listen) };
     let enclave = Enclave::start(options, move |progress| match progress {
         Progress::AwaitingKey => {
-            say(&format!("listening on {address}, waiting for the package key"))
+            say(&format!("listening on {address}, waiting for the package key"));
         }
         Progress::Loading(done, total) if done == total => say(&format!("{total} segments loaded")),
         Progress::Loading(..) => {}

@@ -111,7 +111,7 @@ fn evidence_of_the_wrong_policy_model_or_age_is_not_accepted() {
     let challenge = Challenge { nonce: None, now_unix: 1_790_000_000 };
     let right = policy(MaxAge::Epoch);
     assert!(right.appraise(&bundle, &challenge).is_ok());
-    let mut wrong = vec![right.clone(); 5];
+    let mut wrong = vec![right; 5];
     wrong[0].content_digests[0][0] ^= 1;
     wrong[1].publishers[0][0] ^= 1;
     wrong[2].minimum_svn = 6;

@@ -58,7 +58,11 @@ fn receipts_of_all_streams_form_one_chain_whatever_became_of_them() {
     for bytes in &host.receipts {
         let receipt = chain.verify_next(bytes).unwrap();
         let (_, stream) = tags.iter().find(|(tag, _)| *tag == receipt.request_tag).unwrap();
-        assert!(receipt.last && receipt.prompt_units % 64 == 0 && receipt.output_units % 64 == 0);
+        assert!(
+            receipt.last
+                && receipt.prompt_units.is_multiple_of(64)
+                && receipt.output_units.is_multiple_of(64)
+        );
         let refused = stream % 7 == 0;
         let voucher = if stream % 3 == 0 { vec![*stream as u8] } else { Vec::new() };
         assert_eq!(receipt.payer_tag, payer_tag(&voucher));
