@@ -147,7 +147,7 @@ fn weights_that_are_missing_or_short_end_the_boot() {
         match cut {
             None => fs::remove_file(blob).unwrap(),
             Some(len) => {
-                fs::OpenOptions::new().write(true).open(blob).unwrap().set_len(len).unwrap()
+                fs::OpenOptions::new().write(true).open(blob).unwrap().set_len(len).unwrap();
             }
         }
         let running = Running::start(&model, QUICK).unwrap();

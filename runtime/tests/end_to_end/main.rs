@@ -1,4 +1,5 @@
 //! The whole way with nothing played: packed, attested, released, sealed, inferred, sealed, over a socket.
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 mod honest;
 mod hostile;

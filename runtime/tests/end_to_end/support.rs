@@ -90,7 +90,10 @@ impl Model {
             max_age: MaxAge::Fresh,
             serving: ServingDemand {
                 pad_profiles: vec![PadProfile::Off, PadProfile::Tick],
+                min_tick_ms: 1,
                 max_tick_ms: 50,
+                min_length_quantum: 1,
+                min_billing_quantum: 1,
                 max_epoch_seconds: 3_600,
                 max_epoch_requests: 1 << 20,
                 allow_text_mode: false,
