@@ -39,7 +39,10 @@ pub fn fitting(
         max_age: MaxAge::Fresh,
         serving: ServingDemand {
             pad_profiles: vec![PadProfile::Tick, PadProfile::Flat],
+            min_tick_ms: served.tick_ms,
             max_tick_ms: served.tick_ms,
+            min_length_quantum: served.length_quantum,
+            min_billing_quantum: served.billing_quantum,
             max_epoch_seconds: served.epoch_max_seconds,
             max_epoch_requests: served.epoch_max_requests,
             allow_text_mode: served.text_mode,

@@ -178,7 +178,11 @@ impl ServingDemand {
         let profiles: Vec<String> =
             self.pad_profiles.iter().map(|&profile| quoted(profile_name(profile))).collect();
         out.key("pad_profiles", format_args!("[{}]", profiles.join(", ")));
+        out.say("# The host chooses these three within the bounds: smaller ones show it more.");
+        out.key("min_tick_ms", self.min_tick_ms);
         out.key("max_tick_ms", self.max_tick_ms);
+        out.key("min_length_quantum", self.min_length_quantum);
+        out.key("min_billing_quantum", self.min_billing_quantum);
         out.key("max_epoch_seconds", self.max_epoch_seconds);
         out.key("max_epoch_requests", self.max_epoch_requests);
         out.say("# Each of these shows something about the text to a host that watches closely.");
@@ -303,7 +307,10 @@ struct File {
 #[serde(deny_unknown_fields)]
 struct ServingFile {
     pad_profiles: Option<Vec<String>>,
+    min_tick_ms: Option<u16>,
     max_tick_ms: Option<u16>,
+    min_length_quantum: Option<u16>,
+    min_billing_quantum: Option<u16>,
     max_epoch_seconds: Option<u32>,
     max_epoch_requests: Option<u32>,
     allow_text_mode: Option<bool>,
@@ -327,7 +334,18 @@ impl ServingFile {
         };
         Ok(ServingDemand {
             pad_profiles: profiles.iter().map(profile).collect::<Result<_, _>>()?,
+            min_tick_ms: required(self.min_tick_ms, "serving.min_tick_ms", "min_tick_ms = 50")?,
             max_tick_ms: required(self.max_tick_ms, "serving.max_tick_ms", "max_tick_ms = 50")?,
+            min_length_quantum: required(
+                self.min_length_quantum,
+                "serving.min_length_quantum",
+                "min_length_quantum = 16",
+            )?,
+            min_billing_quantum: required(
+                self.min_billing_quantum,
+                "serving.min_billing_quantum",
+                "min_billing_quantum = 64",
+            )?,
             max_epoch_seconds: required(
                 self.max_epoch_seconds,
                 "serving.max_epoch_seconds",

@@ -80,8 +80,15 @@ pub enum MaxAge {
 pub struct ServingDemand {
     /// The padding profiles that are accepted; not empty.
     pub pad_profiles: Vec<PadProfile>,
+    /// The shortest tick of a profile that hides times: the host chooses the launch config, and a tick of a millisecond
+    /// hides nothing.
+    pub min_tick_ms: u16,
     /// The longest tick.
     pub max_tick_ms: u16,
+    /// The fewest frames that the length of a response is rounded up to, where the profile hides it.
+    pub min_length_quantum: u16,
+    /// The fewest tokens that receipts, which the host reads, round up to.
+    pub min_billing_quantum: u16,
     /// The longest life of a sealing key.
     pub max_epoch_seconds: u32,
     /// The most requests to one sealing key.
@@ -112,9 +119,13 @@ pub struct Dangerous {
 impl ServingDemand {
     /// The first demand that `policy` does not meet.
     fn unmet(&self, policy: &ServingPolicy) -> Option<&'static str> {
+        let padded = policy.pad_profile != PadProfile::Off;
         let demands = [
             ("pad_profile", self.pad_profiles.contains(&policy.pad_profile)),
             ("tick_ms", policy.tick_ms <= self.max_tick_ms),
+            ("tick_ms", !padded || policy.tick_ms >= self.min_tick_ms),
+            ("length_quantum", !padded || policy.length_quantum >= self.min_length_quantum),
+            ("billing_quantum", policy.billing_quantum >= self.min_billing_quantum),
             ("epoch_max_seconds", policy.epoch_max_seconds <= self.max_epoch_seconds),
             ("epoch_max_requests", policy.epoch_max_requests <= self.max_epoch_requests),
             ("text_mode", self.allow_text_mode || !policy.text_mode),

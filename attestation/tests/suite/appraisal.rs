@@ -239,6 +239,10 @@ const MODEL: &[Row] = &[
     (6, "serving_policy.demand",
      |w| { w.serving.pad_profile = PadProfile::Off; w.link(); }, |_| {}),
     (6, "serving_policy.demand", |w| { w.serving.tick_ms = 51; w.link(); }, |_| {}),
+    // A host that chooses a quick tick or small quanta sees what the profile hides.
+    (6, "serving_policy.demand", |w| { w.serving.tick_ms = 49; w.link(); }, |_| {}),
+    (6, "serving_policy.demand", |w| { w.serving.length_quantum = 15; w.link(); }, |_| {}),
+    (6, "serving_policy.demand", |w| { w.serving.billing_quantum = 63; w.link(); }, |_| {}),
     (6, "serving_policy.demand", |w| { w.serving.epoch_max_seconds = 3_601; w.link(); }, |_| {}),
     (6, "serving_policy.demand", |w| { w.serving.epoch_max_requests += 1; w.link(); }, |_| {}),
     (6, "serving_policy.demand", |w| { w.serving.text_mode = true; w.link(); }, |_| {}),

@@ -180,7 +180,10 @@ pub(crate) fn policy(header: &Header) -> AppraisalPolicy {
         max_age: MaxAge::Fresh,
         serving: ServingDemand {
             pad_profiles: vec![PadProfile::Tick, PadProfile::Flat],
+            min_tick_ms: 50,
             max_tick_ms: 50,
+            min_length_quantum: 16,
+            min_billing_quantum: 64,
             max_epoch_seconds: 3_600,
             max_epoch_requests: 1 << 20,
             allow_text_mode: false,
