@@ -11,7 +11,7 @@ use rustix::process::{Signal, getppid, set_parent_process_death_signal};
 
 use crate::boot::{BootError, Enclave, EnclaveOptions, Progress};
 use crate::config::{ConfigError, LaunchConfig};
-use crate::harden::harden;
+use crate::harden::{harden, keep_panics_quiet};
 use crate::transport::Address;
 
 /// Serve a model package to clients that verify before they seal.
@@ -75,6 +75,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 }
 
 fn run(args: Args) -> Result<(), CommandError> {
+    keep_panics_quiet();
     harden().map_err(CommandError::Harden)?;
     if args.exit_with_parent {
         let set = set_parent_process_death_signal(Some(Signal::TERM));
