@@ -118,7 +118,7 @@ impl Handler for KeyWait<'_> {
                 }
                 Err(_) => out.push(Output::Reset(id)),
             },
-            FrameKind::Ping => {
+            FrameKind::Ping if frame.body.len() == 8 => {
                 reply::send(id, FrameKind::Pong, stream, frame.body, out);
                 let status = self.counters.status(State::AwaitingKey, 0).to_bytes();
                 reply::send(id, FrameKind::Status, 0, &status, out);

@@ -28,7 +28,7 @@ impl Handler for LoadWait {
             FrameKind::Hello => {
                 reply::hello(id, frame, &self.limits, &status, out);
             }
-            FrameKind::Ping => {
+            FrameKind::Ping if frame.body.len() == 8 => {
                 reply::send(id, FrameKind::Pong, frame.stream, frame.body, out);
                 reply::send(id, FrameKind::Status, 0, &status.to_bytes(), out);
             }
@@ -55,5 +55,21 @@ impl Handler for LoadWait {
 
     fn is_done(&self) -> bool {
         self.loaded.load(Ordering::Acquire)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ping_of_another_length_than_eight_ends_its_connection() {
+        let (limits, counters) = (Limits::default(), Arc::default());
+        let mut wait = LoadWait { limits, counters, loaded: Arc::default() };
+        for (body, resets) in [(&[0; 8][..], false), (&[], true), (&[0; 9], true)] {
+            let mut out = Vec::new();
+            wait.frame(1, &Frame { kind: FrameKind::Ping, stream: 0, body }, 0, &mut out);
+            assert_eq!(out.iter().any(|out| matches!(out, Output::Reset(1))), resets);
+        }
     }
 }

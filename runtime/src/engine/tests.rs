@@ -241,8 +241,8 @@ fn what_is_outside_the_vocabulary_or_a_range_is_refused() {
     assert_eq!(unknown, AddError::TokenOutOfRange { index: 3, vocab_size: 50 });
     let unknown = refused(|s| s.sampling.logit_bias = vec![(49, 0.0), (50, 0.0)]);
     assert_eq!(unknown, AddError::BiasOutOfRange { index: 1, vocab_size: 50 });
-    let many = refused(|s| s.stop_token_ids = vec![1; 65]);
-    assert_eq!(many, AddError::TooManyStopTokens { tokens: 65, max: 64 });
+    let many = refused(|s| s.stop_token_ids = vec![1; 265]);
+    assert_eq!(many, AddError::TooManyStopTokens { tokens: 265, max: 264 });
     let many = refused(|s| s.logprobs = Some(21));
     assert_eq!(many, AddError::TooManyLogprobs { wanted: 21, max: 20 });
     let sampling = refused(|s| s.sampling.top_p = 0.0);
