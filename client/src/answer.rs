@@ -101,6 +101,10 @@ impl<'a> Answer<'a> {
                 }
             }
             if self.closed {
+                // CLOSE is the host's word; that the answer is whole, only the final frame says.
+                if let Some(cut) = self.opener.take_if(|opener| !opener.is_finished()) {
+                    cut.finish()?;
+                }
                 return self.error.map_or(Ok(None), |code| Err(ClientError::Answer { code }));
             }
             self.receive()?;
@@ -128,7 +132,8 @@ impl<'a> Answer<'a> {
         let opener = self.opener.take().ok_or(ClientError::Closed)?;
         let end = opener.finish()?;
         let receipt_bytes = self.receipt.take().unwrap_or_default();
-        let receipt = if receipt_bytes.is_empty() {
+        // A receipt that END names cannot be left out.
+        let receipt = if receipt_bytes.is_empty() && end.receipt_hash == [0; 32] {
             None
         } else {
             let receipt = Receipt::verify(&receipt_bytes, &self.receipt_key)?;
@@ -193,5 +198,59 @@ impl Drop for Answer<'_> {
     fn drop(&mut self) {
         // Where the connection broke, the enclave has noticed already.
         drop(self.cancel());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::os::unix::net::UnixListener;
+
+    use chrysalis_protocol::frame;
+    use chrysalis_protocol::hpke::KemKeyPair;
+    use chrysalis_protocol::rand_core::UnwrapErr;
+    use chrysalis_protocol::request::{self, Options, Prompt, RequestBody, SealTo};
+    use chrysalis_protocol::response::ResponseError;
+    use getrandom::SysRng;
+
+    use super::*;
+    use crate::address::Address;
+
+    /// A host that says nothing but that the answer ended well.
+    fn close_ok_at_once() -> Wire {
+        let path = std::env::temp_dir().join(format!("chrysalis-client-{}", std::process::id()));
+        let listener = UnixListener::bind(&path).unwrap();
+        let wire = Wire::connect(&Address::Unix(path.clone())).unwrap();
+        std::fs::remove_file(path).unwrap();
+        let close = Close { code: CloseCode::Ok, retry_after_s: 0 };
+        let mut bytes = Vec::new();
+        frame::write(FrameKind::Close, 1, &close.to_bytes(), &mut bytes);
+        listener.accept().unwrap().0.write_all(&bytes).unwrap();
+        wire
+    }
+
+    #[test]
+    fn a_close_without_a_final_frame_does_not_end_an_answer() {
+        let mut rng = UnwrapErr(SysRng);
+        let keys = KemKeyPair::generate(&mut rng);
+        let sealing_key = keys.sealing_key();
+        let to = SealTo { statement_digest: [1; 48], key_id: [2; 8], sealing_key };
+        let body = RequestBody {
+            stream: true,
+            want_logprobs: false,
+            max_output: 1,
+            request_id: [0; 16],
+            seed: 0,
+            options: Options::default(),
+            prompt: Prompt::tokens(vec![1]),
+        };
+        let context = request::seal(&to, &body, &mut rng).unwrap().context;
+        let mut wire = close_ok_at_once();
+        let mut answer = Answer::new(&mut wire, 1, 64, context, [3; 32]);
+        let cut = answer.next_delta();
+        assert!(
+            matches!(cut, Err(ClientError::Response(ResponseError::Truncated { frames: 0 }))),
+            "an answer without a final frame looked whole"
+        );
     }
 }
