@@ -2,12 +2,15 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 
 use chrysalis_client::{ChatRequest, Connection};
 use chrysalis_protocol::messages::State;
+use chrysalis_protocol::rand_core::Rng;
 use chrysalis_protocol::request::Options;
+use chrysalis_runtime::rng::SystemRng;
 use serde::Serialize;
 
 use crate::args::DemoArgs;
@@ -170,8 +173,10 @@ struct Enclave {
 
 impl Enclave {
     fn start(args: &DemoArgs, package: &Path) -> Result<Self, CliError> {
-        let folder = std::env::temp_dir().join(format!("chrysalis-{}", std::process::id()));
-        fs::create_dir_all(&folder).map_err(CliError::io(&folder))?;
+        // Made here, for this user only: where others could have made it, they could put their own enclave in it.
+        let tag = hex::encode(&SystemRng::default().next_u64().to_be_bytes());
+        let folder = std::env::temp_dir().join(format!("chrysalis-{tag}"));
+        fs::DirBuilder::new().mode(0o700).create(&folder).map_err(CliError::io(&folder))?;
         let socket = folder.join("enclave.sock");
         let mut command = serve::own_enclave()?;
         command.arg("--package").arg(package);
