@@ -1,1 +1,1 @@
-//! The benches stand in `benches/`, one file a subject; each asserts its result (docs/style.md).
+//! The benches stand in `benches/`, one file a subject; each asserts its result (CONTRIBUTING.md).

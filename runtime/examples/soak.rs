@@ -107,6 +107,8 @@ fn run_connection(
             Ok(true) => {}
             Ok(false) => {
                 totals.killed.fetch_add(1, Ordering::Relaxed);
+                // The one that comes after him needs a moment to start, and the enclave one to notice.
+                thread::sleep(Duration::from_millis(500));
                 return Ok(());
             }
             Err(ClientError::Refused { code: CloseCode::Busy }) => {

@@ -83,6 +83,8 @@ pub struct Outbox {
     queue: Mutex<Queue>,
     ready: Condvar,
     limit: usize,
+    /// Whom it is for.
+    peer: Option<Connection>,
 }
 
 #[derive(Debug, Default)]
@@ -93,8 +95,8 @@ struct Queue {
 }
 
 impl Outbox {
-    fn new(limit: usize) -> Self {
-        Self { queue: Mutex::default(), ready: Condvar::new(), limit }
+    fn new(limit: usize, peer: Option<Connection>) -> Self {
+        Self { queue: Mutex::default(), ready: Condvar::new(), limit, peer }
     }
 
     /// Queues a frame; `false` when the host has let too much pile up.
@@ -112,6 +114,14 @@ impl Outbox {
     fn close(&self) {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner).closed = true;
         self.ready.notify_one();
+    }
+
+    /// Ends the connection at once, even while its host leaves a write waiting.
+    fn abort(&self) {
+        self.close();
+        if let Some(peer) = &self.peer {
+            peer.shutdown();
+        }
     }
 
     /// Everything queued, or nothing once closed and drained.
@@ -284,7 +294,7 @@ impl Hub {
                 };
                 if !delivered && let Some(outbox) = self.outboxes.remove(&id) {
                     Counters::add(&self.counters.resets, 1);
-                    outbox.close();
+                    outbox.abort();
                     handler.closed(id, out);
                 }
             }
@@ -344,7 +354,7 @@ fn start_connection(
     held: Arc<()>,
 ) -> io::Result<()> {
     let limits = shared.limits;
-    let outbox = Arc::new(Outbox::new(limits.outbox_bytes));
+    let outbox = Arc::new(Outbox::new(limits.outbox_bytes, Some(connection.try_clone()?)));
     let mut writing = connection.try_clone()?;
     writing.set_write_timeout(Some(Duration::from_millis(limits.egress_stall_ms)))?;
     let (pending, counted) = (Arc::clone(&outbox), shared.writer());
@@ -462,7 +472,7 @@ mod tests {
 
     #[test]
     fn an_outbox_takes_no_more_than_its_limit() {
-        let outbox = Outbox::new(10);
+        let outbox = Outbox::new(10, None);
         assert!(outbox.push(vec![0; 6]));
         assert!(!outbox.push(vec![0; 5]));
         assert_eq!(outbox.take().unwrap().len(), 1);

@@ -1,5 +1,5 @@
 //! Reports and certificates recorded from real machines. They are not part of the repository: see
-//! `CHRYSALIS_VECTORS` in docs/howto.md; where they are absent, these tests say so and pass.
+//! `CHRYSALIS_VECTORS` in docs/howto-auditor.md; where they are absent, these tests say so and pass.
 
 use std::fs;
 use std::path::{Path, PathBuf};

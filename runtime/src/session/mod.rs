@@ -16,6 +16,7 @@ use chrysalis_attestation::attester::Attester;
 use chrysalis_protocol::frame::{Frame, FrameKind};
 use chrysalis_protocol::messages::{CloseCode, Credit, State};
 use chrysalis_protocol::package::Generation;
+use chrysalis_protocol::receipt::round_up;
 
 use crate::config::LaunchConfig;
 use crate::counters::Counters;
@@ -155,8 +156,11 @@ impl Gateway {
             }
             Ok(Some(end)) => {
                 let counters = &self.parts.counters;
-                Counters::add(&counters.prompt_tokens, u64::from(end.prompt_tokens));
-                Counters::add(&counters.output_tokens, u64::from(end.output_tokens));
+                // In billing units, as receipts have them: an exact count would show a length that padding hides.
+                let quantum = self.parts.identity.policy.billing_quantum;
+                let units = |tokens| u64::from(round_up(tokens, quantum));
+                Counters::add(&counters.prompt_tokens, units(end.prompt_tokens));
+                Counters::add(&counters.output_tokens, units(end.output_tokens));
                 reply::send(id.0, FrameKind::Receipt, id.1, &end.receipt, out);
                 self.end(id, CloseCode::Ok, out);
             }

@@ -1,8 +1,9 @@
 //! Somebody does not keep to the rules: the disk, the host, or another owner.
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use chrysalis_attestation::policy::ReleaseError;
@@ -251,4 +252,25 @@ fn an_enclave_that_is_stopped_in_the_middle_leaves_an_answer_that_is_visibly_cut
     assert!(answer.next_delta().unwrap().is_some());
     running.enclave.stop().unwrap();
     assert!(matches!(answer.finish(), Err(ClientError::Closed)));
+}
+
+#[test]
+fn a_host_that_asks_and_does_not_read_is_reset_and_the_others_are_served() {
+    let model = Model::new(&OPEN);
+    let socket = model.folder.path().join("socket");
+    let limits = Limits { outbox_bytes: 50_000, ..Limits::default() };
+    let running = Running::start_at(&model.path, &socket, QUICK, limits).unwrap();
+    running.wait_until_serving();
+    let (mut connection, enclave) = running.verified(&model);
+    let mut deaf = UnixStream::connect(&socket).unwrap();
+    deaf.set_write_timeout(Some(Duration::from_secs(5))).unwrap();
+    let mut ping = Vec::new();
+    frame::write(FrameKind::Ping, 0, &[1; 8], &mut ping);
+    let pings = ping.repeat(100);
+    let error = (0..1_000).find_map(|_| deaf.write_all(&pings).err()).unwrap();
+    assert!(matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset), "{error}");
+    assert!(ask(&mut connection, &enclave, &body(&[5], 3)).is_ok());
+    assert_eq!(running.enclave.counters().resets.load(Ordering::Relaxed), 1);
+    drop(connection);
+    running.enclave.stop().unwrap();
 }
