@@ -86,8 +86,9 @@ fn run_client(client: u64, args: &Args, totals: &Totals, end: Instant) {
             if let Ok(mut first) = totals.first_error.lock() {
                 first.get_or_insert_with(|| format!("client {client}: {error}"));
             }
-            thread::sleep(Duration::from_millis(200));
         }
+        // The one that comes after him needs a moment to start, and the enclave one to notice.
+        thread::sleep(Duration::from_millis(300));
     }
 }
 
@@ -107,8 +108,6 @@ fn run_connection(
             Ok(true) => {}
             Ok(false) => {
                 totals.killed.fetch_add(1, Ordering::Relaxed);
-                // The one that comes after him needs a moment to start, and the enclave one to notice.
-                thread::sleep(Duration::from_millis(500));
                 return Ok(());
             }
             Err(ClientError::Refused { code: CloseCode::Busy }) => {
