@@ -21,6 +21,8 @@ pub struct Limits {
     pub egress_frames: u32,
     /// Time a response may wait for credit before its stream is closed.
     pub egress_stall_ms: u64,
+    /// Time from OPEN to END of a request, however slowly its frames come: it holds a part of the budget all that time.
+    pub request_ms: u64,
     /// Time between two frames of a request that is still being received.
     pub idle_stream_ms: u64,
     /// Bytes queued for a connection whose host does not read; more resets it.
@@ -43,6 +45,7 @@ impl Default for Limits {
             ingress_frames: 256,
             egress_frames: 64,
             egress_stall_ms: 30_000,
+            request_ms: 120_000,
             idle_stream_ms: 30_000,
             // A full batch of freshness evidence, and as much again.
             outbox_bytes: 16 << 20,

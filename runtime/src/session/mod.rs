@@ -223,9 +223,7 @@ impl Gateway {
             .streams
             .iter()
             .filter(|(_, stream)| match stream {
-                Stream::Receiving(receiving) => {
-                    now_ms.saturating_sub(receiving.last_ms) > limits.idle_stream_ms
-                }
+                Stream::Receiving(receiving) => receiving.is_late(now_ms, &limits),
                 Stream::Answering(answer) => answer.is_stalled(now_ms, limits.egress_stall_ms),
             })
             .map(|(id, _)| *id)

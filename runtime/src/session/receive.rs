@@ -11,6 +11,7 @@ use super::receipts::Meter;
 use super::{Gateway, Stream, StreamId};
 use crate::counters::Counters;
 use crate::hub::Output;
+use crate::limits::Limits;
 use crate::replay::ReplayError;
 
 /// A request whose final frame has not come.
@@ -25,7 +26,16 @@ pub(super) struct Receiving {
     frames_left: u32,
     /// Bytes of the budget that this stream holds.
     pub(super) charged: usize,
-    pub(super) last_ms: u64,
+    last_ms: u64,
+    opened_ms: u64,
+}
+
+impl Receiving {
+    /// Whether its frames come too slowly, each or altogether.
+    pub(super) fn is_late(&self, now_ms: u64, limits: &Limits) -> bool {
+        now_ms.saturating_sub(self.last_ms) > limits.idle_stream_ms
+            || now_ms.saturating_sub(self.opened_ms) > limits.request_ms
+    }
 }
 
 impl Gateway {
@@ -97,6 +107,7 @@ impl Gateway {
             frames_left: limits.ingress_frames,
             charged,
             last_ms: now_ms,
+            opened_ms: now_ms,
         })
     }
 

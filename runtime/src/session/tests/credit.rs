@@ -142,3 +142,18 @@ fn a_request_that_stops_coming_is_closed_and_its_bytes_are_free() {
     assert_eq!(host.close_code(SLOW), Some(CloseCode::Rejected));
     host.assert_empty();
 }
+
+#[test]
+fn a_request_that_trickles_is_closed_in_the_end() {
+    let mut host = Host::new("");
+    let sealed = host.seal(&body(&[5], 10)).bytes;
+    host.open(SLOW, &sealed);
+    for byte in sealed[HEAD_LEN..].iter().take(6) {
+        host.pass(20_000);
+        assert_eq!(host.close_code(SLOW), None);
+        host.frame(SLOW, FrameKind::HostData, &[*byte]);
+    }
+    host.pass(1_000);
+    assert_eq!(host.close_code(SLOW), Some(CloseCode::Rejected));
+    host.assert_empty();
+}
