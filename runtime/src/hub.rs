@@ -240,7 +240,7 @@ impl Hub {
             };
             // What is already there is handled before the clock is read again.
             for inbound in
-                first.into_iter().chain(self.inbox.try_iter().take(INBOX).collect::<Vec<_>>())
+                first.into_iter().chain(self.inbox.try_iter().take(ROUND).collect::<Vec<_>>())
             {
                 match self.dispatch(handler, inbound, &mut out) {
                     None => {}
@@ -442,6 +442,9 @@ fn is_too_slow(bytes: usize, elapsed: Duration, limits: &Limits) -> bool {
     elapsed_ms > limits.frame_grace_ms
         && bytes.saturating_mul(1_000) < elapsed_ms.saturating_mul(limits.frame_min_rate)
 }
+
+/// Frames that are handled before the clock is looked at again: a flood of them delays no tick for long.
+const ROUND: usize = 64;
 
 /// Frames that may wait for the handler before readers are held back.
 const INBOX: usize = 4_096;

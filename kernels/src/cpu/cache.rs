@@ -92,12 +92,14 @@ impl Cache {
         let count = shape.num_layers * shape.num_blocks * shape.num_kv_heads;
         let (k, v) = (count * layout.k_head(), count * layout.v_head());
         let data = match shape.dtype {
-            CacheDtype::F32 => {
-                Data::F32([Aligned::zeroed("KV cache", k)?, Aligned::zeroed("KV cache", v)?])
-            }
-            CacheDtype::F16 => {
-                Data::F16([Aligned::zeroed("KV cache", k)?, Aligned::zeroed("KV cache", v)?])
-            }
+            CacheDtype::F32 => Data::F32([
+                Aligned::zeroed_sparse("KV cache", k)?,
+                Aligned::zeroed_sparse("KV cache", v)?,
+            ]),
+            CacheDtype::F16 => Data::F16([
+                Aligned::zeroed_sparse("KV cache", k)?,
+                Aligned::zeroed_sparse("KV cache", v)?,
+            ]),
         };
         Ok(Self { layout, data })
     }

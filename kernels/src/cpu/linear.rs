@@ -29,6 +29,7 @@ impl Default for Scratch {
 impl Drop for Scratch {
     fn drop(&mut self) {
         zeroize::Zeroize::zeroize(&mut self.codes);
+        zeroize::Zeroize::zeroize(&mut self.scales);
     }
 }
 

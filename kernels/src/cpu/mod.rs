@@ -88,6 +88,12 @@ struct Worker {
     scores: Vec<f32>,
 }
 
+impl Drop for Worker {
+    fn drop(&mut self) {
+        zeroize::Zeroize::zeroize(&mut self.scores);
+    }
+}
+
 impl Cpu {
     /// Starts the threads.
     ///

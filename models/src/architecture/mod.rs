@@ -1,5 +1,5 @@
 //! What a weight file says of its model, in Hugging Face's words or in GGUF's, as an
-//! [`Architecture`]. A kind of model is a row of [`FAMILIES`], never code of its own.
+//! [`Architecture`]. A kind of model is a row of `FAMILIES`, never code of its own.
 
 use std::collections::BTreeSet;
 

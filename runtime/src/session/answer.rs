@@ -217,16 +217,15 @@ impl Answer {
                 }
                 continue;
             };
-            let usage = Usage {
-                cancelled: reason == FinishReason::Cancelled,
-                failed: reason == FinishReason::Error,
-                prompt_tokens: self.prompt_tokens,
-                output_tokens: self.sealer.num_tokens(),
-            };
+            let failed = reason == FinishReason::Error;
+            let output_tokens = self.sealer.num_tokens();
+            // A fault before the first token is not the payer's: its prompt is not billed.
+            let prompt_tokens = if failed && output_tokens == 0 { 0 } else { self.prompt_tokens };
+            let cancelled = reason == FinishReason::Cancelled;
+            let usage = Usage { cancelled, failed, prompt_tokens, output_tokens };
             let receipt = receipts.sign(identity, &self.meter, usage);
-            let end = self.sealer.end(reason, self.prompt_tokens, 0, receipt::hash(&receipt));
+            let end = self.sealer.end(reason, prompt_tokens, 0, receipt::hash(&receipt));
             due.push(self.sealer.seal(&end)?);
-            let Usage { prompt_tokens, output_tokens, .. } = usage;
             return Ok(Some(Ended { receipt, prompt_tokens, output_tokens }));
         }
     }

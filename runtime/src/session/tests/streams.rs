@@ -200,6 +200,11 @@ fn what_the_engine_cannot_do_is_a_sealed_error_in_the_same_rhythm() {
         assert_eq!(heard.end.unwrap().reason, response::FinishReason::Error);
         let receipt = Receipt::verify(&heard.receipt.unwrap(), &host.receipt_key).unwrap();
         assert!(receipt.failed && !receipt.cancelled);
+        assert_eq!(
+            (receipt.prompt_units, receipt.output_units),
+            (0, 0),
+            "nothing came, nothing is owed"
+        );
         host.assert_empty();
     }
 }
