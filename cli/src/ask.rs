@@ -34,8 +34,8 @@ pub struct Timed {
     pub summary: Summary,
     /// From the sealing of the request to its first text.
     pub first: Duration,
-    /// From the first text to the last.
-    pub rest: Duration,
+    /// From the sealing of the request to its last text.
+    pub all: Duration,
     /// The text.
     pub text: String,
     /// Whether a stop string ended it.
@@ -113,12 +113,12 @@ pub fn answer(
     })?;
     let summary = answer.finish()?;
     let first = first.unwrap_or(last);
-    Ok(Timed { summary, first: first - start, rest: last - first, text, stopped })
+    Ok(Timed { summary, first: first - start, all: last - start, text, stopped })
 }
 
-/// Tokens a second after the first ones came.
+/// Tokens a second from the sealing of the request to its last text, the prompt's time included.
 pub fn tokens_per_s(answer: &Timed) -> f64 {
-    f64::from(answer.summary.end.output_tokens) / answer.rest.as_secs_f64().max(1e-3)
+    f64::from(answer.summary.end.output_tokens) / answer.all.as_secs_f64().max(1e-3)
 }
 
 fn report(answer: &Timed, enclave: &VerifiedEnclave) -> Report {

@@ -86,11 +86,13 @@ pub fn run(args: &DemoArgs) -> Result<(), CliError> {
     ))?;
     let end = &answer.summary.end;
     output::line(&format!(
-        "\n{} prompt tokens, {} output tokens ({}); first text after {:.2} s, then {:.0} tokens/s, paced in ticks of {} ms",
+        "\n{} prompt tokens, {} output tokens ({}); first text after {:.2} s, the last after {:.2} s: {:.0} \
+         tokens/s, paced in ticks of {} ms",
         end.prompt_tokens,
         end.output_tokens,
         ask::finish_reason(&answer),
         answer.first.as_secs_f64(),
+        answer.all.as_secs_f64(),
         ask::tokens_per_s(&answer),
         verified.serving_policy().tick_ms,
     ))
