@@ -1,5 +1,9 @@
 //! The tokens of one step: several sequences end to end, each with its positions and KV blocks.
 
+use std::fmt;
+
+use zeroize::Zeroize;
+
 /// Which rows of a sequence's chunk need logits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WantLogits {
@@ -12,8 +16,8 @@ pub enum WantLogits {
 }
 
 /// A ragged batch. All vectors are flat; sequence `s` owns tokens `cu_seqlens_q[s]..cu_seqlens_q[s + 1]`
-/// and table entries `cu_blocks[s]..cu_blocks[s + 1]`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// and table entries `cu_blocks[s]..cu_blocks[s + 1]`. Its tokens are secret: never printed, wiped on drop.
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct Batch {
     /// `[num_tokens]`.
     pub tokens: Vec<u32>,
@@ -27,6 +31,18 @@ pub struct Batch {
     pub cu_blocks: Vec<u32>,
     /// Token rows whose logits are wanted, ascending.
     pub logit_rows: Vec<u32>,
+}
+
+impl fmt::Debug for Batch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Batch({} tokens of {} sequences)", self.num_tokens(), self.num_sequences())
+    }
+}
+
+impl Drop for Batch {
+    fn drop(&mut self) {
+        self.tokens.zeroize();
+    }
 }
 
 impl Batch {
