@@ -237,11 +237,11 @@ fn sampling(
     let Some(generation) = generation else {
         return Ok(defaults);
     };
-    if generation.bool("do_sample")? == Some(false) {
-        defaults.temperature = 0.0;
-    } else if let Some(temperature) = generation.f32("temperature")? {
-        defaults.temperature = temperature;
-    }
+    defaults.temperature = match (generation.bool("do_sample")?, generation.f32("temperature")?) {
+        (Some(false), _) | (None, None) => 0.0,
+        (Some(true), None) => 1.0,
+        (_, Some(temperature)) => temperature,
+    };
     let or = |name: &str, neutral: f32| {
         Ok::<_, ArchitectureError>(generation.f32(name)?.unwrap_or(neutral))
     };
@@ -252,12 +252,12 @@ fn sampling(
     Ok(defaults)
 }
 
-/// Sampling that changes nothing: temperature 1 and no cut.
+/// What holds where the source says nothing: greedy, as transformers' `generate` has it, and no cut.
 pub(super) const fn neutral(bos_token_id: Option<u32>, eos_token_ids: Vec<u32>) -> Generation {
     Generation {
         bos_token_id,
         eos_token_ids,
-        temperature: 1.0,
+        temperature: 0.0,
         top_p: 1.0,
         min_p: 0.0,
         repetition_penalty: 1.0,

@@ -118,7 +118,9 @@ fn sampling_comes_from_generation_config_first() {
     assert_eq!((said.temperature, said.top_p, said.top_k), (0.6, 0.95, 20));
     assert_eq!((said.repetition_penalty, said.min_p), (1.05, 0.0));
     let silent = read(&config).generation;
-    assert_eq!((silent.eos_token_ids, silent.temperature), (vec![9], 1.0));
+    assert_eq!((silent.eos_token_ids, silent.temperature), (vec![9], 0.0));
+    let sampled = json!({"do_sample": true});
+    assert_eq!(from_hugging_face(&config, Some(&sampled)).unwrap().generation.temperature, 1.0);
     let greedy = json!({"do_sample": false, "temperature": 0.6});
     assert_eq!(from_hugging_face(&config, Some(&greedy)).unwrap().generation.temperature, 0.0);
 }
