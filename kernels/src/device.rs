@@ -252,6 +252,10 @@ pub trait Device: Send + Sync + Sized + 'static {
     /// Several products that share their input (q, k, v; gate, up), in one pass.
     fn linear(&self, rows: usize, x: &Self::Buffer, outputs: &mut [Linear<'_, Self>]);
 
+    /// The product with the output matrix, `[rows, vocab]`: as [`Device::linear`], with the finest
+    /// activations that the device has, because its error shows in every choice of a token.
+    fn logits(&self, rows: usize, x: &Self::Buffer, weight: &Self::Matrix, out: &mut Self::Buffer);
+
     /// Norms of the heads, rotation, and the write of K and V to the cache.
     fn rope_store(&self, step: &Self::Step, args: RopeStore<'_, Self>);
 

@@ -4,7 +4,7 @@
 //! ```text
 //! cargo run --release -p chrysalis-models --example compare_logits -- MODEL TOKENS LOGITS \
 //!     [--min-top1 0.97] [--max-kl 0.01] [--device cpu|reference] [--cache f16|f32]
-//!     [--activation-bits 8|16] [--threads N] [--chunk N]
+//!     [--activation-bits 8|16|adaptive] [--threads N] [--chunk N]
 //! ```
 //! MODEL is a GGUF file or a Hugging Face folder, TOKENS a text file of token ids, LOGITS raw
 //! little-endian f32, `[tokens, vocab]`, or the likeliest tokens of it that `scripts/compact-logits.py` kept (`.top`); all
@@ -249,6 +249,7 @@ impl Options {
                 ("--cache", "f16") => options.cache = CacheDtype::F16,
                 ("--cache", "f32") => options.cache = CacheDtype::F32,
                 ("--threads", value) => options.cpu.threads = Some(value.parse()?),
+                ("--activation-bits", "adaptive") => {}
                 ("--activation-bits", "8") => options.cpu.activation_bits = ActivationBits::Eight,
                 ("--activation-bits", "16") => {
                     options.cpu.activation_bits = ActivationBits::Sixteen;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use chrysalis_kernels::batch::Batch;
-use chrysalis_kernels::device::{CacheDtype, CacheShape, Device, DeviceError, Linear};
+use chrysalis_kernels::device::{CacheDtype, CacheShape, Device, DeviceError};
 
 use crate::attention::{Attention, LayerCall};
 use crate::config::ModelConfig;
@@ -226,7 +226,7 @@ impl<D: Device> Decoder<D> {
         d.select(&self.step, &self.hidden.sum, selected);
         d.rms_norm(rows, selected, output_norm, config.rms_norm_eps, normed);
         let weight = output.as_ref().unwrap_or(embedding);
-        d.linear(rows, normed, &mut [Linear { weight, bias: None, out: logits }]);
+        d.logits(rows, normed, weight, logits);
         if let Some(cap) = config.final_logit_softcap {
             d.softcap(rows, cap, logits);
         }

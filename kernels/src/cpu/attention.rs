@@ -45,6 +45,15 @@ struct Query<'a> {
     last: usize,
 }
 
+/// Up to 16 slots of a block: K of one head from the first of them on.
+#[derive(Clone, Copy)]
+struct Slots<'a, T> {
+    k: &'a [T],
+    position: usize,
+    /// Slots that are there.
+    len: usize,
+}
+
 impl<T: Element> Task for AttentionTile<'_, '_, T> {
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
@@ -192,68 +201,72 @@ impl<T: Element> AttentionTile<'_, '_, T> {
     ) {
         let shape = &self.layout.shape;
         let size = shape.block_size;
+        // Four vectors of slots at a time keep the multipliers busy; each score is the same alone.
+        let mut waiting: [Slots<'_, T>; 4] = [Slots { k: &[], position: 0, len: 0 }; 4];
+        let mut count = 0;
         for index in range.start / size..range.end.div_ceil(size) {
             let head = self.blocks[index] as usize * shape.num_kv_heads + kv_head;
             let k = &self.k[head * self.layout.k_head()..][..self.layout.k_head()];
-            let mut slot = 0;
-            while slot < size {
-                let position = index * size + slot;
-                let within = range.start.max(position)..range.end.min((index + 1) * size);
-                // Two vectors at a time keep the multipliers busy; each score is the same alone.
-                let (k, to) = (&k[slot..], (&mut *scores, base, stride));
-                if S::MANY_REGISTERS && slot + 2 * LANES <= self.layout.slots {
-                    self.score_slots::<S, N, 2>(s, queries, k, position, within, to);
-                    slot += 2 * LANES;
-                } else {
-                    self.score_slots::<S, N, 1>(s, queries, k, position, within, to);
-                    slot += LANES;
+            for slot in (0..size).step_by(LANES) {
+                let (position, len) = (index * size + slot, LANES.min(size - slot));
+                if position + len <= range.start || position >= range.end {
+                    continue;
+                }
+                waiting[count] = Slots { k: &k[slot..], position, len };
+                count += 1;
+                if S::MANY_REGISTERS && count == 4 {
+                    self.score_slots(s, queries, waiting, &range, (&mut *scores, base, stride));
+                    count = 0;
+                } else if !S::MANY_REGISTERS {
+                    let one = [waiting[0]];
+                    self.score_slots(s, queries, one, &range, (&mut *scores, base, stride));
+                    count = 0;
                 }
             }
         }
+        for slots in &waiting[..count] {
+            self.score_slots(s, queries, [*slots], &range, (&mut *scores, base, stride));
+        }
     }
 
-    /// Scores of `C` vectors of slots from `position` on; those `within` are written.
+    /// Scores of `C` vectors of slots; those within `range` are written.
     #[inline(always)]
     fn score_slots<S: Simd, const N: usize, const C: usize>(
         &self,
         s: S,
         queries: &[Query<'_>; N],
-        k: &[T],
-        position: usize,
-        within: Range<usize>,
+        slots: [Slots<'_, T>; C],
+        range: &Range<usize>,
         (scores, base, stride): (&mut [f32], usize, usize),
     ) {
-        if within.start >= within.end.min(position + C * LANES) {
-            return;
-        }
+        let (dim, width) = (self.layout.shape.head_dim, self.layout.slots);
+        let q: [&[f32]; N] = std::array::from_fn(|n| &queries[n].q[..dim]);
+        let k = slots.map(|slots| &slots.k[..(dim - 1) * width + LANES]);
         let mut sums = [[s.splat(0.0); C]; N];
-        for (d, k) in k.chunks(self.layout.slots).enumerate() {
-            let mut k16 = [T::load(s, k); C];
+        for d in 0..dim {
+            let mut k16 = [T::load(s, &k[0][d * width..]); C];
             for c in 1..C {
-                k16[c] = T::load(s, &k[c * LANES..]);
+                k16[c] = T::load(s, &k[c][d * width..]);
             }
             for n in 0..N {
-                let q = s.splat(queries[n].q[d]);
+                let q = s.splat(q[n][d]);
                 for c in 0..C {
                     sums[n][c] = s.fma(q, k16[c], sums[n][c]);
                 }
             }
         }
         for (n, sums) in sums.into_iter().enumerate() {
-            for (c, sum) in sums.into_iter().enumerate() {
+            for (slots, sum) in slots.iter().zip(sums) {
                 let mut sum = s.mul(sum, s.splat(self.scale));
                 if let Some(cap) = self.softcap {
                     sum = rows::softcap(s, cap, sum);
                 }
-                let position = position + c * LANES;
-                let from = position.max(within.start);
-                let to = (position + LANES).min(within.end);
-                if from < to {
-                    let mut values = [0.0; LANES];
-                    s.store(sum, &mut values);
-                    let out = &mut scores[n * stride + from - base..n * stride + to - base];
-                    out.copy_from_slice(&values[from - position..to - position]);
-                }
+                let from = slots.position.max(range.start);
+                let to = (slots.position + slots.len).min(range.end);
+                let mut values = [0.0; LANES];
+                s.store(sum, &mut values);
+                let out = &mut scores[n * stride + from - base..n * stride + to - base];
+                out.copy_from_slice(&values[from - slots.position..to - slots.position]);
             }
         }
     }

@@ -1,35 +1,34 @@
 //! Products with weight matrices: one tile is some pairs of panels by some rows of activations.
 //!
-//! Every output is one chain: for quantised types, group after group of 32 (Q6_K: 16) an exact
-//! integer sum, times the activation's scale, then one fused multiply-add with the weight's scale
-//! and one with its minimum; for float types column after column one fused multiply-add. The chain
-//! is the same in every kernel below, so a row's results do not depend on how many rows there are,
-//! how they are tiled or who computes them.
+//! Every output is one chain. For quantised types, block after block of 24 groups: group after group
+//! of 32 (Q6_K: 16) an exact integer sum, times the activation's scale, then one fused multiply-add
+//! with the weight's scale and one with its minimum; then the same for those groups of the block that
+//! have a second record, without minima. For float types column after column one fused multiply-add.
+//! The chain is the same in every kernel below, so a row's results do not depend on how many rows
+//! there are, how they are tiled or who computes them.
 
-use super::activations::{Activations, Part};
+use super::activations::{self, Activations, Part, Record};
 use super::float;
 use super::matrix::{Data, Format, Matrix, PAIR, Quantised};
 use super::scales::{self, RECORD};
 use super::simd::{Simd, Task};
 use super::tiles::Tile;
+use crate::device::DeviceError;
 use crate::dtype::Dtype;
+use crate::memory::Aligned;
 
-/// A worker's memory for one unpacked block of weights.
+/// A worker's memory for one unpacked block of weights; wiped on drop.
 pub(super) struct Scratch {
-    codes: Vec<u8>,
-    scales: Vec<f32>,
+    codes: Aligned<u8>,
+    scales: Aligned<f32>,
 }
 
-impl Default for Scratch {
-    fn default() -> Self {
-        Self { codes: vec![0; BLOCK_GROUPS * 2 * 512], scales: vec![0.0; BLOCK_GROUPS * RECORD] }
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        zeroize::Zeroize::zeroize(&mut self.codes);
-        zeroize::Zeroize::zeroize(&mut self.scales);
+impl Scratch {
+    pub(super) fn new() -> Result<Self, DeviceError> {
+        Ok(Self {
+            codes: Aligned::zeroed("unpacked weights", BLOCK_GROUPS * 2 * 512)?,
+            scales: Aligned::zeroed("unpacked scales", BLOCK_GROUPS * RECORD)?,
+        })
     }
 }
 
@@ -40,8 +39,6 @@ pub(super) struct Input<'a> {
     pub(super) x: &'a [f32],
     /// The same, quantised, where an output needs it.
     pub(super) quantised: &'a Activations,
-    /// Byte planes of the quantised form.
-    pub(super) planes: usize,
 }
 
 /// One tile of one product.
@@ -97,11 +94,7 @@ impl Task for LinearTile<'_, '_> {
                 Data::Quantised(q) => {
                     let mut strip =
                         Strip { q, pair: first / PAIR, input, cols: cols.clone(), out: &mut out };
-                    if input.planes == 1 {
-                        strip.run::<S, 1>(s, scratch);
-                    } else {
-                        strip.run::<S, 2>(s, scratch);
-                    }
+                    strip.run(s, scratch);
                 }
             }
             if let Some(bias) = bias {
@@ -137,7 +130,7 @@ struct Block<'a> {
 
 impl Strip<'_, '_, '_> {
     #[inline(always)]
-    fn run<S: Simd, const PLANES: usize>(&mut self, s: S, scratch: &mut Scratch) {
+    fn run<S: Simd>(&mut self, s: S, scratch: &mut Scratch) {
         let format = self.q.format;
         let pair = &self.q.codes[self.pair * format.pair_bytes()..][..format.pair_bytes()];
         let (small, codes) = pair.split_at(format.small_bytes());
@@ -157,80 +150,63 @@ impl Strip<'_, '_, '_> {
             let block = Block { first, groups, codes, scales };
             // Few rows: the codes are unpacked in registers. More: once into the scratch memory.
             if (self.out.rows.len() <= 4 && !S::PLAIN) || format.bits == 8 {
-                self.rows_of::<S, PLANES>(s, format, format.bits, block);
+                self.rows_of::<S>(s, format, format.bits, block);
             } else {
                 scales::unpack_codes(s, format, codes, &mut scratch.codes);
                 let block = Block { codes: &scratch.codes, ..block };
-                self.rows_of::<S, PLANES>(s, format, 8, block);
+                self.rows_of::<S>(s, format, 8, block);
             }
         }
     }
 
     /// Picks the kernel for the width of the codes as they now are.
     #[inline(always)]
-    fn rows_of<S: Simd, const PLANES: usize>(
-        &mut self,
-        s: S,
-        format: Format,
-        bits: usize,
-        block: Block<'_>,
-    ) {
-        let wide = format.bits == 8 && !S::DOT_TAKES_ALL;
+    fn rows_of<S: Simd>(&mut self, s: S, format: Format, bits: usize, block: Block<'_>) {
         if S::PLAIN {
             return match format.bits {
-                6 => self.rows::<S, PLANES, 8, 2, false>(s, block),
-                _ => self.rows::<S, PLANES, 8, 1, false>(s, block),
+                6 => self.rows::<S, 8, 2, false>(s, block),
+                _ => self.rows::<S, 8, 1, false>(s, block),
             };
         }
         match (bits, format.bits) {
-            (4, _) => self.rows::<S, PLANES, 4, 1, false>(s, block),
-            (5, _) => self.rows::<S, PLANES, 5, 1, false>(s, block),
-            (6, _) => self.rows::<S, PLANES, 6, 2, false>(s, block),
-            (_, 6) => self.rows::<S, PLANES, 8, 2, false>(s, block),
-            _ if wide && !S::DOT_TAKES_ALL => self.rows::<S, PLANES, 8, 1, true>(s, block),
-            _ => self.rows::<S, PLANES, 8, 1, false>(s, block),
+            (4, _) => self.rows::<S, 4, 1, false>(s, block),
+            (5, _) => self.rows::<S, 5, 1, false>(s, block),
+            (6, _) => self.rows::<S, 6, 2, false>(s, block),
+            (_, 6) => self.rows::<S, 8, 2, false>(s, block),
+            (_, 8) if !S::DOT_TAKES_ALL => self.rows::<S, 8, 1, true>(s, block),
+            _ => self.rows::<S, 8, 1, false>(s, block),
         }
     }
 
     /// All rows of the tile, as many at a time as registers hold.
     #[inline(always)]
-    fn rows<
-        S: Simd,
-        const PLANES: usize,
-        const BITS: usize,
-        const SUBS: usize,
-        const WIDE: bool,
-    >(
+    fn rows<S: Simd, const BITS: usize, const SUBS: usize, const WIDE: bool>(
         &mut self,
         s: S,
         block: Block<'_>,
     ) {
         let rows = self.out.rows.clone();
         let mut t = rows.start;
-        if S::MANY_REGISTERS && PLANES == 1 {
-            while t + 4 <= rows.end {
-                let strip = &mut *self;
-                s.call(Chunk::<PLANES, BITS, SUBS, WIDE, 4, 2> { strip, t, block });
-                t += 4;
-            }
+        while S::MANY_REGISTERS && t + 4 <= rows.end {
+            let strip = &mut *self;
+            s.call(Chunk::<BITS, SUBS, WIDE, 4, 2> { strip, t, block });
+            t += 4;
         }
-        if BITS == 8 && !S::PLAIN {
-            while t + 2 <= rows.end {
-                let strip = &mut *self;
-                if S::MANY_REGISTERS {
-                    s.call(Chunk::<PLANES, BITS, SUBS, WIDE, 2, 2> { strip, t, block });
-                } else {
-                    s.call(Chunk::<PLANES, BITS, SUBS, WIDE, 2, 1> { strip, t, block });
-                }
-                t += 2;
+        while !S::PLAIN && t + 2 <= rows.end {
+            let strip = &mut *self;
+            if S::MANY_REGISTERS {
+                s.call(Chunk::<BITS, SUBS, WIDE, 2, 2> { strip, t, block });
+            } else {
+                s.call(Chunk::<BITS, SUBS, WIDE, 2, 1> { strip, t, block });
             }
+            t += 2;
         }
         while t < rows.end {
             let strip = &mut *self;
             if S::MANY_REGISTERS {
-                s.call(Chunk::<PLANES, BITS, SUBS, WIDE, 1, 2> { strip, t, block });
+                s.call(Chunk::<BITS, SUBS, WIDE, 1, 2> { strip, t, block });
             } else {
-                s.call(Chunk::<PLANES, BITS, SUBS, WIDE, 1, 1> { strip, t, block });
+                s.call(Chunk::<BITS, SUBS, WIDE, 1, 1> { strip, t, block });
             }
             t += 1;
         }
@@ -243,7 +219,6 @@ struct Chunk<
     's,
     'b,
     'c,
-    const PLANES: usize,
     const BITS: usize,
     const SUBS: usize,
     const WIDE: bool,
@@ -255,22 +230,17 @@ struct Chunk<
     block: Block<'a>,
 }
 
-impl<
-    const PLANES: usize,
-    const BITS: usize,
-    const SUBS: usize,
-    const WIDE: bool,
-    const R: usize,
-    const N: usize,
-> Task for Chunk<'_, '_, '_, '_, PLANES, BITS, SUBS, WIDE, R, N>
+impl<const BITS: usize, const SUBS: usize, const WIDE: bool, const R: usize, const N: usize> Task
+    for Chunk<'_, '_, '_, '_, BITS, SUBS, WIDE, R, N>
 {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let Self { strip, t, block } = self;
         let Format { dtype, min, .. } = strip.q.format;
-        let quantised = strip.input.quantised;
-        let records = block.first * (8 * PLANES + Part::COUNT);
-        let rows: [_; R] = std::array::from_fn(|m| &quantised.row(t + m)[records..]);
+        // Masked, so that the compiler sees that it lies within a record.
+        let start = activations::start(dtype) & 15;
+        let rows: [_; R] = std::array::from_fn(|m| strip.input.quantised.row(t + m));
+        let records: [&[Record]; R] = rows.map(|row| &row.groups(block.first)[..block.groups]);
         let mut carry = [[0f32; PAIR]; R];
         if block.first > 0 {
             for (m, carry) in carry.iter_mut().enumerate() {
@@ -282,107 +252,122 @@ impl<
             let mut sums: [[S::F; N]; R] = std::array::from_fn(|m| {
                 std::array::from_fn(|n| s.load(&carry[m][(panel + n) * 16..]))
             });
-            kernel::<S, PLANES, BITS, SUBS, WIDE, R, N>(
-                s,
-                (dtype, min),
-                block,
-                panel,
-                &rows,
-                &mut sums,
-            );
+            for g in 0..block.groups {
+                let group = Group::<BITS>::new(block, g, panel);
+                if BITS != 8 || R == 1 {
+                    group.prefetch(s, N);
+                }
+                let records = records.map(|records| &records[g]);
+                group.dot::<S, SUBS, WIDE, R, N>(s, start, records, &mut sums);
+                if min {
+                    group.minima(s, records, &mut sums);
+                }
+            }
             for (carry, sums) in carry.iter_mut().zip(sums) {
                 for (n, sum) in sums.into_iter().enumerate() {
                     s.store(sum, &mut carry[(panel + n) * 16..]);
                 }
             }
         }
-        for (m, carry) in carry.iter().enumerate() {
+        for (m, carry) in carry.iter_mut().enumerate() {
+            let records = rows[m].fine(block.first / BLOCK_GROUPS);
+            for panel in (0..2).step_by(N) {
+                let carry = &mut carry[panel * 16..];
+                let mut sums: [[S::F; N]; 1] = [std::array::from_fn(|n| s.load(&carry[n * 16..]))];
+                for record in records {
+                    let g = record[Part::SUM] as usize - block.first;
+                    let group = Group::<BITS>::new(block, g, panel);
+                    group.dot::<S, SUBS, WIDE, 1, N>(s, start, [record], &mut sums);
+                }
+                for (n, sum) in sums[0].into_iter().enumerate() {
+                    s.store(sum, &mut carry[n * 16..]);
+                }
+            }
             let out = &mut strip.out.row(t + m)[strip.cols.clone()];
             out.copy_from_slice(&carry[..out.len()]);
         }
     }
 }
 
-/// The inner loop: `R` rows by `N` panels over the groups of a block.
-#[inline(always)]
-fn kernel<
-    S: Simd,
-    const PLANES: usize,
-    const BITS: usize,
-    const SUBS: usize,
-    const WIDE: bool,
-    const R: usize,
-    const N: usize,
->(
-    s: S,
-    (dtype, min): (Dtype, bool),
-    block: Block<'_>,
-    panel: usize,
-    rows: &[&[i32]; R],
-    sums: &mut [[S::F; N]; R],
-) {
-    let (group_bytes, record) = (BITS * 64, 8 * PLANES + Part::COUNT);
-    // Masks, so that the compiler sees that the index lies within a record.
-    let start = Part::start(dtype) & 7;
-    let groups = block.codes.chunks_exact(2 * group_bytes).zip(block.scales.chunks_exact(RECORD));
-    for (g, (codes, scales)) in groups.take(block.groups).enumerate() {
-        let codes = &codes[panel * group_bytes..][..N * group_bytes];
-        let mut x = [&rows[0][..0]; R];
-        for m in 0..R {
-            x[m] = &rows[m][g * record..][..record];
+/// One group of a block, from panel `panel` on.
+#[derive(Clone, Copy)]
+struct Group<'a, const BITS: usize> {
+    /// From the codes of `panel` on.
+    codes: &'a [u8],
+    /// From the scales of `panel` on.
+    scales: &'a [f32],
+}
+
+impl<'a, const BITS: usize> Group<'a, BITS> {
+    #[inline(always)]
+    fn new(block: Block<'a>, g: usize, panel: usize) -> Self {
+        let codes = &block.codes[g * 2 * BITS * 64..][..2 * BITS * 64];
+        let scales = &block.scales[g * RECORD..][..RECORD];
+        Self { codes: &codes[panel * BITS * 64..], scales: &scales[panel * 16..] }
+    }
+
+    /// Asks for what a later group will need, where each is used once.
+    #[inline(always)]
+    fn prefetch<S: Simd>(self, s: S, panels: usize) {
+        for line in 0..panels * BITS {
+            s.prefetch(self.codes, PREFETCH + 64 * line);
         }
-        if BITS != 8 || R == 1 {
-            for line in 0..N * BITS {
-                s.prefetch(codes, PREFETCH + 64 * line);
-            }
-        }
+    }
+
+    /// `sums[m][n] += scale of the weights * (scale of the record * integer sum)`.
+    #[inline(always)]
+    fn dot<S: Simd, const SUBS: usize, const WIDE: bool, const R: usize, const N: usize>(
+        self,
+        s: S,
+        start: usize,
+        x: [&Record; R],
+        sums: &mut [[S::F; N]; R],
+    ) {
         for sub in 0..SUBS {
-            let zero = s.splat_i(0);
-            let (mut low, mut high) = ([[zero; N]; R], [[zero; N]; R]);
-            for m in 0..R {
-                low[m] = [s.splat_i(x[m][8 * PLANES + ((start + sub) & 7)]); N];
-            }
+            let mut acc: [[S::I; N]; R] =
+                std::array::from_fn(|m| [s.splat_i(x[m][(start + sub) & 15]); N]);
             for step in sub * 8 / SUBS..(sub + 1) * 8 / SUBS {
-                let mut w = [scales::codes::<S, BITS>(s, codes, step); N];
+                let mut w = [scales::codes::<S, BITS>(s, self.codes, step); N];
                 if N == 2 {
-                    w[N - 1] = scales::codes::<S, BITS>(s, &codes[(N - 1) * group_bytes..], step);
+                    w[N - 1] = scales::codes::<S, BITS>(s, &self.codes[BITS * 64..], step);
                 }
                 for m in 0..R {
                     for n in 0..N {
-                        if PLANES == 2 {
-                            high[m][n] = s.dot::<WIDE>(high[m][n], w[n], x[m][step]);
-                        }
-                        let last = x[m][(PLANES - 1) * 8 + step];
-                        low[m][n] = s.dot::<WIDE>(low[m][n], w[n], last);
+                        acc[m][n] = s.dot::<WIDE>(acc[m][n], w[n], x[m][step]);
                     }
                 }
             }
             for m in 0..R {
-                let scale = s.splat(f32::from_bits(x[m][8 * PLANES + Part::SCALE].cast_unsigned()));
+                let scale = s.splat(f32::from_bits(x[m][Part::SCALE].cast_unsigned()));
                 for n in 0..N {
-                    let mut sum = low[m][n];
-                    if PLANES == 2 {
-                        sum = s.add_i(sum, s.shl_i::<8>(high[m][n]));
-                    }
-                    let weight = s.load(&scales[sub * PAIR + (panel + n) * 16..]);
-                    sums[m][n] = s.fma(s.mul(s.to_f(sum), scale), weight, sums[m][n]);
+                    let weight = s.load(&self.scales[sub * PAIR + n * 16..]);
+                    let sum = s.mul(s.to_f(acc[m][n]), scale);
+                    sums[m][n] = s.fma(sum, weight, sums[m][n]);
                 }
             }
         }
-        if min {
-            for m in 0..R {
-                let sum = s.splat(f32::from_bits(x[m][8 * PLANES + Part::SUM].cast_unsigned()));
-                for n in 0..N {
-                    let min = s.load(&scales[PAIR + (panel + n) * 16..]);
-                    sums[m][n] = s.fma(min, sum, sums[m][n]);
-                }
+    }
+
+    /// `sums[m][n] += minimum of the weights * sum of the values`.
+    #[inline(always)]
+    fn minima<S: Simd, const R: usize, const N: usize>(
+        self,
+        s: S,
+        x: [&Record; R],
+        sums: &mut [[S::F; N]; R],
+    ) {
+        for m in 0..R {
+            let sum = s.splat(f32::from_bits(x[m][Part::SUM].cast_unsigned()));
+            for n in 0..N {
+                let min = s.load(&self.scales[PAIR + n * 16..]);
+                sums[m][n] = s.fma(min, sum, sums[m][n]);
             }
         }
     }
 }
 
 /// Groups in a block: 768 columns, 24 KiB of unpacked codes in the first-level cache. A multiple
-/// of the 8 groups that a K type stores together.
+/// of the 8 groups that a K type stores together. Part of the order of sums.
 pub(super) const BLOCK_GROUPS: usize = 24;
 /// How far ahead weights are asked for when each is used once.
 const PREFETCH: usize = 4096;

@@ -60,8 +60,11 @@ pub enum ActivationBits {
     /// As llama.cpp: relative error of a product about 0.5 %. On a 135M model every 25th greedy token differs from the
     /// float model's.
     Eight,
-    /// Two planes of bytes: as exact as f32 for most purposes, about half the speed in prefill.
+    /// Eight, and eight more for groups whose values are large against their row, where nearly all of the error is.
+    /// The output matrix takes sixteen.
     #[default]
+    Adaptive,
+    /// As exact as f32 for most purposes.
     Sixteen,
 }
 
@@ -69,20 +72,18 @@ pub enum ActivationBits {
 pub struct Cpu {
     level: Level,
     pool: Pool,
-    planes: usize,
+    bits: ActivationBits,
     /// Memory that operations reuse; operations come one at a time.
     shared: Mutex<Shared>,
     workers: Vec<Mutex<Worker>>,
 }
 
-#[derive(Default)]
 struct Shared {
     activations: Activations,
     splits: Vec<usize>,
 }
 
 /// Memory of one thread.
-#[derive(Default)]
 struct Worker {
     linear: linear::Scratch,
     scores: Vec<f32>,
@@ -101,12 +102,11 @@ impl Cpu {
     /// [`DeviceError::Failed`] when the CPU lacks the instruction set or threads cannot be started.
     pub fn new(options: CpuOptions) -> Result<Self, DeviceError> {
         let (level, pool) = open(options)?;
-        let planes = match options.activation_bits {
-            ActivationBits::Eight => 1,
-            ActivationBits::Sixteen => 2,
-        };
-        let workers = (0..pool.num_threads()).map(|_| Mutex::default()).collect();
-        Ok(Self { level, pool, planes, shared: Mutex::default(), workers })
+        let worker =
+            |_| Ok(Mutex::new(Worker { linear: linear::Scratch::new()?, scores: Vec::new() }));
+        let workers = (0..pool.num_threads()).map(worker).collect::<Result<_, DeviceError>>()?;
+        let shared = Shared { activations: Activations::new()?, splits: Vec::new() };
+        Ok(Self { level, pool, bits: options.activation_bits, shared: Mutex::new(shared), workers })
     }
 
     fn worker(&self, worker: usize) -> MutexGuard<'_, Worker> {
@@ -149,7 +149,12 @@ impl Device for Cpu {
 
     fn describe(&self) -> String {
         let (isa, threads) = (self.level.isa(), self.pool.num_threads());
-        format!("cpu, {isa:?}, {threads} threads, {}-bit activations", 8 * self.planes)
+        let bits = match self.bits {
+            ActivationBits::Eight => "8-bit",
+            ActivationBits::Adaptive => "adaptive",
+            ActivationBits::Sixteen => "16-bit",
+        };
+        format!("cpu, {isa:?}, {threads} threads, {bits} activations")
     }
 
     fn buffer(&self, rows: usize, cols: usize) -> Result<Buffer, DeviceError> {
@@ -201,32 +206,15 @@ impl Device for Cpu {
     }
 
     fn linear(&self, rows: usize, x: &Buffer, outputs: &mut [Linear<'_, Self>]) {
-        assert!(rows <= x.rows, "{rows} rows of {}", x.rows);
-        let quantised = |matrix: &Matrix| matches!(matrix.data, matrix::Data::Quantised(_));
-        let shared = &mut *lock(&self.shared);
-        if outputs.iter().any(|output| quantised(output.weight)) {
-            let (how, x) = ((self.level, &self.pool), (&x.data[..], x.cols));
-            shared.activations.set(how, self.planes, rows, x);
-        }
-        let pairs = outputs.iter().map(|o| o.weight.rows.div_ceil(matrix::PAIR)).sum();
-        let (tile_rows, tile_pairs) = tile_shape(rows, x.cols, pairs, self.pool.num_threads());
-        shared.splits.clear();
-        shared.splits.extend((0..rows).step_by(tile_rows));
-        shared.splits.push(rows);
-        let (mut grids, mut weights) = (Vec::new(), Vec::new());
-        for Linear { weight, bias, out } in outputs {
-            assert_eq!((weight.cols, weight.rows), (x.cols, out.cols), "shape of a product");
-            let width = tile_pairs * matrix::PAIR;
-            grids.push(Grid::new(&mut out.data, out.cols, &shared.splits, width));
-            weights.push((*weight, bias.map(|bias| &bias.0[..])));
-        }
-        let input = Input { x: &x.data, quantised: &shared.activations, planes: self.planes };
-        let small = rows * pairs * matrix::PAIR * x.cols < SMALL_PRODUCT;
-        tiles::for_each(&self.pool, small, &mut grids, &|which, out, worker| {
-            let (weight, bias) = weights[which];
-            let scratch = &mut self.worker(worker).linear;
-            self.level.run(LinearTile { input, weight, bias, out, scratch });
-        });
+        self.products(self.bits, rows, x, outputs);
+    }
+
+    fn logits(&self, rows: usize, x: &Buffer, weight: &Matrix, out: &mut Buffer) {
+        let bits = match self.bits {
+            ActivationBits::Eight => ActivationBits::Eight,
+            ActivationBits::Adaptive | ActivationBits::Sixteen => ActivationBits::Sixteen,
+        };
+        self.products(bits, rows, x, &mut [Linear { weight, bias: None, out }]);
     }
 
     fn rope_store(&self, step: &Step, args: RopeStore<'_, Self>) {
@@ -304,6 +292,44 @@ impl Device for Cpu {
 }
 
 impl Cpu {
+    fn products(
+        &self,
+        bits: ActivationBits,
+        rows: usize,
+        x: &Buffer,
+        outputs: &mut [Linear<'_, Self>],
+    ) {
+        assert!(rows <= x.rows, "{rows} rows of {}", x.rows);
+        let quantised = |matrix: &Matrix| matches!(matrix.data, matrix::Data::Quantised(_));
+        let shared = &mut *lock(&self.shared);
+        if outputs.iter().any(|output| quantised(output.weight)) {
+            let (how, rows_max) = ((self.level, &self.pool), x.rows);
+            let x = (&x.data[..], x.cols);
+            let room = shared.activations.reserve(rows_max, x.1);
+            assert!(room.is_ok(), "memory for quantised activations");
+            shared.activations.set(how, bits, rows, x);
+        }
+        let pairs = outputs.iter().map(|o| o.weight.rows.div_ceil(matrix::PAIR)).sum();
+        let (tile_rows, tile_pairs) = tile_shape(rows, x.cols, pairs, self.pool.num_threads());
+        shared.splits.clear();
+        shared.splits.extend((0..rows).step_by(tile_rows));
+        shared.splits.push(rows);
+        let (mut grids, mut weights) = (Vec::new(), Vec::new());
+        for Linear { weight, bias, out } in outputs {
+            assert_eq!((weight.cols, weight.rows), (x.cols, out.cols), "shape of a product");
+            let width = tile_pairs * matrix::PAIR;
+            grids.push(Grid::new(&mut out.data, out.cols, &shared.splits, width));
+            weights.push((*weight, bias.map(|bias| &bias.0[..])));
+        }
+        let input = Input { x: &x.data, quantised: &shared.activations };
+        let small = rows * pairs * matrix::PAIR * x.cols < SMALL_PRODUCT;
+        tiles::for_each(&self.pool, small, &mut grids, &|which, out, worker| {
+            let (weight, bias) = weights[which];
+            let scratch = &mut self.worker(worker).linear;
+            self.level.run(LinearTile { input, weight, bias, out, scratch });
+        });
+    }
+
     fn attend<T: cache::Element>(
         &self,
         step: &Step,

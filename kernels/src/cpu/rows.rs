@@ -173,6 +173,17 @@ pub(super) fn softcap<S: Simd>(s: S, cap: f32, x: S::F) -> S::F {
 /// `1 / sqrt(mean(x²) + eps)`.
 #[inline(always)]
 fn norm_factor<S: Simd>(s: S, x: &[f32], eps: f32) -> f32 {
+    1.0 / (mean_square(s, x) + eps).sqrt()
+}
+
+/// `sqrt(mean(x²))`.
+#[inline(always)]
+pub(super) fn root_mean_square<S: Simd>(s: S, x: &[f32]) -> f32 {
+    mean_square(s, x).sqrt()
+}
+
+#[inline(always)]
+fn mean_square<S: Simd>(s: S, x: &[f32]) -> f32 {
     let mut sum = s.splat(0.0);
     let chunks = x.chunks_exact(LANES);
     let tail = chunks.remainder();
@@ -184,7 +195,7 @@ fn norm_factor<S: Simd>(s: S, x: &[f32], eps: f32) -> f32 {
         let x = load_tail(s, tail);
         sum = s.fma(x, x, sum);
     }
-    1.0 / (s.sum(sum) / x.len() as f32 + eps).sqrt()
+    s.sum(sum) / x.len() as f32
 }
 
 /// The values, then zeros.

@@ -150,6 +150,10 @@ impl Device for Reference {
         }
     }
 
+    fn logits(&self, rows: usize, x: &Buffer, weight: &Matrix, out: &mut Buffer) {
+        self.linear(rows, x, &mut [Linear { weight, bias: None, out }]);
+    }
+
     fn linear(&self, rows: usize, x: &Buffer, outputs: &mut [Linear<'_, Self>]) {
         for Linear { weight, bias, out } in outputs {
             assert_eq!((weight.cols, weight.rows), (x.cols, out.cols), "shape of a product");

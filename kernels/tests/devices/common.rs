@@ -60,7 +60,7 @@ impl Random {
 
 /// Every way the fast device can compute on this machine, on two threads.
 pub(crate) fn cpus() -> Vec<Cpu> {
-    let bits = [ActivationBits::Eight, ActivationBits::Sixteen];
+    let bits = [ActivationBits::Eight, ActivationBits::Adaptive, ActivationBits::Sixteen];
     let options = Isa::available().into_iter().flat_map(|isa| {
         bits.map(|activation_bits| CpuOptions { threads: Some(2), isa: Some(isa), activation_bits })
     });

@@ -55,7 +55,9 @@ fn products_agree_with_the_reference() {
 fn a_row_is_the_same_in_any_batch_and_on_any_number_of_threads() {
     let (out, cols, rows) = (100, 1024, 37);
     for isa in Isa::available() {
-        for activation_bits in [ActivationBits::Eight, ActivationBits::Sixteen] {
+        for activation_bits in
+            [ActivationBits::Eight, ActivationBits::Adaptive, ActivationBits::Sixteen]
+        {
             for dtype in Dtype::ALL {
                 let mut random = Random(7);
                 let weight = random.matrix(dtype, out, cols);
