@@ -7,6 +7,7 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 
@@ -31,7 +32,16 @@ unsafe impl Plain for f32 {}
 pub(crate) struct Aligned<T: Plain> {
     ptr: NonNull<T>,
     len: usize,
+    home: Home,
     owned: PhantomData<T>,
+}
+
+/// Where the bytes of an [`Aligned`] come from, and go back to.
+enum Home {
+    Nowhere,
+    Heap(Layout),
+    Mapping,
+    Region { _kept: Arc<Region> },
 }
 
 // SAFETY: it owns plain numbers, as `Box<[T]>` does.
@@ -52,19 +62,26 @@ impl<T: Plain> Aligned<T> {
     }
 
     fn reserve(what: &'static str, len: usize, huge: bool) -> Result<Self, DeviceError> {
-        let too_large = || DeviceError::OutOfMemory { what, bytes: usize::MAX };
-        let bytes = len.checked_mul(size_of::<T>()).ok_or_else(too_large)?;
-        let ptr = match bytes {
-            0 => Some(NonNull::<Line>::dangling().cast()),
-            MAP_MIN.. => map(bytes, huge),
+        let bytes = Self::bytes(what, len)?;
+        let out_of_memory = || DeviceError::OutOfMemory { what, bytes };
+        let (ptr, home) = match bytes {
+            0 => (NonNull::<Line>::dangling().cast(), Home::Nowhere),
+            MAP_MIN.. => (map(bytes, huge).ok_or_else(out_of_memory)?, Home::Mapping),
             _ => {
-                let layout = layout(bytes).ok_or_else(too_large)?;
+                let layout = Layout::from_size_align(bytes, LINE).map_err(|_| out_of_memory())?;
                 // SAFETY: the layout's size is not zero.
-                NonNull::new(unsafe { std::alloc::alloc_zeroed(layout) })
+                let ptr = NonNull::new(unsafe { std::alloc::alloc_zeroed(layout) });
+                (ptr.ok_or_else(out_of_memory)?, Home::Heap(layout))
             }
         };
-        let ptr = ptr.ok_or(DeviceError::OutOfMemory { what, bytes })?;
-        Ok(Self { ptr: ptr.cast(), len, owned: PhantomData })
+        Ok(Self { ptr: ptr.cast(), len, home, owned: PhantomData })
+    }
+
+    fn bytes(what: &'static str, len: usize) -> Result<usize, DeviceError> {
+        let too_large = DeviceError::OutOfMemory { what, bytes: usize::MAX };
+        len.checked_mul(size_of::<T>())
+            .filter(|bytes| *bytes <= isize::MAX as usize)
+            .ok_or(too_large)
     }
 }
 
@@ -92,13 +109,71 @@ impl<T: Plain> Drop for Aligned<T> {
         unsafe { start.write_bytes(0, bytes) };
         // The bytes are about to be freed, so a compiler may drop the write: this keeps it.
         std::hint::black_box(&self[..]);
-        if bytes >= MAP_MIN {
-            // SAFETY: `map` made exactly this mapping, and nothing borrows it any more.
-            let unmapped = unsafe { munmap(start.cast(), bytes) };
-            debug_assert!(unmapped.is_ok(), "an own mapping is unmapped");
-        } else if let Some(layout) = layout(bytes).filter(|_| bytes > 0) {
-            // SAFETY: `zeroed` allocated it with this layout.
-            unsafe { std::alloc::dealloc(start, layout) };
+        match self.home {
+            // A region goes with the last of those that lie in it.
+            Home::Nowhere | Home::Region { .. } => {}
+            // SAFETY: `reserve` allocated it with this layout.
+            Home::Heap(layout) => unsafe { std::alloc::dealloc(start, layout) },
+            Home::Mapping => unmap(start, bytes),
+        }
+    }
+}
+
+/// Memory for many slices that are read one after the other: huge pages, which hardly any matrix
+/// fills alone. A core reads them a third faster than small pages, at whose ends its prefetchers stop.
+pub(crate) struct Arena {
+    /// The region that is being filled, and how many bytes of it are taken.
+    current: Mutex<(Arc<Region>, usize)>,
+}
+
+/// A mapping that slices of an [`Arena`] share.
+struct Region {
+    start: NonNull<u8>,
+    bytes: usize,
+}
+
+// SAFETY: it owns its mapping, of which slices use disjoint parts.
+unsafe impl Send for Region {}
+// SAFETY: shared access only reads where it is.
+unsafe impl Sync for Region {}
+
+impl Arena {
+    pub(crate) fn new() -> Self {
+        let empty = Region { start: NonNull::<Line>::dangling().cast(), bytes: 0 };
+        Self { current: Mutex::new((Arc::new(empty), 0)) }
+    }
+
+    /// `len` zeros, behind those that were asked for before.
+    pub(crate) fn zeroed<T: Plain>(
+        &self,
+        what: &'static str,
+        len: usize,
+    ) -> Result<Aligned<T>, DeviceError> {
+        let bytes = Aligned::<T>::bytes(what, len)?;
+        let (region, taken) = &mut *self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        if bytes > region.bytes - *taken {
+            let whole = bytes.max(REGION_MIN).next_multiple_of(HUGE_PAGE);
+            let start = map(whole, true).ok_or(DeviceError::OutOfMemory { what, bytes: whole })?;
+            (*region, *taken) = (Arc::new(Region { start, bytes: whole }), 0);
+        }
+        // SAFETY: `taken + bytes` lies within the region.
+        let ptr = unsafe { region.start.add(*taken) };
+        *taken = (*taken + bytes).next_multiple_of(LINE).min(region.bytes);
+        let home = Home::Region { _kept: Arc::clone(region) };
+        Ok(Aligned { ptr: ptr.cast(), len, home, owned: PhantomData })
+    }
+}
+
+impl fmt::Debug for Arena {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Arena")
+    }
+}
+
+impl Drop for Region {
+    fn drop(&mut self) {
+        if self.bytes > 0 {
+            unmap(self.start.as_ptr(), self.bytes);
         }
     }
 }
@@ -113,10 +188,6 @@ impl<T: Plain> fmt::Debug for Aligned<T> {
 #[repr(align(64))]
 struct Line;
 
-fn layout(bytes: usize) -> Option<Layout> {
-    Layout::from_size_align(bytes, 64).ok()
-}
-
 fn map(bytes: usize, huge: bool) -> Option<NonNull<u8>> {
     let (protection, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE);
     // SAFETY: a new anonymous mapping at an address of the kernel's choice aliases nothing.
@@ -128,12 +199,43 @@ fn map(bytes: usize, huge: bool) -> Option<NonNull<u8>> {
     NonNull::new(start.cast())
 }
 
+/// Ends a mapping that [`map`] made and nothing borrows any more.
+fn unmap(start: *mut u8, bytes: usize) {
+    // SAFETY: as the comment of this function says.
+    let unmapped = unsafe { munmap(start.cast(), bytes) };
+    debug_assert!(unmapped.is_ok(), "an own mapping is unmapped");
+}
+
+/// A cache line.
+const LINE: usize = 64;
+const HUGE_PAGE: usize = 2 << 20;
+/// Bytes of a region. What stays unused at its end is never touched, and so costs nothing.
+const REGION_MIN: usize = 32 << 20;
 /// From here on memory comes in pages of its own.
 const MAP_MIN: usize = 1 << 20;
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn slices_of_an_arena_do_not_overlap_and_outlive_it() {
+        let arena = Arena::new();
+        let sizes = [1usize, 64, 0, 1000, REGION_MIN - 5000, 7, REGION_MIN + 1, 3];
+        let mut slices: Vec<Aligned<u8>> =
+            sizes.iter().map(|len| arena.zeroed("test", *len).unwrap()).collect();
+        drop(arena);
+        for (value, slice) in slices.iter_mut().enumerate() {
+            assert!(slice.as_ptr().addr().is_multiple_of(LINE));
+            assert!(slice.iter().all(|x| *x == 0));
+            slice.fill(value as u8 + 1);
+        }
+        for (value, slice) in slices.iter().enumerate() {
+            assert_eq!(slice.len(), sizes[value]);
+            assert!(slice.iter().all(|x| *x == value as u8 + 1));
+        }
+        assert!(Arena::new().zeroed::<f32>("test", usize::MAX / 2).is_err());
+    }
 
     #[test]
     fn memory_is_aligned_and_zero_at_every_size() {

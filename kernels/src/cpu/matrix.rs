@@ -18,7 +18,7 @@ use zeroize::Zeroize;
 
 use crate::device::{DeviceError, Upload};
 use crate::dtype::Dtype;
-use crate::memory::Aligned;
+use crate::memory::{Aligned, Arena};
 use crate::quant::{self, Unpacked};
 
 /// Rows of a pair of panels.
@@ -221,7 +221,12 @@ impl Drop for Partial {
 }
 
 impl Pending {
-    pub(super) fn new(dtype: Dtype, rows: usize, cols: usize) -> Result<Self, DeviceError> {
+    pub(super) fn new(
+        arena: &Arena,
+        dtype: Dtype,
+        rows: usize,
+        cols: usize,
+    ) -> Result<Self, DeviceError> {
         let shape = || DeviceError::Shape { dtype, rows, cols, group: dtype.group_len() };
         let row_bytes = dtype.row_bytes(cols).ok_or_else(shape)?;
         row_bytes.checked_mul(rows).ok_or_else(shape)?;
@@ -231,11 +236,11 @@ impl Pending {
         let data = match (dtype, Format::new(dtype, cols)) {
             (_, Some(format)) => Data::Quantised(Quantised {
                 format,
-                halves: Aligned::zeroed("scales", pairs * format.pair_halves())?,
-                codes: Aligned::zeroed("weights", pairs * format.pair_bytes())?,
+                halves: arena.zeroed("scales", pairs * format.pair_halves())?,
+                codes: arena.zeroed("weights", pairs * format.pair_bytes())?,
             }),
-            (Dtype::F32, None) => Data::F32(Aligned::zeroed("weights", len)?),
-            (_, None) => Data::Half(Aligned::zeroed("weights", len)?),
+            (Dtype::F32, None) => Data::F32(arena.zeroed("weights", len)?),
+            (_, None) => Data::Half(arena.zeroed("weights", len)?),
         };
         let partial = Partial(Vec::with_capacity(row_bytes));
         let matrix = Matrix { dtype, rows, cols, data };

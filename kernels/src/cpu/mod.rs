@@ -30,7 +30,7 @@ use crate::device::{
     Activation, Attention, CacheShape, Device, DeviceError, Linear, RopeParams, RopeStore,
 };
 use crate::dtype::Dtype;
-use crate::memory::Aligned;
+use crate::memory::{Aligned, Arena};
 use activations::Activations;
 use attention::AttentionTile;
 pub use buffers::{Buffer, Rope, Step, Vector};
@@ -73,6 +73,8 @@ pub struct Cpu {
     level: Level,
     pool: Pool,
     bits: ActivationBits,
+    /// Weights lie in it.
+    arena: Arena,
     /// Memory that operations reuse; operations come one at a time.
     shared: Mutex<Shared>,
     workers: Vec<Mutex<Worker>>,
@@ -106,7 +108,14 @@ impl Cpu {
             |_| Ok(Mutex::new(Worker { linear: linear::Scratch::new()?, scores: Vec::new() }));
         let workers = (0..pool.num_threads()).map(worker).collect::<Result<_, DeviceError>>()?;
         let shared = Shared { activations: Activations::new()?, splits: Vec::new() };
-        Ok(Self { level, pool, bits: options.activation_bits, shared: Mutex::new(shared), workers })
+        Ok(Self {
+            level,
+            pool,
+            bits: options.activation_bits,
+            arena: Arena::new(),
+            shared: Mutex::new(shared),
+            workers,
+        })
     }
 
     fn worker(&self, worker: usize) -> MutexGuard<'_, Worker> {
@@ -162,7 +171,7 @@ impl Device for Cpu {
     }
 
     fn begin_matrix(&self, dtype: Dtype, rows: usize, cols: usize) -> Result<Pending, DeviceError> {
-        Pending::new(dtype, rows, cols)
+        Pending::new(&self.arena, dtype, rows, cols)
     }
 
     fn vector(&self, values: &[f32]) -> Result<Vector, DeviceError> {
@@ -392,10 +401,10 @@ fn open(options: CpuOptions) -> Result<(Level, Pool), DeviceError> {
 /// Rows and pairs of panels in a tile of a product: enough tiles for all threads, and activations
 /// that stay in the second-level cache. The cut shows in no result.
 fn tile_shape(rows: usize, cols: usize, pairs: usize, threads: usize) -> (usize, usize) {
-    let wanted = 8 * threads;
     if rows <= 16 {
-        return (rows.max(1), (pairs / wanted).max(1));
+        return (rows.max(1), (pairs / (4 * threads)).max(1));
     }
+    let wanted = 8 * threads;
     let resident = (STRIP_BYTES / (2 * cols).max(1)).max(64);
     let strips = wanted.div_ceil(pairs.max(1)).max(rows.div_ceil(resident));
     (rows.div_ceil(strips).next_multiple_of(4).max(16), 1)

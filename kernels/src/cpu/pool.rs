@@ -1,9 +1,10 @@
 //! Threads that share the tiles of one operation, and nothing between operations.
 //!
-//! An operation is a number of tiles; whoever is free takes the next one. Each tile computes its
-//! outputs wholly and alone, so who computes it shows in no result. The caller works too, and at
-//! the end it waits only for threads that are inside a tile: one that another process keeps from
-//! running costs nothing. An idle thread spins for some tens of microseconds, then parks.
+//! An operation is a number of tiles. Every thread has an equal run of neighbours, the same in every
+//! step, so that it reads memory in order; who has done his takes what others have left. Each tile
+//! computes its outputs wholly and alone, so who computes it shows in no result. The caller works
+//! too, and at the end it waits only for threads that are inside a tile: one that another process
+//! keeps from running costs nothing. An idle thread spins for some tens of microseconds, then parks.
 #![expect(unsafe_code, reason = "a borrowed closure is lent to threads that outlive the borrow")]
 
 use std::cell::UnsafeCell;
@@ -30,11 +31,18 @@ struct Shared {
     /// set; the caller clears OPEN and waits for none inside before it takes the job back.
     state: AtomicU64,
     job: UnsafeCell<Option<*const TileFn<'static>>>,
-    next: AtomicUsize,
-    count: AtomicUsize,
+    runs: Vec<Run>,
     panicked: AtomicBool,
     stop: AtomicBool,
     parked: Vec<AtomicBool>,
+}
+
+/// The tiles of one thread; on a cache line of its own.
+#[derive(Default)]
+#[repr(align(64))]
+struct Run {
+    next: AtomicUsize,
+    end: AtomicUsize,
 }
 
 // SAFETY: `job` is written only while nobody is inside (see `state`) and read only from inside.
@@ -55,8 +63,7 @@ impl Pool {
         let shared = Arc::new(Shared {
             state: AtomicU64::new(0),
             job: UnsafeCell::new(None),
-            next: AtomicUsize::new(0),
-            count: AtomicUsize::new(0),
+            runs: (0..=helpers).map(|_| Run::default()).collect(),
             panicked: AtomicBool::new(false),
             stop: AtomicBool::new(false),
             parked: (0..helpers).map(|_| AtomicBool::new(false)).collect(),
@@ -98,8 +105,11 @@ impl Pool {
         let job = unsafe { std::mem::transmute::<*const TileFn<'_>, *const TileFn<'static>>(job) };
         // SAFETY: `turn` makes this the only caller, and the last operation left nobody inside.
         unsafe { *shared.job.get() = Some(job) };
-        shared.count.store(count, Ordering::Relaxed);
-        shared.next.store(0, Ordering::Relaxed);
+        let threads = shared.runs.len();
+        for (worker, run) in shared.runs.iter().enumerate() {
+            run.next.store(count * worker / threads, Ordering::Relaxed);
+            run.end.store(count * (worker + 1) / threads, Ordering::Relaxed);
+        }
         shared.panicked.store(false, Ordering::Relaxed);
         let operation = (shared.state.load(Ordering::Relaxed) >> 32).wrapping_add(1);
         shared.state.store(operation << 32 | OPEN, Ordering::SeqCst);
@@ -133,7 +143,9 @@ struct Close<'a>(&'a Shared);
 impl Drop for Close<'_> {
     fn drop(&mut self) {
         // After a panic there may be tiles left; none is taken any more.
-        self.0.next.store(usize::MAX / 2, Ordering::Relaxed);
+        for run in &self.0.runs {
+            run.next.store(usize::MAX / 2, Ordering::Relaxed);
+        }
         self.0.state.fetch_and(!OPEN, Ordering::AcqRel);
         let mut spins = 0u32;
         while self.0.state.load(Ordering::Acquire) & INSIDE != 0 {
@@ -148,15 +160,19 @@ impl Drop for Close<'_> {
 }
 
 impl Shared {
-    /// Takes tiles until there is none left.
+    /// Takes the worker's own tiles, then those of others, until there is none left.
     fn work(&self, tile: &TileFn<'_>, worker: usize) {
-        let count = self.count.load(Ordering::Relaxed);
-        loop {
-            let i = self.next.fetch_add(1, Ordering::Relaxed);
-            if i >= count {
-                return;
+        let (others, own) = self.runs.split_at(worker);
+        for run in own.iter().chain(others) {
+            let end = run.end.load(Ordering::Relaxed);
+            // Looked at before it is counted up: the line of a finished run stays shared.
+            while run.next.load(Ordering::Relaxed) < end {
+                let i = run.next.fetch_add(1, Ordering::Relaxed);
+                if i >= end {
+                    break;
+                }
+                tile(i, worker);
             }
-            tile(i, worker);
         }
     }
 
