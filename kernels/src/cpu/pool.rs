@@ -9,7 +9,7 @@
 
 use std::cell::UnsafeCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -26,33 +26,49 @@ pub(super) struct Pool {
     turn: Mutex<()>,
 }
 
+/// What threads share, laid out so that a helper begins after one transfer of a cache line: the
+/// board, which the caller alone writes. All else that a thread writes often is on a line of its own.
 struct Shared {
-    /// `operation << 32 | OPEN | threads inside`. A thread enters by compare-and-swap while OPEN is
-    /// set; the caller clears OPEN and waits for none inside before it takes the job back.
-    state: AtomicU64,
-    job: UnsafeCell<Option<*const TileFn<'static>>>,
+    board: Board,
     runs: Vec<Run>,
     panicked: AtomicBool,
     stop: AtomicBool,
     parked: Vec<AtomicBool>,
 }
 
-/// The tiles of one thread; on a cache line of its own.
-#[derive(Default)]
-#[repr(align(64))]
-struct Run {
-    next: AtomicUsize,
-    end: AtomicUsize,
+/// The operation at hand.
+#[repr(align(128))]
+struct Board {
+    /// Number of the operation, and [`OPEN`] while tiles are given out.
+    state: AtomicU64,
+    job: UnsafeCell<Option<Job>>,
 }
 
-// SAFETY: `job` is written only while nobody is inside (see `state`) and read only from inside.
+#[derive(Clone, Copy)]
+struct Job {
+    tile: *const TileFn<'static>,
+    count: usize,
+}
+
+/// The tiles of one thread, and whether it is among them.
+#[derive(Default)]
+#[repr(align(128))]
+struct Run {
+    /// `operation << 32 | next tile`; of an earlier operation where nobody has begun.
+    next: AtomicU64,
+    /// Set by the thread before it looks whether the operation is still open. The caller closes the
+    /// operation before it looks at this: one of both sees the other.
+    inside: AtomicBool,
+}
+
+// SAFETY: `job` is written only while nobody is inside (see `Run::inside`) and read only from inside.
 unsafe impl Sync for Shared {}
 // SAFETY: the pointer in `job` is only ever followed while its closure is borrowed by `run`.
 unsafe impl Send for Shared {}
 
 impl std::fmt::Debug for Shared {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Shared({:x})", self.state.load(Ordering::Relaxed))
+        write!(f, "Shared({:x})", self.board.state.load(Ordering::Relaxed))
     }
 }
 
@@ -61,8 +77,7 @@ impl Pool {
     pub(super) fn new(threads: usize) -> std::io::Result<Self> {
         let helpers = threads.max(1) - 1;
         let shared = Arc::new(Shared {
-            state: AtomicU64::new(0),
-            job: UnsafeCell::new(None),
+            board: Board { state: AtomicU64::new(0), job: UnsafeCell::new(None) },
             runs: (0..=helpers).map(|_| Run::default()).collect(),
             panicked: AtomicBool::new(false),
             stop: AtomicBool::new(false),
@@ -97,6 +112,7 @@ impl Pool {
         if count <= 1 || self.threads.is_empty() {
             return self.alone(count, tile);
         }
+        assert!(count < LAST as usize, "fewer than 2^32 tiles");
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let shared = &*self.shared;
         let job = std::ptr::from_ref(tile);
@@ -104,22 +120,17 @@ impl Pool {
         // and the end of `Close::drop`, and `tile` is borrowed until after that.
         let job = unsafe { std::mem::transmute::<*const TileFn<'_>, *const TileFn<'static>>(job) };
         // SAFETY: `turn` makes this the only caller, and the last operation left nobody inside.
-        unsafe { *shared.job.get() = Some(job) };
-        let threads = shared.runs.len();
-        for (worker, run) in shared.runs.iter().enumerate() {
-            run.next.store(count * worker / threads, Ordering::Relaxed);
-            run.end.store(count * (worker + 1) / threads, Ordering::Relaxed);
-        }
+        unsafe { *shared.board.job.get() = Some(Job { tile: job, count }) };
         shared.panicked.store(false, Ordering::Relaxed);
-        let operation = (shared.state.load(Ordering::Relaxed) >> 32).wrapping_add(1);
-        shared.state.store(operation << 32 | OPEN, Ordering::SeqCst);
+        let operation = (shared.board.state.load(Ordering::Relaxed) >> 1).wrapping_add(1);
+        shared.board.state.store(operation << 1 | OPEN, Ordering::SeqCst);
         for (thread, parked) in self.threads.iter().zip(&shared.parked) {
             if parked.load(Ordering::SeqCst) {
                 thread.thread().unpark();
             }
         }
-        let close = Close(shared);
-        shared.work(tile, 0);
+        let close = Close { shared, operation };
+        shared.work(operation, count, tile, 0);
         drop(close);
         assert!(!shared.panicked.load(Ordering::Relaxed), "a tile panicked on another thread");
     }
@@ -138,22 +149,30 @@ impl Drop for Pool {
 
 /// Ends an operation, also when the caller's own tile panics: nobody new enters, and those inside
 /// are waited for.
-struct Close<'a>(&'a Shared);
+struct Close<'a> {
+    shared: &'a Shared,
+    operation: u64,
+}
 
 impl Drop for Close<'_> {
     fn drop(&mut self) {
-        // After a panic there may be tiles left; none is taken any more.
-        for run in &self.0.runs {
-            run.next.store(usize::MAX / 2, Ordering::Relaxed);
+        let Self { shared, operation } = *self;
+        if std::thread::panicking() {
+            // There may be tiles left; none is taken any more.
+            for run in &shared.runs {
+                run.next.store(operation << 32 | LAST, Ordering::Relaxed);
+            }
         }
-        self.0.state.fetch_and(!OPEN, Ordering::AcqRel);
+        shared.board.state.store(operation << 1, Ordering::SeqCst);
         let mut spins = 0u32;
-        while self.0.state.load(Ordering::Acquire) & INSIDE != 0 {
-            spins += 1;
-            if spins < SPINS_BEFORE_YIELD {
-                std::hint::spin_loop();
-            } else {
-                std::thread::yield_now();
+        for run in &shared.runs[1..] {
+            while run.inside.load(Ordering::SeqCst) {
+                spins += 1;
+                if spins < SPINS_BEFORE_YIELD {
+                    std::hint::spin_loop();
+                } else {
+                    std::thread::yield_now();
+                }
             }
         }
     }
@@ -161,16 +180,11 @@ impl Drop for Close<'_> {
 
 impl Shared {
     /// Takes the worker's own tiles, then those of others, until there is none left.
-    fn work(&self, tile: &TileFn<'_>, worker: usize) {
-        let (others, own) = self.runs.split_at(worker);
-        for run in own.iter().chain(others) {
-            let end = run.end.load(Ordering::Relaxed);
-            // Looked at before it is counted up: the line of a finished run stays shared.
-            while run.next.load(Ordering::Relaxed) < end {
-                let i = run.next.fetch_add(1, Ordering::Relaxed);
-                if i >= end {
-                    break;
-                }
+    fn work(&self, operation: u64, count: usize, tile: &TileFn<'_>, worker: usize) {
+        let threads = self.runs.len();
+        for owner in (worker..threads).chain(0..worker) {
+            let (start, end) = (count * owner / threads, count * (owner + 1) / threads);
+            while let Some(i) = self.runs[owner].take(operation, start, end) {
                 tile(i, worker);
             }
         }
@@ -178,14 +192,20 @@ impl Shared {
 
     /// The life of a helper.
     fn help(&self, index: usize) {
-        let mut done = 0;
+        let (worker, mut done) = (index + 1, 0);
         while !self.stop.load(Ordering::Relaxed) {
-            if self.enter(&mut done) {
-                self.tiles(index + 1);
-                self.state.fetch_sub(1, Ordering::Release);
+            let state = self.board.state.load(Ordering::Acquire);
+            if is_open(state, done) {
+                done = state >> 1;
+                let inside = &self.runs[worker].inside;
+                inside.store(true, Ordering::SeqCst);
+                if self.board.state.load(Ordering::SeqCst) == state {
+                    self.tiles(done, worker);
+                }
+                inside.store(false, Ordering::Release);
             } else if !self.spin(done) {
                 self.parked[index].store(true, Ordering::SeqCst);
-                let idle = !is_open(self.state.load(Ordering::SeqCst), done);
+                let idle = !is_open(self.board.state.load(Ordering::SeqCst), done);
                 if idle && !self.stop.load(Ordering::SeqCst) {
                     std::thread::park();
                 }
@@ -194,28 +214,14 @@ impl Shared {
         }
     }
 
-    /// Enters the open operation, if it is not the one this thread has already `done`.
-    fn enter(&self, done: &mut u64) -> bool {
-        let state = self.state.load(Ordering::Acquire);
-        if !is_open(state, *done) {
-            return false;
-        }
-        let entered =
-            self.state.compare_exchange(state, state + 1, Ordering::AcqRel, Ordering::Relaxed);
-        if entered.is_ok() {
-            *done = state >> 32;
-        }
-        // On a lost race the caller of this function sees a spin that ends at once.
-        entered.is_ok()
-    }
-
-    fn tiles(&self, worker: usize) {
+    fn tiles(&self, operation: u64, worker: usize) {
         // SAFETY: this thread is inside, so the job is set and nobody writes it.
-        let job = unsafe { *self.job.get() };
-        let Some(job) = job else { return };
+        let job = unsafe { *self.board.job.get() };
+        let Some(Job { tile, count }) = job else { return };
         // SAFETY: `run` keeps the closure borrowed until this thread has left.
-        let tile = unsafe { &*job };
-        if catch_unwind(AssertUnwindSafe(|| self.work(tile, worker))).is_err() {
+        let tile = unsafe { &*tile };
+        let work = AssertUnwindSafe(|| self.work(operation, count, tile, worker));
+        if catch_unwind(work).is_err() {
             self.panicked.store(true, Ordering::Relaxed);
         }
     }
@@ -225,7 +231,7 @@ impl Shared {
         let start = Instant::now();
         loop {
             for _ in 0..64 {
-                if is_open(self.state.load(Ordering::Relaxed), done) {
+                if is_open(self.board.state.load(Ordering::Relaxed), done) {
                     return true;
                 }
                 std::hint::spin_loop();
@@ -237,12 +243,33 @@ impl Shared {
     }
 }
 
-fn is_open(state: u64, done: u64) -> bool {
-    state & OPEN != 0 && state >> 32 != done
+impl Run {
+    /// The next tile of `start..end`, if there is one.
+    fn take(&self, operation: u64, start: usize, end: usize) -> Option<usize> {
+        let mut next = self.next.load(Ordering::Relaxed);
+        loop {
+            let begun = next >> 32 == operation & LAST;
+            let i = if begun { (next & LAST) as usize } else { start };
+            if i >= end {
+                return None;
+            }
+            let taken = operation << 32 | (i as u64 + 1);
+            match self.next.compare_exchange_weak(next, taken, Ordering::Relaxed, Ordering::Relaxed)
+            {
+                Ok(_) => return Some(i),
+                Err(now) => next = now,
+            }
+        }
+    }
 }
 
-const OPEN: u64 = 1 << 31;
-const INSIDE: u64 = OPEN - 1;
+fn is_open(state: u64, done: u64) -> bool {
+    state & OPEN != 0 && state >> 1 != done
+}
+
+const OPEN: u64 = 1;
+/// The low half of a word, and a tile that no operation has.
+const LAST: u64 = u32::MAX as u64;
 /// How long an idle helper stays awake: longer than the gap between two operations of a step.
 const SPIN_TIME: Duration = Duration::from_micros(60);
 /// Roughly 20 µs; then the core is offered to whoever keeps the last tile from its end.
@@ -250,6 +277,8 @@ const SPINS_BEFORE_YIELD: u32 = 500;
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicUsize;
+
     use super::*;
 
     #[test]
