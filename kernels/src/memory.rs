@@ -184,6 +184,15 @@ impl<T: Plain> fmt::Debug for Aligned<T> {
     }
 }
 
+/// Gives `values` a length. Where that takes other memory, what was in the old is wiped, not moved.
+pub(crate) fn resize(values: &mut Vec<f32>, len: usize) {
+    if values.capacity() < len {
+        zeroize::Zeroize::zeroize(values);
+        *values = Vec::with_capacity(len);
+    }
+    values.resize(len, 0.0);
+}
+
 /// A cache line: what a dangling pointer to no values is aligned to.
 #[repr(align(64))]
 struct Line;

@@ -1,25 +1,25 @@
 //! Causal attention over the paged cache.
 //!
-//! A tile is a few consecutive tokens by the query heads that share a K and V head, or one of
-//! them. Each query makes two passes: all scores, then (after the softmax) the weighted sum of V,
-//! position after position. Every sum is over absolute positions in ascending order, in lanes by
-//! `position % 16` where there are lanes, so a token's result does not depend on the chunk it came in.
+//! Positions are cut into spans of [`SPAN`], counted from zero. A query goes through each span that it
+//! sees alone: all scores, their largest, the exponentials and their sum, the weighted sum of V; then
+//! the spans are joined in ascending order. Sums are in lanes by `position % 16` where there are
+//! lanes, else over ascending positions. So a token's result does not depend on the chunk it came in,
+//! on its neighbours in a tile, or on whether its spans were computed by one thread or by several.
 
 use std::ops::Range;
 
 use super::cache::{Element, Layout};
 use super::rows;
 use super::simd::{LANES, Simd, Task};
-use super::tiles::Tile;
+use crate::memory;
 
-/// One tile of attention.
-pub(super) struct AttentionTile<'a, 'b, T> {
+/// What the tiles of one call share.
+#[derive(Clone, Copy)]
+pub(super) struct Shared<'a, T> {
     pub(super) layout: Layout,
     /// The layer's K and V.
     pub(super) k: &'a [T],
     pub(super) v: &'a [T],
-    /// Block table of the sequence.
-    pub(super) blocks: &'a [u32],
     /// Position of each token of the step.
     pub(super) positions: &'a [u32],
     /// `[tokens, num_heads * head_dim]`.
@@ -28,21 +28,70 @@ pub(super) struct AttentionTile<'a, 'b, T> {
     pub(super) scale: f32,
     pub(super) softcap: Option<f32>,
     pub(super) window: Option<usize>,
-    /// Rows: tokens of one sequence. Columns: whole heads that share a K and V head.
-    pub(super) out: Tile<'b, f32>,
-    pub(super) scores: &'a mut Vec<f32>,
+}
+
+/// Some heads, which share a K and V head, of some tokens of one sequence.
+#[derive(Clone)]
+pub(super) struct Part<'a> {
+    /// Block table of the sequence.
+    pub(super) blocks: &'a [u32],
+    pub(super) rows: Range<usize>,
+    pub(super) heads: Range<usize>,
+}
+
+/// A part, over some of its spans.
+pub(super) struct AttentionTile<'a, 'b, T> {
+    pub(super) shared: Shared<'a, T>,
+    pub(super) part: Part<'a>,
+    /// Spans to go through; those that a query does not see leave its record as it is.
+    pub(super) spans: Range<usize>,
+    /// Row after row, head after head, [`record_len`] values: the sum of V, its weight, the largest score.
+    pub(super) records: &'b mut [f32],
+    pub(super) scratch: &'b mut Scratch,
+}
+
+/// Scores of four queries, and the records of one span; wiped on drop.
+#[derive(Default)]
+pub(super) struct Scratch {
+    scores: Vec<f32>,
+    span: Vec<f32>,
+    pub(super) records: Vec<f32>,
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        zeroize::Zeroize::zeroize(&mut self.scores);
+        zeroize::Zeroize::zeroize(&mut self.span);
+        zeroize::Zeroize::zeroize(&mut self.records);
+    }
+}
+
+/// Values of a record: a head, whole vectors, then the weight, the largest score, and room.
+pub(super) fn record_len(head_dim: usize) -> usize {
+    head_dim.next_multiple_of(LANES) + LANES
+}
+
+/// Spans that the tokens `rows` see.
+pub(super) fn spans(positions: &[u32], rows: Range<usize>, window: Option<usize>) -> Range<usize> {
+    let seen = positions[rows].iter().map(|position| seen(*position, window));
+    let (first, end) =
+        seen.fold((usize::MAX, 0), |(first, end), seen| (first.min(seen.start), end.max(seen.end)));
+    first.min(end) / SPAN..end.div_ceil(SPAN)
+}
+
+/// Positions that the token at `position` sees.
+fn seen(position: u32, window: Option<usize>) -> Range<usize> {
+    let end = position as usize + 1;
+    window.map_or(0, |window| end.saturating_sub(window))..end
 }
 
 /// One query: a head of a token.
 #[derive(Clone, Copy)]
 struct Query<'a> {
     q: &'a [f32],
-    row: usize,
-    /// Where in the tile's columns.
-    col: usize,
-    /// Positions it sees: `first..=last`.
+    /// Positions it sees in the span at hand: `first..end`.
     first: usize,
-    last: usize,
+    end: usize,
 }
 
 /// Up to 16 slots of a block: K of one head from the first of them on.
@@ -56,143 +105,157 @@ struct Slots<'a, T> {
 
 impl<T: Element> Task for AttentionTile<'_, '_, T> {
     #[inline(always)]
-    fn run<S: Simd>(mut self, s: S) {
-        let dim = self.layout.shape.head_dim;
-        let heads = self.out.cols.start / dim..self.out.cols.end / dim;
-        let kv_head = heads.start * self.layout.shape.num_kv_heads / self.num_heads;
-        let queries: Vec<Query<'_>> = (self.out.rows.clone())
-            .flat_map(|row| heads.clone().map(move |head| (row, head)))
-            .map(|(row, head)| {
-                let last = self.positions[row] as usize;
-                let first = self.window.map_or(0, |window| (last + 1).saturating_sub(window));
-                let q = &self.q[(row * self.num_heads + head) * dim..][..dim];
-                Query { q, row, col: (head - heads.start) * dim, first, last }
-            })
-            .collect();
-        let mut rest = &queries[..];
-        while !rest.is_empty() {
-            let (now, later) = rest.split_at(rest.len().min(4));
-            let tile = &mut self;
-            match now {
-                [a, b, c, d] => s.call(Together { tile, kv_head, queries: [*a, *b, *c, *d] }),
-                [a, b, alone @ ..] => {
-                    s.call(Together { tile: &mut *tile, kv_head, queries: [*a, *b] });
-                    for a in alone {
-                        s.call(Together { tile: &mut *tile, kv_head, queries: [*a] });
-                    }
+    fn run<S: Simd>(self, s: S) {
+        let Self { shared, part, spans, records, scratch } = self;
+        let len = record_len(shared.layout.shape.head_dim);
+        let count = part.rows.len() * part.heads.len();
+        records[..count * len].fill(0.0);
+        memory::resize(&mut scratch.scores, 4 * SPAN);
+        memory::resize(&mut scratch.span, 4 * len);
+        for span in spans {
+            let mut first = 0;
+            while first < count {
+                let together = (count - first).min(4);
+                let (shared, part) = (&shared, &part);
+                let records = &mut records[first * len..][..together * len];
+                let scratch = &mut *scratch;
+                match together {
+                    1 => s.call(Together::<T, 1> { shared, part, span, first, records, scratch }),
+                    2 => s.call(Together::<T, 2> { shared, part, span, first, records, scratch }),
+                    3 => s.call(Together::<T, 3> { shared, part, span, first, records, scratch }),
+                    _ => s.call(Together::<T, 4> { shared, part, span, first, records, scratch }),
                 }
-                alone => {
-                    for a in alone {
-                        s.call(Together { tile: &mut *tile, kv_head, queries: [*a] });
-                    }
-                }
+                first += together;
             }
-            rest = later;
         }
     }
 }
 
-/// `N` queries of a tile.
-struct Together<'a, 't, 'b, 'q, T, const N: usize> {
-    tile: &'a mut AttentionTile<'t, 'b, T>,
-    kv_head: usize,
-    queries: [Query<'q>; N],
+/// Joins the records of a later span, one query after the other, to those of the spans before.
+pub(super) struct Join<'a> {
+    pub(super) head_dim: usize,
+    pub(super) records: &'a mut [f32],
+    pub(super) span: &'a [f32],
 }
 
-impl<T: Element, const N: usize> Task for Together<'_, '_, '_, '_, T, N> {
+impl Task for Join<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        self.tile.queries(s, self.kv_head, self.queries);
+        let (len, values) = (record_len(self.head_dim), self.head_dim.next_multiple_of(LANES));
+        for (record, span) in self.records.chunks_exact_mut(len).zip(self.span.chunks_exact(len)) {
+            join(s, values, record, span);
+        }
     }
 }
 
-/// A range of positions of `N` queries.
-struct Weigh<'a, 't, 'b, 'q, T, const N: usize> {
-    tile: &'a mut AttentionTile<'t, 'b, T>,
-    kv_head: usize,
-    queries: [Query<'q>; N],
-    weights: [&'a [f32]; N],
-    range: Range<usize>,
-    base: usize,
+/// One query's sum over spans so far, and that of the next. A span that it does not see has no weight.
+#[inline(always)]
+fn join<S: Simd>(s: S, values: usize, record: &mut [f32], span: &[f32]) {
+    let (weight, largest) = (record[values], record[values + 1]);
+    let (span_weight, span_largest) = (span[values], span[values + 1]);
+    if span_weight == 0.0 {
+        return;
+    }
+    if weight == 0.0 {
+        record.copy_from_slice(span);
+        return;
+    }
+    let highest = largest.max(span_largest);
+    let mut factors = [0.0; LANES];
+    (factors[0], factors[1]) = (largest - highest, span_largest - highest);
+    let e = s.exp(s.load(&factors));
+    s.store(e, &mut factors);
+    let (a, b) = (s.splat(factors[0]), s.splat(factors[1]));
+    let sums = record[..values].chunks_exact_mut(LANES).zip(span.chunks_exact(LANES));
+    for (record, span) in sums {
+        let sum = s.fma(s.load(record), a, s.mul(s.load(span), b));
+        s.store(sum, record);
+    }
+    record[values] = weight * factors[0] + span_weight * factors[1];
+    record[values + 1] = highest;
 }
 
-impl<T: Element, const N: usize> Task for Weigh<'_, '_, '_, '_, T, N> {
+/// Writes the heads of one row: sums of V over their weights.
+pub(super) struct Finish<'a> {
+    pub(super) head_dim: usize,
+    pub(super) records: &'a [f32],
+    pub(super) out: &'a mut [f32],
+}
+
+impl Task for Finish<'_> {
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let Self { tile, kv_head, queries, weights, range, base } = self;
-        tile.weigh(s, kv_head, queries, weights, range, base);
+    fn run<S: Simd>(self, _: S) {
+        let records = self.records.chunks_exact(record_len(self.head_dim));
+        for (out, record) in self.out.chunks_exact_mut(self.head_dim).zip(records) {
+            let factor = 1.0 / record[self.head_dim.next_multiple_of(LANES)];
+            out.iter_mut().zip(record).for_each(|(out, x)| *out = x * factor);
+        }
     }
 }
 
-impl<T: Element> AttentionTile<'_, '_, T> {
-    /// `N` queries of one sequence and one K and V head.
+/// `N` queries of a part from number `first` on, over one span.
+struct Together<'a, 't, T, const N: usize> {
+    shared: &'a Shared<'t, T>,
+    part: &'a Part<'t>,
+    span: usize,
+    first: usize,
+    records: &'a mut [f32],
+    scratch: &'a mut Scratch,
+}
+
+impl<T: Element, const N: usize> Task for Together<'_, '_, T, N> {
     #[inline(always)]
-    fn queries<S: Simd, const N: usize>(&mut self, s: S, kv_head: usize, queries: [Query<'_>; N]) {
+    fn run<S: Simd>(self, s: S) {
+        let Self { shared, part, span, first, records, scratch } = self;
+        let dim = shared.layout.shape.head_dim;
+        let queries: [Query<'_>; N] = std::array::from_fn(|n| {
+            let (row, head) = ((first + n) / part.heads.len(), (first + n) % part.heads.len());
+            let (row, head) = (part.rows.start + row, part.heads.start + head);
+            let seen = seen(shared.positions[row], shared.window);
+            let first = seen.start.max(span * SPAN);
+            let end = seen.end.min((span + 1) * SPAN).max(first);
+            Query { q: &shared.q[(row * shared.num_heads + head) * dim..][..dim], first, end }
+        });
         let first = queries.iter().map(|q| q.first).min().unwrap_or(0);
-        let last = queries.iter().map(|q| q.last).max().unwrap_or(0);
+        let end = queries.iter().map(|q| q.end).max().unwrap_or(0);
+        if queries.iter().all(|q| q.first == q.end) {
+            return;
+        }
+        let kv_head = part.heads.start * shared.layout.shape.num_kv_heads / shared.num_heads;
+        let (len, values) = (record_len(dim), dim.next_multiple_of(LANES));
         let base = first / LANES * LANES;
-        let stride = (last + 1 - base).next_multiple_of(LANES);
-        if self.scores.len() < N * stride {
-            self.scores.resize(N * stride, 0.0);
+        let stride = (end - base).next_multiple_of(LANES);
+        let Scratch { scores, span: sums, .. } = scratch;
+        shared.score(s, part.blocks, kv_head, &queries, first..end, scores, (base, stride));
+        for (n, query) in queries.iter().enumerate() {
+            let scores = &mut scores[n * stride..][..stride];
+            let (weight, largest) = softmax(s, query, base, scores);
+            (sums[n * len + values], sums[n * len + values + 1]) = (weight, largest);
         }
-        let mut scores = std::mem::take(self.scores);
-        self.score(s, kv_head, &queries, first..last + 1, &mut scores, (base, stride));
-        let mut factors = [0.0; N];
-        for ((query, scores), factor) in
-            queries.iter().zip(scores.chunks_exact_mut(stride)).zip(&mut factors)
-        {
-            *factor = self.softmax(s, query, base, scores);
-        }
-        for query in &queries {
-            self.out.row(query.row)[query.col..][..query.q.len()].fill(0.0);
-        }
-        let weights = std::array::from_fn(|n| &scores[n * stride..][..stride]);
-        self.weigh_ranges(s, kv_head, queries, weights, base);
-        for (query, factor) in queries.iter().zip(factors) {
-            let out = &mut self.out.row(query.row)[query.col..][..query.q.len()];
-            out.iter_mut().for_each(|x| *x *= factor);
-        }
-        *self.scores = scores;
-    }
-
-    /// The weighted sums of V: together over the positions that all queries see, before and after
-    /// them each query alone, so that each goes through its own positions in ascending order.
-    #[inline(always)]
-    fn weigh_ranges<S: Simd, const N: usize>(
-        &mut self,
-        s: S,
-        kv_head: usize,
-        queries: [Query<'_>; N],
-        weights: [&[f32]; N],
-        base: usize,
-    ) {
-        let start = queries.iter().map(|q| q.first).max().unwrap_or(0);
-        let end = queries.iter().map(|q| q.last + 1).min().unwrap_or(0);
-        let end = end.max(start);
-        for (query, weights) in queries.into_iter().zip(weights) {
-            let (queries, weights) = ([query], [weights]);
-            let range = query.first..start.min(query.last + 1);
-            let tile = &mut *self;
-            s.call(Weigh { tile, kv_head, queries, weights, range, base });
-        }
+        let weights: [&[f32]; N] = std::array::from_fn(|n| &scores[n * stride..][..stride]);
+        let range = (first, end, base);
         if S::MANY_REGISTERS {
-            let (tile, range) = (&mut *self, start..end);
-            s.call(Weigh { tile, kv_head, queries, weights, range, base });
+            shared.weigh(s, part.blocks, kv_head, weights, range, sums);
+        } else {
+            for (n, weights) in weights.into_iter().enumerate() {
+                let sums = &mut sums[n * len..];
+                shared.weigh(s, part.blocks, kv_head, [weights], range, sums);
+            }
         }
-        for (query, weights) in queries.into_iter().zip(weights) {
-            let (queries, weights) = ([query], [weights]);
-            let first = if S::MANY_REGISTERS { end } else { start };
-            let range = first.max(start.min(query.last + 1))..query.last + 1;
-            let tile = &mut *self;
-            s.call(Weigh { tile, kv_head, queries, weights, range, base });
+        for (record, span) in records.chunks_exact_mut(len).zip(sums.chunks_exact(len)) {
+            join(s, values, record, span);
         }
     }
+}
 
-    /// `scores[n][p - base] = q[n] · k[p]`, scaled and capped, for the blocks that hold `range`.
+impl<T: Element> Shared<'_, T> {
+    /// `scores[n][p - base] = q[n] · k[p]`, scaled and capped, for `p` in `range`.
     #[inline(always)]
+    #[expect(clippy::too_many_arguments, reason = "one loop, in a function of its own to be read")]
     fn score<S: Simd, const N: usize>(
         &self,
         s: S,
+        blocks: &[u32],
         kv_head: usize,
         queries: &[Query<'_>; N],
         range: Range<usize>,
@@ -205,7 +268,7 @@ impl<T: Element> AttentionTile<'_, '_, T> {
         let mut waiting: [Slots<'_, T>; 4] = [Slots { k: &[], position: 0, len: 0 }; 4];
         let mut count = 0;
         for index in range.start / size..range.end.div_ceil(size) {
-            let head = self.blocks[index] as usize * shape.num_kv_heads + kv_head;
+            let head = blocks[index] as usize * shape.num_kv_heads + kv_head;
             let k = &self.k[head * self.layout.k_head()..][..self.layout.k_head()];
             for slot in (0..size).step_by(LANES) {
                 let (position, len) = (index * size + slot, LANES.min(size - slot));
@@ -271,83 +334,51 @@ impl<T: Element> AttentionTile<'_, '_, T> {
         }
     }
 
-    /// `scores = exp(scores - max)` where the query sees, and returns one over their sum.
-    #[inline(always)]
-    fn softmax<S: Simd>(&self, s: S, query: &Query<'_>, base: usize, scores: &mut [f32]) -> f32 {
-        let skip = (query.first - base) / LANES * LANES;
-        let end = (query.last + 1 - base).next_multiple_of(LANES);
-        scores[skip..query.first - base].fill(f32::NEG_INFINITY);
-        scores[query.last + 1 - base..end].fill(f32::NEG_INFINITY);
-        let scores = &mut scores[skip..end];
-        let mut largest = s.splat(f32::NEG_INFINITY);
-        for x in scores.chunks_exact(LANES) {
-            largest = s.max(largest, s.load(x));
-        }
-        let largest = s.splat(s.largest(largest));
-        let mut sum = s.splat(0.0);
-        for x in scores.chunks_exact_mut(LANES) {
-            let e = s.exp(s.sub(s.load(x), largest));
-            s.store(e, x);
-            sum = s.add(sum, e);
-        }
-        1.0 / s.sum(sum)
-    }
-
-    /// `out[n] += sum over p of weights[n][p - base] * v[p]`, `p` ascending.
+    /// `sums[n] = sum over p of weights[n][p - base] * v[p]`, `p` ascending from `first` to `end`. A
+    /// query that does not see a position has no weight for it, and adding nothing changes nothing.
     #[inline(always)]
     fn weigh<S: Simd, const N: usize>(
-        &mut self,
+        &self,
         s: S,
+        blocks: &[u32],
         kv_head: usize,
-        queries: [Query<'_>; N],
         weights: [&[f32]; N],
-        range: Range<usize>,
-        base: usize,
+        range: (usize, usize, usize),
+        sums: &mut [f32],
     ) {
-        if range.is_empty() {
-            return;
-        }
-        let dim = self.layout.shape.head_dim;
+        let values = self.layout.values;
         let mut d = 0;
-        while d + 4 * LANES <= dim {
-            self.weigh_values::<S, N, 4>(s, kv_head, &queries, &weights, range.clone(), base, d);
+        while d + 4 * LANES <= values {
+            self.weigh_values::<S, N, 4>(s, blocks, kv_head, weights, range, (sums, d));
             d += 4 * LANES;
         }
-        while d < dim {
-            self.weigh_values::<S, N, 1>(s, kv_head, &queries, &weights, range.clone(), base, d);
+        while d < values {
+            self.weigh_values::<S, N, 1>(s, blocks, kv_head, weights, range, (sums, d));
             d += LANES;
         }
     }
 
     #[inline(always)]
-    #[expect(clippy::too_many_arguments, reason = "the innermost loop, split for its registers")]
     fn weigh_values<S: Simd, const N: usize, const D: usize>(
-        &mut self,
+        &self,
         s: S,
+        blocks: &[u32],
         kv_head: usize,
-        queries: &[Query<'_>; N],
-        weights: &[&[f32]; N],
-        range: Range<usize>,
-        base: usize,
-        d: usize,
+        weights: [&[f32]; N],
+        (first, end, base): (usize, usize, usize),
+        (out, d): (&mut [f32], usize),
     ) {
-        let shape = self.layout.shape;
+        let (shape, values) = (self.layout.shape, self.layout.values);
         let size = shape.block_size;
         let mut sums = [[s.splat(0.0); D]; N];
-        for (query, sums) in queries.iter().zip(&mut sums) {
-            let out = &self.out.row(query.row)[query.col..][..query.q.len()][d..];
-            for (i, sum) in sums.iter_mut().enumerate() {
-                *sum = rows::load_tail(s, &out[i * LANES..(i * LANES + LANES).min(out.len())]);
-            }
-        }
-        for index in range.start / size..range.end.div_ceil(size) {
-            let head = self.blocks[index] as usize * shape.num_kv_heads + kv_head;
+        for index in first / size..end.div_ceil(size) {
+            let head = blocks[index] as usize * shape.num_kv_heads + kv_head;
             let v = &self.v[head * self.layout.v_head()..][..self.layout.v_head()];
-            let from = (index * size).max(range.start);
-            let to = ((index + 1) * size).min(range.end);
-            let v = &v[(from - index * size) * self.layout.values..];
+            let from = (index * size).max(first);
+            let to = ((index + 1) * size).min(end);
+            let v = &v[(from - index * size) * values..][..(to - from) * values];
             let weights: [&[f32]; N] = std::array::from_fn(|n| &weights[n][from - base..to - base]);
-            for (p, v) in v.chunks_exact(self.layout.values).take(to - from).enumerate() {
+            for (p, v) in v.chunks_exact(values).enumerate() {
                 let v: [S::F; D] = std::array::from_fn(|i| T::load(s, &v[d + i * LANES..]));
                 for n in 0..N {
                     let weight = s.splat(weights[n][p]);
@@ -357,12 +388,39 @@ impl<T: Element> AttentionTile<'_, '_, T> {
                 }
             }
         }
-        for (query, sums) in queries.iter().zip(sums) {
-            let out = &mut self.out.row(query.row)[query.col..][..query.q.len()][d..];
+        let len = record_len(shape.head_dim);
+        for (n, sums) in sums.into_iter().enumerate() {
             for (i, sum) in sums.into_iter().enumerate() {
-                let end = (i * LANES + LANES).min(out.len());
-                rows::store_tail(s, sum, &mut out[i * LANES..end]);
+                s.store(sum, &mut out[n * len + d + i * LANES..]);
             }
         }
     }
 }
+
+/// `scores = exp(scores - largest)` where the query sees, else 0; returns their sum and the largest.
+#[inline(always)]
+fn softmax<S: Simd>(s: S, query: &Query<'_>, base: usize, scores: &mut [f32]) -> (f32, f32) {
+    if query.first == query.end {
+        scores.fill(0.0);
+        return (0.0, 0.0);
+    }
+    scores[..query.first - base].fill(f32::NEG_INFINITY);
+    scores[query.end - base..].fill(f32::NEG_INFINITY);
+    let mut largest = s.splat(f32::NEG_INFINITY);
+    for x in scores.chunks_exact(LANES) {
+        largest = s.max(largest, s.load(x));
+    }
+    let highest = s.largest(largest);
+    let largest = s.splat(highest);
+    let mut sum = s.splat(0.0);
+    for x in scores.chunks_exact_mut(LANES) {
+        let e = s.exp(s.sub(s.load(x), largest));
+        s.store(e, x);
+        sum = s.add(sum, e);
+    }
+    (s.sum(sum), highest)
+}
+
+/// Positions that are gone through together. K and V of a span stay in the second-level cache while
+/// the queries of a tile pass. Part of the order of sums.
+pub(super) const SPAN: usize = 256;

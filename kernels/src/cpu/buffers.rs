@@ -1,8 +1,10 @@
 //! What the CPU device holds beside weights and the cache: activations, norms, angles, steps.
 
 use std::fmt;
+use std::ops::Range;
 
 use super::TOKENS_PER_TILE;
+use super::attention::Part;
 use crate::batch::Batch;
 use crate::device::{DeviceError, RopeParams};
 use crate::memory::Aligned;
@@ -85,6 +87,14 @@ impl Step {
             }
         }
         self.splits.push(batch.num_tokens());
+    }
+}
+
+impl Step {
+    /// Heads of the tokens `rows`, which are a tile or within one.
+    pub(super) fn part(&self, rows: Range<usize>, heads: Range<usize>) -> Part<'_> {
+        let tile = self.splits.partition_point(|first| *first <= rows.start) - 1;
+        Part { blocks: self.batch.blocks(self.sequences[tile]), rows, heads }
     }
 }
 

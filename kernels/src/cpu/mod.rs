@@ -30,9 +30,9 @@ use crate::device::{
     Activation, Attention, CacheShape, Device, DeviceError, Linear, RopeParams, RopeStore,
 };
 use crate::dtype::Dtype;
-use crate::memory::{Aligned, Arena};
+use crate::memory::{self, Aligned, Arena};
 use activations::Activations;
-use attention::AttentionTile;
+use attention::{AttentionTile, Shared};
 pub use buffers::{Buffer, Rope, Step, Vector};
 pub use cache::Cache;
 pub use isa::Isa;
@@ -75,26 +75,31 @@ pub struct Cpu {
     bits: ActivationBits,
     /// Weights lie in it.
     arena: Arena,
-    /// Memory that operations reuse; operations come one at a time.
-    shared: Mutex<Shared>,
+    /// Operations come one at a time.
+    shared: Mutex<Common>,
     workers: Vec<Mutex<Worker>>,
 }
 
-struct Shared {
+/// Memory that operations reuse; wiped on drop.
+struct Common {
     activations: Activations,
     splits: Vec<usize>,
+    /// Records of attention, by span.
+    partial: Vec<f32>,
+    /// Rows and span of each row of them.
+    spans: Vec<(std::ops::Range<usize>, usize)>,
+}
+
+impl Drop for Common {
+    fn drop(&mut self) {
+        zeroize::Zeroize::zeroize(&mut self.partial);
+    }
 }
 
 /// Memory of one thread.
 struct Worker {
     linear: linear::Scratch,
-    scores: Vec<f32>,
-}
-
-impl Drop for Worker {
-    fn drop(&mut self) {
-        zeroize::Zeroize::zeroize(&mut self.scores);
-    }
+    attention: attention::Scratch,
 }
 
 impl Cpu {
@@ -104,10 +109,19 @@ impl Cpu {
     /// [`DeviceError::Failed`] when the CPU lacks the instruction set or threads cannot be started.
     pub fn new(options: CpuOptions) -> Result<Self, DeviceError> {
         let (level, pool) = open(options)?;
-        let worker =
-            |_| Ok(Mutex::new(Worker { linear: linear::Scratch::new()?, scores: Vec::new() }));
+        let worker = |_| {
+            Ok(Mutex::new(Worker {
+                linear: linear::Scratch::new()?,
+                attention: attention::Scratch::default(),
+            }))
+        };
         let workers = (0..pool.num_threads()).map(worker).collect::<Result<_, DeviceError>>()?;
-        let shared = Shared { activations: Activations::new()?, splits: Vec::new() };
+        let shared = Common {
+            activations: Activations::new()?,
+            splits: Vec::new(),
+            partial: Vec::new(),
+            spans: Vec::new(),
+        };
         Ok(Self {
             level,
             pool,
@@ -345,45 +359,87 @@ impl Cpu {
         (k, v): (&[T], &[T]),
         args: Attention<'_, Self>,
     ) {
-        let out = args.out;
-        let layout = args.cache.layout;
-        let (dim, num_heads) = (layout.shape.head_dim, args.q.cols / layout.shape.head_dim);
-        assert_eq!((args.q.cols, num_heads * dim), (out.cols, out.cols), "width of attention");
-        let shared_heads = num_heads / layout.shape.num_kv_heads;
-        assert_eq!(
-            shared_heads * layout.shape.num_kv_heads,
-            num_heads,
-            "heads share K and V evenly"
-        );
-        // Heads that share K and V go together, but where that leaves threads idle.
-        let tiles = step.sequences.len() * layout.shape.num_kv_heads;
-        let together = tiles >= 2 * self.pool.num_threads();
-        let width = if together { shared_heads * dim } else { dim };
-        let work = step.batch.positions.iter().map(|p| *p as usize + 1).sum::<usize>();
+        let Attention { q, cache, scale, softcap, window, out, .. } = args;
+        let layout = cache.layout;
+        let (dim, num_kv_heads) = (layout.shape.head_dim, layout.shape.num_kv_heads);
+        let num_heads = q.cols / dim;
+        assert_eq!((q.cols, num_heads * dim), (out.cols, out.cols), "width of attention");
+        let group = num_heads / num_kv_heads;
+        assert_eq!(group * num_kv_heads, num_heads, "heads share K and V evenly");
+        let positions = &step.batch.positions[..];
+        let (q, work) = (&q.data[..], positions.iter().map(|p| *p as usize + 1).sum::<usize>());
+        let shared = Shared { layout, k, v, positions, q, num_heads, scale, softcap, window };
         let small = work * out.cols < SMALL;
-        let batch = &step.batch;
-        let grid = Grid::new(&mut out.data, out.cols, &step.splits, width);
-        tiles::for_each(&self.pool, small, &mut [grid], &|_, out, worker| {
-            let tile = step.splits.partition_point(|first| *first <= out.rows.start) - 1;
-            let blocks = batch.blocks(step.sequences[tile]);
-            let (scores, positions) = (&mut self.worker(worker).scores, &batch.positions[..]);
-            let (scale, softcap, window) = (args.scale, args.softcap, args.window);
-            let q = &args.q.data[..];
-            self.level.run(AttentionTile {
-                layout,
-                k,
-                v,
-                blocks,
-                positions,
-                q,
-                num_heads,
-                scale,
-                softcap,
-                window,
-                out,
-                scores,
-            });
+        if !small && step.sequences.len() * num_kv_heads < 4 * self.pool.num_threads() {
+            return self.attend_by_spans(step, shared, out);
+        }
+        let grid = Grid::new(&mut out.data, out.cols, &step.splits, group * dim);
+        tiles::for_each(&self.pool, small, &mut [grid], &|_, mut out, worker| {
+            let part = step.part(out.rows.clone(), out.cols.start / dim..out.cols.end / dim);
+            let scratch = &mut self.worker(worker).attention;
+            let spans = attention::spans(positions, part.rows.clone(), window);
+            let len = attention::record_len(dim) * group;
+            let mut records = std::mem::take(&mut scratch.records);
+            memory::resize(&mut records, part.rows.len() * len);
+            let rows = part.rows.clone();
+            self.level.run(AttentionTile { shared, part, spans, records: &mut records, scratch });
+            for (row, records) in rows.zip(records.chunks_exact(len)) {
+                self.level.run(attention::Finish { head_dim: dim, records, out: out.row(row) });
+            }
+            scratch.records = records;
         });
+    }
+
+    /// Few tokens: every span of every K and V head is a tile of its own.
+    fn attend_by_spans<T: cache::Element>(
+        &self,
+        step: &Step,
+        shared: Shared<'_, T>,
+        out: &mut Buffer,
+    ) {
+        let (dim, positions) = (shared.layout.shape.head_dim, shared.positions);
+        let group = shared.num_heads / shared.layout.shape.num_kv_heads;
+        let len = attention::record_len(dim);
+        let Common { splits, partial, spans, .. } = &mut *lock(&self.shared);
+        spans.clear();
+        for rows in step.splits.windows(2).map(|ends| ends[0]..ends[1]) {
+            let seen = attention::spans(positions, rows.clone(), shared.window);
+            spans.extend(seen.map(|span| (rows.clone(), span)));
+        }
+        splits.clear();
+        splits.extend(0..=spans.len());
+        let tile_width = TOKENS_PER_TILE * group * len;
+        let width = tile_width * shared.layout.shape.num_kv_heads;
+        memory::resize(partial, spans.len() * width);
+        let grid = Grid::new(partial, width, splits, tile_width);
+        tiles::for_each(&self.pool, false, &mut [grid], &|_, mut tile, worker| {
+            let (row, first) = (tile.rows.start, tile.cols.start / tile_width * group);
+            let (rows, span) = &spans[row];
+            let part = step.part(rows.clone(), first..first + group);
+            let scratch = &mut self.worker(worker).attention;
+            let (spans, records) = (*span..span + 1, tile.row(row));
+            self.level.run(AttentionTile { shared, part, spans, records, scratch });
+        });
+        for kv_head in 0..shared.layout.shape.num_kv_heads {
+            let cols = kv_head * group * dim..(kv_head + 1) * group * dim;
+            let mut rest = &mut partial[..];
+            for same in spans.chunk_by(|a, b| a.0 == b.0) {
+                let (these, others) = rest.split_at_mut(same.len() * width);
+                rest = others;
+                let mut tiles = these
+                    .chunks_exact_mut(width)
+                    .map(|row| &mut row[kv_head * tile_width..][..same[0].0.len() * group * len]);
+                let Some(records) = tiles.next() else { continue };
+                for span in tiles {
+                    let records = &mut *records;
+                    self.level.run(attention::Join { head_dim: dim, records, span });
+                }
+                for (row, records) in same[0].0.clone().zip(records.chunks_exact(group * len)) {
+                    let out = &mut out.row_mut(row)[cols.clone()];
+                    self.level.run(attention::Finish { head_dim: dim, records, out });
+                }
+            }
+        }
     }
 }
 
