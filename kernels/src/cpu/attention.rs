@@ -50,9 +50,11 @@ pub(super) struct AttentionTile<'a, 'b, T> {
     pub(super) scratch: &'b mut Scratch,
 }
 
-/// Scores of four queries, and the records of one span; wiped on drop.
+/// Queries by [`TOGETHER`], scores of so many of them, and their records of one span; wiped on drop.
 #[derive(Default)]
 pub(super) struct Scratch {
+    /// `[query / TOGETHER][value][query % TOGETHER]`.
+    q: Vec<f32>,
     scores: Vec<f32>,
     span: Vec<f32>,
     pub(super) records: Vec<f32>,
@@ -60,6 +62,7 @@ pub(super) struct Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
+        zeroize::Zeroize::zeroize(&mut self.q);
         zeroize::Zeroize::zeroize(&mut self.scores);
         zeroize::Zeroize::zeroize(&mut self.span);
         zeroize::Zeroize::zeroize(&mut self.records);
@@ -85,19 +88,17 @@ fn seen(position: u32, window: Option<usize>) -> Range<usize> {
     window.map_or(0, |window| end.saturating_sub(window))..end
 }
 
-/// One query: a head of a token.
+/// One query: the positions `first..end` that it sees in the span at hand.
 #[derive(Clone, Copy)]
-struct Query<'a> {
-    q: &'a [f32],
-    /// Positions it sees in the span at hand: `first..end`.
+struct Query {
     first: usize,
     end: usize,
 }
 
-/// Up to 16 slots of a block: K of one head from the first of them on.
+/// Up to 16 slots of a block: K of one head, from the first value of these slots on.
 #[derive(Clone, Copy)]
 struct Slots<'a, T> {
-    k: &'a [T],
+    k: &'a [[T; LANES]],
     position: usize,
     /// Slots that are there.
     len: usize,
@@ -110,12 +111,13 @@ impl<T: Element> Task for AttentionTile<'_, '_, T> {
         let len = record_len(shared.layout.shape.head_dim);
         let count = part.rows.len() * part.heads.len();
         records[..count * len].fill(0.0);
-        memory::resize(&mut scratch.scores, 4 * SPAN);
-        memory::resize(&mut scratch.span, 4 * len);
+        memory::resize(&mut scratch.scores, TOGETHER * SPAN);
+        memory::resize(&mut scratch.span, TOGETHER * len);
+        shared.gather(&part, &mut scratch.q);
         for span in spans {
             let mut first = 0;
             while first < count {
-                let together = (count - first).min(4);
+                let together = (count - first).min(TOGETHER);
                 let (shared, part) = (&shared, &part);
                 let records = &mut records[first * len..][..together * len];
                 let scratch = &mut *scratch;
@@ -208,14 +210,13 @@ impl<T: Element, const N: usize> Task for Together<'_, '_, T, N> {
     fn run<S: Simd>(self, s: S) {
         let Self { shared, part, span, first, records, scratch } = self;
         let dim = shared.layout.shape.head_dim;
-        let queries: [Query<'_>; N] = std::array::from_fn(|n| {
-            let (row, head) = ((first + n) / part.heads.len(), (first + n) % part.heads.len());
-            let (row, head) = (part.rows.start + row, part.heads.start + head);
+        let queries: [Query; N] = std::array::from_fn(|n| {
+            let row = part.rows.start + (first + n) / part.heads.len();
             let seen = seen(shared.positions[row], shared.window);
             let first = seen.start.max(span * SPAN);
-            let end = seen.end.min((span + 1) * SPAN).max(first);
-            Query { q: &shared.q[(row * shared.num_heads + head) * dim..][..dim], first, end }
+            Query { first, end: seen.end.min((span + 1) * SPAN).max(first) }
         });
+        let number = first / TOGETHER;
         let first = queries.iter().map(|q| q.first).min().unwrap_or(0);
         let end = queries.iter().map(|q| q.end).max().unwrap_or(0);
         if queries.iter().all(|q| q.first == q.end) {
@@ -225,8 +226,11 @@ impl<T: Element, const N: usize> Task for Together<'_, '_, T, N> {
         let (len, values) = (record_len(dim), dim.next_multiple_of(LANES));
         let base = first / LANES * LANES;
         let stride = (end - base).next_multiple_of(LANES);
-        let Scratch { scores, span: sums, .. } = scratch;
-        shared.score(s, part.blocks, kv_head, &queries, first..end, scores, (base, stride));
+        let Scratch { q, scores, span: sums, .. } = scratch;
+        let len_q = TOGETHER * dim;
+        let q = q[number * len_q..][..len_q].as_chunks().0;
+        let blocks = part.blocks;
+        shared.score::<S, N>(s, (blocks, kv_head), q, first..end, scores, (base, stride));
         for (n, query) in queries.iter().enumerate() {
             let scores = &mut scores[n * stride..][..stride];
             let (weight, largest) = softmax(s, query, base, scores);
@@ -235,11 +239,11 @@ impl<T: Element, const N: usize> Task for Together<'_, '_, T, N> {
         let weights: [&[f32]; N] = std::array::from_fn(|n| &scores[n * stride..][..stride]);
         let range = (first, end, base);
         if S::MANY_REGISTERS {
-            shared.weigh(s, part.blocks, kv_head, weights, range, sums);
+            shared.weigh(s, (blocks, kv_head), weights, range, sums);
         } else {
             for (n, weights) in weights.into_iter().enumerate() {
                 let sums = &mut sums[n * len..];
-                shared.weigh(s, part.blocks, kv_head, [weights], range, sums);
+                shared.weigh(s, (blocks, kv_head), [weights], range, sums);
             }
         }
         for (record, span) in records.chunks_exact_mut(len).zip(sums.chunks_exact(len)) {
@@ -249,15 +253,28 @@ impl<T: Element, const N: usize> Task for Together<'_, '_, T, N> {
 }
 
 impl<T: Element> Shared<'_, T> {
+    /// Brings the queries of a part into the order of [`Scratch::q`].
+    fn gather(&self, part: &Part<'_>, out: &mut Vec<f32>) {
+        let dim = self.layout.shape.head_dim;
+        let count = part.rows.len() * part.heads.len();
+        let len = TOGETHER * dim;
+        memory::resize(out, count.div_ceil(TOGETHER) * len);
+        let queries =
+            part.rows.clone().flat_map(|row| part.heads.clone().map(move |head| (row, head)));
+        for (n, (row, head)) in queries.enumerate() {
+            let q = &self.q[(row * self.num_heads + head) * dim..][..dim];
+            let out: &mut [[f32; TOGETHER]] = out[n / TOGETHER * len..][..len].as_chunks_mut().0;
+            out.iter_mut().zip(q).for_each(|(out, q)| out[n % TOGETHER] = *q);
+        }
+    }
+
     /// `scores[n][p - base] = q[n] · k[p]`, scaled and capped, for `p` in `range`.
     #[inline(always)]
-    #[expect(clippy::too_many_arguments, reason = "one loop, in a function of its own to be read")]
     fn score<S: Simd, const N: usize>(
         &self,
         s: S,
-        blocks: &[u32],
-        kv_head: usize,
-        queries: &[Query<'_>; N],
+        (blocks, kv_head): (&[u32], usize),
+        q: &[[f32; TOGETHER]],
         range: Range<usize>,
         scores: &mut [f32],
         (base, stride): (usize, usize),
@@ -275,20 +292,21 @@ impl<T: Element> Shared<'_, T> {
                 if position + len <= range.start || position >= range.end {
                     continue;
                 }
-                waiting[count] = Slots { k: &k[slot..], position, len };
+                waiting[count] = Slots { k: &k.as_chunks().0[slot / LANES..], position, len };
                 count += 1;
+                let to = (&mut *scores, base, stride);
                 if S::MANY_REGISTERS && count == 4 {
-                    self.score_slots(s, queries, waiting, &range, (&mut *scores, base, stride));
+                    self.score_slots::<S, N, 4>(s, q, waiting, &range, to);
                     count = 0;
                 } else if !S::MANY_REGISTERS {
-                    let one = [waiting[0]];
-                    self.score_slots(s, queries, one, &range, (&mut *scores, base, stride));
+                    self.score_slots::<S, N, 1>(s, q, [waiting[0]], &range, to);
                     count = 0;
                 }
             }
         }
         for slots in &waiting[..count] {
-            self.score_slots(s, queries, [*slots], &range, (&mut *scores, base, stride));
+            let to = (&mut *scores, base, stride);
+            self.score_slots::<S, N, 1>(s, q, [*slots], &range, to);
         }
     }
 
@@ -297,22 +315,21 @@ impl<T: Element> Shared<'_, T> {
     fn score_slots<S: Simd, const N: usize, const C: usize>(
         &self,
         s: S,
-        queries: &[Query<'_>; N],
+        q: &[[f32; TOGETHER]],
         slots: [Slots<'_, T>; C],
         range: &Range<usize>,
         (scores, base, stride): (&mut [f32], usize, usize),
     ) {
-        let (dim, width) = (self.layout.shape.head_dim, self.layout.slots);
-        let q: [&[f32]; N] = std::array::from_fn(|n| &queries[n].q[..dim]);
-        let k = slots.map(|slots| &slots.k[..(dim - 1) * width + LANES]);
+        let step = self.layout.slots / LANES;
         let mut sums = [[s.splat(0.0); C]; N];
-        for d in 0..dim {
-            let mut k16 = [T::load(s, &k[0][d * width..]); C];
+        let k = slots.map(|slots| &slots.k[..(q.len() - 1) * step + 1]);
+        for (d, q) in q.iter().enumerate() {
+            let mut k16 = [T::load(s, &k[0][d * step]); C];
             for c in 1..C {
-                k16[c] = T::load(s, &k[c][d * width..]);
+                k16[c] = T::load(s, &k[c][d * step]);
             }
             for n in 0..N {
-                let q = s.splat(q[n][d]);
+                let q = s.splat(q[n]);
                 for c in 0..C {
                     sums[n][c] = s.fma(q, k16[c], sums[n][c]);
                 }
@@ -326,10 +343,14 @@ impl<T: Element> Shared<'_, T> {
                 }
                 let from = slots.position.max(range.start);
                 let to = (slots.position + slots.len).min(range.end);
-                let mut values = [0.0; LANES];
-                s.store(sum, &mut values);
                 let out = &mut scores[n * stride + from - base..n * stride + to - base];
-                out.copy_from_slice(&values[from - slots.position..to - slots.position]);
+                if let Ok(out) = <&mut [f32; LANES]>::try_from(&mut *out) {
+                    s.store(sum, out);
+                } else {
+                    let mut values = [0.0; LANES];
+                    s.store(sum, &mut values);
+                    out.copy_from_slice(&values[from - slots.position..to - slots.position]);
+                }
             }
         }
     }
@@ -340,35 +361,33 @@ impl<T: Element> Shared<'_, T> {
     fn weigh<S: Simd, const N: usize>(
         &self,
         s: S,
-        blocks: &[u32],
-        kv_head: usize,
+        sequence: (&[u32], usize),
         weights: [&[f32]; N],
         range: (usize, usize, usize),
         sums: &mut [f32],
     ) {
-        let values = self.layout.values;
-        let mut d = 0;
-        while d + 4 * LANES <= values {
-            self.weigh_values::<S, N, 4>(s, blocks, kv_head, weights, range, (sums, d));
-            d += 4 * LANES;
+        let (vectors, mut d) = (self.layout.values / LANES, 0);
+        while d + 4 <= vectors {
+            self.weigh_values::<S, N, 4>(s, sequence, weights, range, (sums, d));
+            d += 4;
         }
-        while d < values {
-            self.weigh_values::<S, N, 1>(s, blocks, kv_head, weights, range, (sums, d));
-            d += LANES;
+        while d < vectors {
+            self.weigh_values::<S, N, 1>(s, sequence, weights, range, (sums, d));
+            d += 1;
         }
     }
 
+    /// The same for `D` vectors of values from vector `d` on.
     #[inline(always)]
     fn weigh_values<S: Simd, const N: usize, const D: usize>(
         &self,
         s: S,
-        blocks: &[u32],
-        kv_head: usize,
+        (blocks, kv_head): (&[u32], usize),
         weights: [&[f32]; N],
         (first, end, base): (usize, usize, usize),
         (out, d): (&mut [f32], usize),
     ) {
-        let (shape, values) = (self.layout.shape, self.layout.values);
+        let (shape, vectors) = (self.layout.shape, self.layout.values / LANES);
         let size = shape.block_size;
         let mut sums = [[s.splat(0.0); D]; N];
         for index in first / size..end.div_ceil(size) {
@@ -376,30 +395,52 @@ impl<T: Element> Shared<'_, T> {
             let v = &self.v[head * self.layout.v_head()..][..self.layout.v_head()];
             let from = (index * size).max(first);
             let to = ((index + 1) * size).min(end);
-            let v = &v[(from - index * size) * values..][..(to - from) * values];
+            let v = &v.as_chunks::<LANES>().0[(from - index * size) * vectors + d..];
             let weights: [&[f32]; N] = std::array::from_fn(|n| &weights[n][from - base..to - base]);
-            for (p, v) in v.chunks_exact(values).enumerate() {
-                let v: [S::F; D] = std::array::from_fn(|i| T::load(s, &v[d + i * LANES..]));
-                for n in 0..N {
-                    let weight = s.splat(weights[n][p]);
-                    for i in 0..D {
-                        sums[n][i] = s.fma(weight, v[i], sums[n][i]);
-                    }
+            // Whole blocks have a known length, which spares the loop its checks.
+            let whole =
+                weights.map(|weights| <&[f32; 16]>::try_from(weights).unwrap_or(&[0.0; 16]));
+            if to - from == 16 {
+                for p in 0..16 {
+                    let v = &v[p * vectors..][..D];
+                    add_weighed(s, whole.map(|weights| weights[p]), v, &mut sums);
+                }
+            } else {
+                for p in 0..to - from {
+                    let v = &v[p * vectors..][..D];
+                    add_weighed(s, weights.map(|weights| weights[p]), v, &mut sums);
                 }
             }
         }
         let len = record_len(shape.head_dim);
         for (n, sums) in sums.into_iter().enumerate() {
             for (i, sum) in sums.into_iter().enumerate() {
-                s.store(sum, &mut out[n * len + d + i * LANES..]);
+                s.store(sum, &mut out[n * len + (d + i) * LANES..]);
             }
+        }
+    }
+}
+
+/// `sums[n] += weights[n] * v`.
+#[inline(always)]
+fn add_weighed<S: Simd, T: Element, const N: usize, const D: usize>(
+    s: S,
+    weights: [f32; N],
+    v: &[[T; LANES]],
+    sums: &mut [[S::F; D]; N],
+) {
+    let v: [S::F; D] = std::array::from_fn(|i| T::load(s, &v[i]));
+    for n in 0..N {
+        let weight = s.splat(weights[n]);
+        for i in 0..D {
+            sums[n][i] = s.fma(weight, v[i], sums[n][i]);
         }
     }
 }
 
 /// `scores = exp(scores - largest)` where the query sees, else 0; returns their sum and the largest.
 #[inline(always)]
-fn softmax<S: Simd>(s: S, query: &Query<'_>, base: usize, scores: &mut [f32]) -> (f32, f32) {
+fn softmax<S: Simd>(s: S, query: &Query, base: usize, scores: &mut [f32]) -> (f32, f32) {
     if query.first == query.end {
         scores.fill(0.0);
         return (0.0, 0.0);
@@ -424,3 +465,6 @@ fn softmax<S: Simd>(s: S, query: &Query<'_>, base: usize, scores: &mut [f32]) ->
 /// Positions that are gone through together. K and V of a span stay in the second-level cache while
 /// the queries of a tile pass. Part of the order of sums.
 pub(super) const SPAN: usize = 256;
+/// Queries that go through a span together: four by four vectors keep AVX-512's
+/// multipliers busy, and more of them spill.
+const TOGETHER: usize = 4;
