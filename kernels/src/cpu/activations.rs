@@ -181,27 +181,28 @@ fn quantise<S: Simd>(
     first: &mut Record,
     second: &mut Record,
 ) -> bool {
-    let x = [s.load(x), s.load(&x[LANES..])];
-    let zero = s.splat(0.0);
-    let [a, b] = x.map(|x| s.max(x, s.sub(zero, x)));
-    let largest = s.largest(s.max(a, b));
+    // No closures here: one that the compiler declines to inline is compiled without the instructions.
+    let (zero, limit) = (s.splat(0.0), s.splat(CODE_MAX));
+    let (a, b) = (s.load(x), s.load(&x[LANES..]));
+    let magnitude = s.max(s.max(a, s.sub(zero, a)), s.max(b, s.sub(zero, b)));
+    let largest = s.largest(magnitude);
     let scale = largest / CODE_MAX;
     let inverse = if largest > 0.0 { CODE_MAX / largest } else { 0.0 };
     let inverse = s.splat(if inverse.is_finite() { inverse } else { 0.0 });
-    let scaled = x.map(|x| s.mul(x, inverse));
-    let codes = scaled.map(|x| s.round(x));
-    let coarse = scale * put(s, scale, codes, first) as f32;
+    let (a, b) = (s.mul(a, inverse), s.mul(b, inverse));
+    let (code_a, code_b) = (s.round(a), s.round(b));
+    let coarse = scale * put(s, scale, [code_a, code_b], first) as f32;
     if largest <= above {
         first[Part::SUM] = coarse.to_bits().cast_signed();
         return false;
     }
-    let rest = [0, 1].map(|i| {
-        let rest = s.sub(scaled[i], s.to_f(codes[i]));
-        // Within half a code; a value that is not a number stays one in the first record's scale.
-        s.round(s.max(s.min(s.mul(rest, s.splat(FINER)), s.splat(CODE_MAX)), s.splat(-CODE_MAX)))
-    });
+    // Within half a code; a value that is not a number stays one in the first record's scale.
+    let (a, b) = (s.sub(a, s.to_f(code_a)), s.sub(b, s.to_f(code_b)));
+    let (a, b) = (s.mul(a, s.splat(FINER)), s.mul(b, s.splat(FINER)));
+    let lowest = s.sub(zero, limit);
+    let (a, b) = (s.max(s.min(a, limit), lowest), s.max(s.min(b, limit), lowest));
     let finer = scale / FINER;
-    let fine = finer * put(s, finer, rest, second) as f32;
+    let fine = finer * put(s, finer, [s.round(a), s.round(b)], second) as f32;
     first[Part::SUM] = (coarse + fine).to_bits().cast_signed();
     true
 }

@@ -244,8 +244,11 @@ impl<const BITS: usize, const SUBS: usize, const WIDE: bool, const R: usize, con
         let mut carry = [[0f32; PAIR]; R];
         if block.first > 0 {
             for (m, carry) in carry.iter_mut().enumerate() {
-                let out = &strip.out.row(t + m)[strip.cols.clone()];
-                carry[..out.len()].copy_from_slice(out);
+                match &strip.out.row(t + m)[strip.cols.clone()] {
+                    // Of a known length: no call.
+                    whole if whole.len() == PAIR => carry.copy_from_slice(&whole[..PAIR]),
+                    part => carry[..part.len()].copy_from_slice(part),
+                }
             }
         }
         for panel in (0..2).step_by(N) {
@@ -283,8 +286,10 @@ impl<const BITS: usize, const SUBS: usize, const WIDE: bool, const R: usize, con
                     s.store(sum, &mut carry[n * 16..]);
                 }
             }
-            let out = &mut strip.out.row(t + m)[strip.cols.clone()];
-            out.copy_from_slice(&carry[..out.len()]);
+            match &mut strip.out.row(t + m)[strip.cols.clone()] {
+                whole if whole.len() == PAIR => whole[..PAIR].copy_from_slice(carry),
+                part => part.copy_from_slice(&carry[..part.len()]),
+            }
         }
     }
 }
