@@ -316,7 +316,8 @@ impl Boot {
     ) -> Result<(), BootError> {
         let Self { options, identity, receipt_key, mut attester, mut hub, counters, .. } = self;
         let vocab_size = model.vocab_size();
-        let engine = Engine::new(model, engine_limits(&options.config))?;
+        let engine =
+            Engine::new(model, engine_limits(&options.config))?.shaped(options.config.step_shape());
         let max_context = u32::try_from(engine.max_context()).unwrap_or(u32::MAX);
         let facts = ModelFacts { vocab_size, max_context, generation };
         let worker = Worker::start(engine, hub.sender())

@@ -7,6 +7,7 @@
 use aws_lc_rs::digest;
 use chrysalis_protocol::statement::{PadProfile, ServingPolicy};
 
+use crate::engine::StepShape;
 use crate::pacer::Rhythm;
 
 /// What is wrong with a launch config.
@@ -94,8 +95,9 @@ const MAX_WAITING: usize = 11;
 const MAX_TOKENS_PER_STEP: usize = 12;
 const KV_TOKENS: usize = 13;
 const BLOCK_SIZE: usize = 14;
+const MAX_PREFILL_WITH_DECODE: usize = 15;
 
-const KEYS: [Key; 15] = [
+const KEYS: [Key; 16] = [
     key("pad_profile", 1, 0, 2),
     key("tick_ms", 50, 1, 10_000),
     key("length_quantum", 16, 1, 4_096),
@@ -111,6 +113,7 @@ const KEYS: [Key; 15] = [
     key("max_tokens_per_step", 512, 1, 65_536),
     key("kv_tokens", 32_768, 16, 1 << 28),
     key("block_size", 16, 1, 256),
+    key("max_prefill_with_decode", 128, 1, 65_536),
 ];
 
 /// A launch config that was read and is within its ranges.
@@ -207,6 +210,11 @@ impl LaunchConfig {
     /// Tokens of one step: prefill chunks and one token of each decoding sequence.
     pub fn max_tokens_per_step(&self) -> usize {
         self.values[MAX_TOKENS_PER_STEP] as usize
+    }
+
+    /// How the engine fills its steps.
+    pub fn step_shape(&self) -> StepShape {
+        StepShape { max_prefill_with_decode: self.values[MAX_PREFILL_WITH_DECODE] }
     }
 
     /// Token positions of the KV cache, over all sequences.

@@ -31,6 +31,7 @@ use zeroize::Zeroizing;
 pub use error::{AddError, EngineError, SamplingError};
 pub use report::{Counters, Event, StepStatus};
 pub use sampling::{LOGIT_BIAS_MAX, Sampling};
+pub use scheduler::StepShape;
 pub use sequence::{
     FinishReason, LOGPROBS_MAX, NewSequence, STOP_TOKENS_MAX, SequenceId, TokenLogprobs,
 };
@@ -109,6 +110,13 @@ impl Engine {
             model,
             limits,
         })
+    }
+
+    /// The same engine, which fills its steps as `shape` says.
+    #[must_use]
+    pub fn shaped(mut self, shape: StepShape) -> Self {
+        self.scheduler.set_shape(shape);
+        self
     }
 
     /// Takes a sequence; it waits for its turn.

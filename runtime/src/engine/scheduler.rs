@@ -1,7 +1,8 @@
 //! Which sequences run in a step and how many of their tokens. First come, first served: tokens
-//! of running sequences first, then chunks of prompts, then newcomers. When blocks run out, the
-//! youngest sequence gives up its own and waits; what it has put out so far stays and is computed
-//! again later, which changes nothing, because logits do not depend on chunks or neighbours.
+//! of running sequences first, then chunks of prompts, then newcomers; prompts get only a share of
+//! a step that somebody's next token waits for. When blocks run out, the youngest sequence gives
+//! up its own and waits; what it has put out so far stays and is computed again later, which
+//! changes nothing, because logits do not depend on chunks or neighbours.
 
 use std::collections::VecDeque;
 
@@ -30,7 +31,24 @@ pub(super) struct Scheduler {
     running: Vec<Sequence>,
     max_running: usize,
     max_tokens: usize,
+    shape: StepShape,
     preemptions: u64,
+}
+
+/// How a step is filled. Nothing in it changes a token that is put out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StepShape {
+    /// Tokens of prompts in a step that also moves sequences past their prompt on, whose next
+    /// token waits for all of it. At least one, so that every prompt's turn comes. A step that
+    /// has only prompts takes as many of their tokens as fit.
+    pub max_prefill_with_decode: u32,
+}
+
+impl Default for StepShape {
+    /// As many tokens of prompts as fit.
+    fn default() -> Self {
+        Self { max_prefill_with_decode: u32::MAX }
+    }
 }
 
 impl Scheduler {
@@ -43,8 +61,13 @@ impl Scheduler {
             // With a token for each, a step moves every running sequence on.
             max_running: max_running.min(max_tokens),
             max_tokens,
+            shape: StepShape::default(),
             preemptions: 0,
         }
+    }
+
+    pub(super) fn set_shape(&mut self, shape: StepShape) {
+        self.shape = shape;
     }
 
     pub(super) fn num_waiting(&self) -> usize {
@@ -105,6 +128,9 @@ impl Scheduler {
         plan.clear();
         let mut budget = self.max_tokens;
         self.plan_decodes(plan, &mut budget);
+        if plan.iter().any(|chunk| chunk.decode) {
+            budget = budget.min(self.shape.max_prefill_with_decode.max(1) as usize);
+        }
         self.plan_prefills(plan, &mut budget);
         self.admit(plan, &mut budget);
     }
@@ -222,7 +248,7 @@ impl Sequence {
 
 #[cfg(test)]
 mod tests {
-    use super::{Chunk, Scheduler};
+    use super::{Chunk, Scheduler, StepShape};
     use crate::engine::blocks::BlockPool;
     use crate::engine::sampling::Sampling;
     use crate::engine::sequence::{NewSequence, Sequence, SequenceId};
@@ -271,6 +297,38 @@ mod tests {
         assert_eq!(step(&mut scheduler), [(0, 1), (1, 7), (2, 2)]);
         assert_eq!(step(&mut scheduler), [(0, 1), (1, 1), (2, 3)]);
         assert_eq!(step(&mut scheduler), [(0, 1), (1, 1), (2, 1)]);
+    }
+
+    #[test]
+    fn a_step_that_decodes_takes_only_so_much_of_prompts() {
+        let mut scheduler = scheduler(100, 8, 10);
+        scheduler.set_shape(StepShape { max_prefill_with_decode: 3 });
+        scheduler.add(sequence(0, 12));
+        scheduler.add(sequence(1, 13));
+        assert_eq!(step(&mut scheduler), [(0, 10)]);
+        assert_eq!(step(&mut scheduler), [(0, 2), (1, 8)]);
+        assert_eq!(step(&mut scheduler), [(0, 1), (1, 3)]);
+        scheduler.add(sequence(2, 1));
+        assert_eq!(step(&mut scheduler), [(0, 1), (1, 2), (2, 1)]);
+        assert!(scheduler.remove(0).is_some());
+        assert!(scheduler.remove(1).is_some());
+        assert!(scheduler.remove(2).is_some());
+        scheduler.add(sequence(3, 11));
+        assert_eq!(step(&mut scheduler), [(3, 10)]);
+    }
+
+    #[test]
+    fn every_prompts_turn_comes_whatever_share_of_a_step_it_gets() {
+        let mut scheduler = scheduler(100, 3, 3);
+        scheduler.set_shape(StepShape { max_prefill_with_decode: 0 });
+        (0..3).for_each(|ticket| scheduler.add(sequence(ticket, 4)));
+        assert_eq!(step(&mut scheduler), [(0, 3)]);
+        assert_eq!(step(&mut scheduler), [(0, 1), (1, 2)]);
+        assert_eq!(step(&mut scheduler), [(0, 1), (1, 1)]);
+        // The last token of a prompt is as good as one past it.
+        for _ in 0..5 {
+            assert_eq!(step(&mut scheduler), [(0, 1), (1, 1), (2, 1)]);
+        }
     }
 
     #[test]

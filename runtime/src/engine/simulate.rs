@@ -10,7 +10,7 @@ use super::random::uniform;
 use super::sampler::{Choice, Sampler};
 use super::{
     AddError, Counters, Engine, EngineLimits, Event, FinishReason, NewSequence, Sampling,
-    SequenceId, StepStatus,
+    SequenceId, StepShape, StepStatus,
 };
 
 #[test]
@@ -81,6 +81,7 @@ impl Simulation {
         let model = Fake::new(VOCAB_SIZE, 40, reserved);
         let faults = Arc::clone(&model.faults);
         let engine = Engine::new(Box::new(model), engine_limits).unwrap();
+        let engine = engine.shaped(StepShape { max_prefill_with_decode: draw(1..=24) });
         Self { seed, draws, engine, faults, faulty, live: BTreeMap::new(), to_add }
     }
 
