@@ -271,7 +271,7 @@ impl Boot {
         let device = Cpu::new(CpuOptions { threads: config.threads(), ..CpuOptions::default() })?;
         let options = LoadOptions {
             max_tokens: config.max_tokens_per_step().max(config.max_sequences()),
-            max_logit_rows: config.max_sequences(),
+            max_logit_rows: config.max_logit_rows(),
             kv_tokens: config.kv_tokens(),
             block_size: config.block_size(),
             cache_dtype: CacheDtype::F16,

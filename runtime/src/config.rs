@@ -89,15 +89,16 @@ const MAX_OUTPUT: usize = 5;
 const EPOCH_MAX_SECONDS: usize = 6;
 const EPOCH_MAX_REQUESTS: usize = 7;
 const MIN_MODEL_SVN: usize = 8;
-const THREADS: usize = 9;
-const MAX_SEQUENCES: usize = 10;
-const MAX_WAITING: usize = 11;
-const MAX_TOKENS_PER_STEP: usize = 12;
-const KV_TOKENS: usize = 13;
-const BLOCK_SIZE: usize = 14;
-const MAX_PREFILL_WITH_DECODE: usize = 15;
+const SPEC_DECODE: usize = 9;
+const THREADS: usize = 10;
+const MAX_SEQUENCES: usize = 11;
+const MAX_WAITING: usize = 12;
+const MAX_TOKENS_PER_STEP: usize = 13;
+const KV_TOKENS: usize = 14;
+const BLOCK_SIZE: usize = 15;
+const MAX_PREFILL_WITH_DECODE: usize = 16;
 
-const KEYS: [Key; 16] = [
+const KEYS: [Key; 17] = [
     key("pad_profile", 1, 0, 2),
     key("tick_ms", 50, 1, 10_000),
     key("length_quantum", 16, 1, 4_096),
@@ -107,6 +108,7 @@ const KEYS: [Key; 16] = [
     key("epoch_max_seconds", 3_600, 1, 86_400),
     key("epoch_max_requests", 1 << 20, 1, 1 << 24),
     key("min_model_svn", 0, 0, u32::MAX),
+    key("spec_decode", 0, 0, 1),
     key("threads", 0, 0, 1_024),
     key("max_sequences", 64, 1, 4_096),
     key("max_waiting", 1_024, 1, 16_384),
@@ -171,6 +173,7 @@ impl LaunchConfig {
             epoch_max_seconds: self.values[EPOCH_MAX_SECONDS],
             epoch_max_requests: self.values[EPOCH_MAX_REQUESTS],
             min_model_svn: self.values[MIN_MODEL_SVN],
+            spec_decode: self.values[SPEC_DECODE] == 1,
             ..ServingPolicy::default()
         }
     }
@@ -212,9 +215,18 @@ impl LaunchConfig {
         self.values[MAX_TOKENS_PER_STEP] as usize
     }
 
-    /// How the engine fills its steps.
+    /// How the engine fills its steps. It drafts only if the serving policy says so.
     pub fn step_shape(&self) -> StepShape {
-        StepShape { max_prefill_with_decode: self.values[MAX_PREFILL_WITH_DECODE] }
+        StepShape {
+            max_prefill_with_decode: self.values[MAX_PREFILL_WITH_DECODE],
+            max_draft: if self.serving_policy().spec_decode { MAX_DRAFT } else { 0 },
+        }
+    }
+
+    /// Rows of logits of one step: one for each sequence, and some for drafts.
+    pub fn max_logit_rows(&self) -> usize {
+        let drafts = if self.step_shape().max_draft > 0 { DRAFT_ROWS } else { 0 };
+        self.max_sequences() + drafts
     }
 
     /// Token positions of the KV cache, over all sequences.
@@ -268,6 +280,11 @@ fn sha256(bytes: &[u8]) -> [u8; 32] {
     out
 }
 
+/// Drafted tokens of a sequence in a step.
+const MAX_DRAFT: u32 = 8;
+/// Drafted tokens of a step, over all sequences: with many of them arithmetic bounds a step, and a drafted token costs
+/// about what it saves.
+const DRAFT_ROWS: usize = 16;
 /// No launch config is longer.
 const BYTES_MAX: usize = 64 << 10;
 
@@ -291,6 +308,18 @@ mod tests {
             config.digest(),
             LaunchConfig::parse(b"pad_profile = 0\nthreads=2\n").unwrap().digest()
         );
+    }
+
+    #[test]
+    fn the_engine_drafts_only_where_the_serving_policy_says_so() {
+        let shown = |text: &[u8]| {
+            let config = LaunchConfig::parse(text).unwrap();
+            let extra = config.max_logit_rows() - config.max_sequences();
+            (config.serving_policy().spec_decode, config.step_shape().max_draft > 0, extra > 0)
+        };
+        assert_eq!(shown(b""), (false, false, false));
+        assert_eq!(shown(b"spec_decode = 0"), (false, false, false));
+        assert_eq!(shown(b"spec_decode = 1"), (true, true, true));
     }
 
     #[test]

@@ -1,5 +1,5 @@
 //! Batch invariance: the tokens of a request are the same whatever else runs, however its prompt is cut, on any number of
-//! threads. On tiny models always; on the real one where `chrysalis demo` (or CHRYSALIS_MODELS) has left it.
+//! threads, with drafts or without. On tiny models always; on the real one where `chrysalis demo` (or CHRYSALIS_MODELS) has left it.
 
 #![expect(clippy::unwrap_used, reason = "what cannot be set up is a failed test")]
 
@@ -13,7 +13,7 @@ use chrysalis_models::decoder::{Decoder, DecoderLimits};
 use chrysalis_models::source;
 use chrysalis_models::weights::{TensorSpec, WeightLoader};
 use chrysalis_runtime::engine::{
-    Engine, EngineLimits, Event, NewSequence, Sampling, SequenceId, StepStatus,
+    Engine, EngineLimits, Event, NewSequence, Sampling, SequenceId, StepShape, StepStatus,
 };
 use zeroize::Zeroizing;
 
@@ -28,6 +28,8 @@ struct Run {
     strangers: u64,
     /// Blocks of the cache: few of them make sequences give up their place and begin again.
     blocks: usize,
+    /// Tokens of a draft.
+    draft: u32,
 }
 
 fn engine(model: &Path, run: Run) -> (Engine, u32) {
@@ -54,7 +56,7 @@ fn engine(model: &Path, run: Run) -> (Engine, u32) {
     let vocab_size = u32::try_from(config.vocab_size()).unwrap();
     let limits = DecoderLimits {
         max_tokens: run.tokens_per_step.max(9),
-        max_logit_rows: 9,
+        max_logit_rows: 9 + 4 * run.draft as usize,
         num_blocks: run.blocks,
         block_size: 16,
         cache_dtype: CacheDtype::F16,
@@ -67,11 +69,13 @@ fn engine(model: &Path, run: Run) -> (Engine, u32) {
         max_prompt: 128,
         max_output: OUTPUT,
     };
-    (Engine::new(Box::new(decoder), limits).unwrap(), vocab_size)
+    let shape = StepShape { max_prefill_with_decode: 40, max_draft: run.draft };
+    (Engine::new(Box::new(decoder), limits).unwrap().shaped(shape), vocab_size)
 }
 
-/// The greedy answer to the same prompt every time, among strangers with other prompts.
-fn answer(model: &Path, run: Run) -> Vec<u32> {
+/// The greedy answer to the same prompt every time, among strangers with other prompts, and how many tokens of drafts
+/// were right.
+fn answer(model: &Path, run: Run) -> (Vec<u32>, u64) {
     let (mut engine, vocab_size) = engine(model, run);
     let sequence = |id: u64| {
         let length = PROMPT + (id as u32 * 7) % 30;
@@ -103,24 +107,31 @@ fn answer(model: &Path, run: Run) -> Vec<u32> {
             tokens.push(token);
         }
     }
-    tokens
+    (tokens, engine.counters().confirmed_tokens)
 }
 
 fn check(model: &Path) {
-    let alone = Run { threads: 1, tokens_per_step: 512, strangers: 0, blocks: 128 };
-    let expected = answer(model, alone);
+    let alone = Run { threads: 1, tokens_per_step: 512, strangers: 0, blocks: 128, draft: 0 };
+    let (expected, _) = answer(model, alone);
     assert_eq!(expected.len(), OUTPUT as usize);
     let runs = [
         Run { threads: 2, ..alone },
         Run { tokens_per_step: 9, ..alone },
         Run { tokens_per_step: 17, ..alone },
         Run { strangers: 7, ..alone },
-        Run { threads: 2, strangers: 7, tokens_per_step: 33, blocks: 128 },
-        Run { threads: 2, strangers: 7, tokens_per_step: 64, blocks: 24 },
+        Run { threads: 2, strangers: 7, tokens_per_step: 33, ..alone },
+        Run { threads: 2, strangers: 7, tokens_per_step: 64, blocks: 24, ..alone },
+        Run { draft: 2, ..alone },
+        Run { draft: 8, ..alone },
+        Run { threads: 2, strangers: 7, tokens_per_step: 33, blocks: 24, draft: 8 },
     ];
+    let mut confirmed = 0;
     for run in runs {
-        assert_eq!(answer(model, run), expected, "{} {run:?}", model.display());
+        let (found, right) = answer(model, run);
+        assert_eq!(found, expected, "{} {run:?}", model.display());
+        confirmed += right;
     }
+    assert!(confirmed > 0, "{}: no draft was right, so none was tried", model.display());
 }
 
 #[test]

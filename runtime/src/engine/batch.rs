@@ -1,24 +1,43 @@
 //! From the plan of a step to the batch that the model computes.
 
 use chrysalis_kernels::{Batch, WantLogits};
-use zeroize::Zeroize;
+use zeroize::{Zeroize, Zeroizing};
 
+use super::lookup::{DRAFT_LEN_MAX, Draft};
 use super::scheduler::{Chunk, Scheduler};
 
 /// Replaces `batch` by the chunks of `plan`, in its order. The logits of the chunks that are
-/// `last` come in the same order: row `r` of the batch is that of the `r`-th such chunk.
+/// `last` come in the same order, [`Chunk::num_rows`] of each.
 pub(super) fn fill(batch: &mut Batch, plan: &[Chunk], scheduler: &mut Scheduler) {
     wipe(batch);
     for chunk in plan {
         let Some(sequence) = scheduler.running(chunk.ticket) else {
             continue;
         };
-        let tokens = sequence.tokens().get(chunk.start..chunk.start + chunk.len);
-        let want = if chunk.last { WantLogits::Last } else { WantLogits::None };
         // A context has fewer than 2^32 positions: `Engine::add` sees to it.
         let start = u32::try_from(chunk.start).unwrap_or(u32::MAX);
-        batch.push(tokens.unwrap_or_default(), start, &sequence.blocks, want);
+        let (tokens, blocks) = (sequence.tokens(), &sequence.blocks);
+        if let Some(draft) = &chunk.draft {
+            let drafted = with_draft(tokens, draft);
+            let drafted = drafted.get(..=draft.len).unwrap_or_default();
+            batch.push(drafted, start, blocks, WantLogits::All);
+            continue;
+        }
+        let want = if chunk.last { WantLogits::Last } else { WantLogits::None };
+        let tokens = tokens.get(chunk.start..chunk.start + chunk.len);
+        batch.push(tokens.unwrap_or_default(), start, blocks, want);
     }
+}
+
+/// The last of `tokens`, then the draft.
+fn with_draft(tokens: &[u32], draft: &Draft) -> Zeroizing<[u32; 1 + DRAFT_LEN_MAX]> {
+    let mut out = Zeroizing::new([0; 1 + DRAFT_LEN_MAX]);
+    let drafted = (0..draft.len).map(|index| draft.token(tokens, index));
+    let all = std::iter::once(tokens.last().copied()).chain(drafted);
+    for (slot, token) in out.iter_mut().zip(all) {
+        *slot = token.unwrap_or_default();
+    }
+    out
 }
 
 /// Forgets the tokens of a batch; its memory is kept.

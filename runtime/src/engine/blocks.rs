@@ -50,6 +50,18 @@ impl BlockPool {
         true
     }
 
+    /// Positions that `table` may grow to with `spare` blocks left over, or has already.
+    pub(super) fn room(&self, table: &[u32], spare: usize) -> usize {
+        (table.len() + self.free.len().saturating_sub(spare)).saturating_mul(self.block_size)
+    }
+
+    /// Takes back the blocks of `table` that lie beyond `positions`.
+    pub(super) fn shrink(&mut self, table: &mut Vec<u32>, positions: usize) {
+        let kept = self.blocks_for(positions).min(table.len());
+        let mut beyond = table.split_off(kept);
+        self.release(&mut beyond);
+    }
+
     /// Takes back every block of `table`.
     pub(super) fn release(&mut self, table: &mut Vec<u32>) {
         self.free.extend(table.iter().rev());
@@ -88,6 +100,28 @@ mod tests {
         assert_eq!((b.len(), pool.num_free()), (0, 1));
         assert!(pool.grow(&mut b, 1));
         assert!(a.iter().all(|block| !b.contains(block)));
+    }
+
+    #[test]
+    fn a_table_shrinks_to_what_it_needs_and_leaves_others_what_they_need() {
+        let mut pool = BlockPool::new(4, 4);
+        let mut table = Vec::new();
+        assert_eq!((pool.room(&table, 0), pool.room(&table, 1)), (16, 12));
+        assert!(pool.grow(&mut table, 9));
+        assert_eq!((pool.room(&table, 1), pool.room(&table, 2)), (12, 12));
+        let first = table[0];
+        pool.shrink(&mut table, 5);
+        assert_eq!((table.len(), pool.num_free()), (2, 2));
+        pool.shrink(&mut table, 12);
+        pool.shrink(&mut table, 1);
+        assert_eq!((&table[..], pool.num_free()), (&[first][..], 3));
+        let mut cleared = Vec::new();
+        pool.clear_released(|blocks| {
+            cleared.extend_from_slice(blocks);
+            Ok::<_, ()>(())
+        })
+        .unwrap();
+        assert_eq!(cleared.len(), 2);
     }
 
     #[test]

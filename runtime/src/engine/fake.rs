@@ -1,6 +1,6 @@
 //! A model for tests whose logits are a function of everything that it reads back from its KV
 //! cache: a wrong table, position or chunk, a block that was not cleared or that two sequences
-//! share changes what it says.
+//! share changes what it says. A slot is written once, but for those of drafts.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
@@ -17,6 +17,11 @@ pub(super) struct Fake {
     limits: DecoderLimits,
     /// The token at each slot, `[num_blocks, block_size]`; none if clear.
     cache: Vec<Option<u32>>,
+    /// Whether a slot has only a drafted token, which another may replace.
+    drafted: Vec<bool>,
+    /// How much more likely the token is that a rule makes of the last one. The text then repeats
+    /// itself, more or less.
+    habit: f32,
     logits: Vec<Vec<f32>>,
     pub(super) faults: Arc<Mutex<Faults>>,
 }
@@ -34,8 +39,34 @@ pub(super) struct Faults {
 impl Fake {
     pub(super) fn new(vocab_size: usize, max_positions: usize, limits: DecoderLimits) -> Self {
         let slots = limits.num_blocks * limits.block_size;
-        let (cache, logits) = (vec![None; slots], Vec::new());
-        Self { vocab_size, max_positions, limits, cache, logits, faults: Arc::default() }
+        Self {
+            vocab_size,
+            max_positions,
+            limits,
+            cache: vec![None; slots],
+            drafted: vec![false; slots],
+            habit: 0.0,
+            logits: Vec::new(),
+            faults: Arc::default(),
+        }
+    }
+
+    pub(super) fn with_habit(self, habit: f32) -> Self {
+        Self { habit, ..self }
+    }
+
+    /// Computes one row of a batch for sequence `s`; `drafted` tokens may be replaced later.
+    fn row(&mut self, batch: &Batch, s: usize, row: usize, drafted: bool) {
+        let (blocks, position) = (batch.blocks(s), batch.positions[row] as usize);
+        let slot = self.slot(blocks, position);
+        let before = self.cache[slot].replace(batch.tokens[row]);
+        let replaceable = std::mem::replace(&mut self.drafted[slot], drafted);
+        assert!(before.is_none() || replaceable, "position {position} was written or not cleared");
+        if batch.logit_rows.contains(&(row as u32)) {
+            let history = (0..=position).map(|p| self.cache[self.slot(blocks, p)]);
+            let history: Vec<u32> = history.map(|t| t.unwrap_or(u32::MAX)).collect();
+            self.logits.push(logits_of(&history, self.vocab_size, self.habit));
+        }
     }
 
     fn slot(&self, blocks: &[u32], position: usize) -> usize {
@@ -71,16 +102,16 @@ impl Model for Fake {
         }
         self.logits.clear();
         for s in 0..batch.num_sequences() {
-            for row in batch.rows(s) {
-                let position = batch.positions[row] as usize;
+            let rows = batch.rows(s);
+            // What comes before the chunk stays.
+            for position in 0..batch.positions[rows.start] as usize {
                 let slot = self.slot(batch.blocks(s), position);
-                let before = self.cache[slot].replace(batch.tokens[row]);
-                assert!(before.is_none(), "position {position} was written or not cleared");
-                if batch.logit_rows.contains(&(row as u32)) {
-                    let history = (0..=position).map(|p| self.cache[self.slot(batch.blocks(s), p)]);
-                    let history: Vec<u32> = history.map(|t| t.unwrap_or(u32::MAX)).collect();
-                    self.logits.push(logits_of(&history, self.vocab_size));
-                }
+                self.drafted[slot] = false;
+            }
+            for row in rows.clone() {
+                // Only the rows before drafted tokens have logits.
+                let drafted = row > rows.start && batch.logit_rows.contains(&(row as u32 - 1));
+                self.row(batch, s, row, drafted);
             }
         }
         let mut faults = self.faults.lock().unwrap();
@@ -104,6 +135,7 @@ impl Model for Fake {
         let block_size = self.limits.block_size;
         for &block in blocks {
             self.cache[block as usize * block_size..][..block_size].fill(None);
+            self.drafted[block as usize * block_size..][..block_size].fill(false);
         }
         faults.slots_in_use = self.cache.iter().flatten().count();
         Ok(())
@@ -115,11 +147,17 @@ impl Model for Fake {
 }
 
 /// What the fake says after `history`.
-pub(super) fn logits_of(history: &[u32], vocab_size: usize) -> Vec<f32> {
+pub(super) fn logits_of(history: &[u32], vocab_size: usize, habit: f32) -> Vec<f32> {
     let seed = history.iter().fold(1u64, |hash, &token| {
         (hash ^ u64::from(token)).wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(29)
     });
-    (0..vocab_size as u64).map(|token| (uniform(seed, token) * 8.0 - 4.0) as f32).collect()
+    let last = u64::from(history.last().copied().unwrap_or_default());
+    let usual = (last * 5 + 1) % vocab_size as u64;
+    let logit = |token| {
+        let habit = if token == usual { habit } else { 0.0 };
+        (uniform(seed, token) * 8.0 - 4.0) as f32 + habit
+    };
+    (0..vocab_size as u64).map(logit).collect()
 }
 
 /// Limits of a small KV cache.

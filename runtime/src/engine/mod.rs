@@ -9,6 +9,7 @@
 mod batch;
 mod blocks;
 mod error;
+mod lookup;
 mod random;
 mod report;
 mod sampler;
@@ -98,7 +99,7 @@ impl Engine {
         let mut batch = Batch::default();
         batch.tokens.reserve_exact(max_tokens);
         Ok(Self {
-            scheduler: Scheduler::new(blocks, max_running, max_tokens),
+            scheduler: Scheduler::new(blocks, max_running, max_tokens, reserved.max_logit_rows),
             sampler: Sampler::new(vocab_size),
             plan: Vec::with_capacity(max_running),
             batch,
@@ -245,7 +246,10 @@ impl Engine {
 
     fn run(&mut self, plan: &[Chunk], events: &mut Vec<Event>) -> Result<StepStatus, EngineError> {
         // Before the model writes: a block that changed hands must not show what was in it.
-        self.clear_released()?;
+        if let Err(error) = self.clear_released() {
+            plan.iter().for_each(|chunk| self.scheduler.settle(chunk, None));
+            return Err(error);
+        }
         if plan.is_empty() {
             return Ok(StepStatus::Idle);
         }
@@ -273,7 +277,7 @@ impl Engine {
     /// Returns the first failure to read logits.
     fn take_tokens(&mut self, plan: &[Chunk], events: &mut Vec<Event>) -> Option<ModelError> {
         let mut failed = None;
-        let mut rows = 0..;
+        let mut first_row = 0;
         for chunk in plan {
             let Some(sequence) = self.scheduler.running(chunk.ticket) else {
                 continue;
@@ -285,19 +289,47 @@ impl Engine {
                 events.push(Event::Progress { id: sequence.id, computed, total });
                 continue;
             }
-            let row = rows.next().unwrap_or(usize::MAX);
-            let end = match self.model.logits(row, &mut self.logits) {
-                Ok(()) => self.take_token(chunk.ticket, events),
+            match self.take_rows(chunk, first_row, events) {
+                Ok(None) => {}
+                Ok(Some(reason)) => self.finish(chunk.ticket, reason, events),
                 Err(error) => {
+                    self.finish(chunk.ticket, FinishReason::Error, events);
                     failed.get_or_insert(error);
-                    Some(FinishReason::Error)
                 }
-            };
-            if let Some(reason) = end {
-                self.finish(chunk.ticket, reason, events);
             }
+            first_row += chunk.num_rows();
         }
         failed
+    }
+
+    /// Chooses the token after a chunk, and, while the chosen ones are those of its draft, the
+    /// next: their logits are there, and are what they would be without a draft. Returns how the
+    /// sequence ends, if it does.
+    fn take_rows(
+        &mut self,
+        chunk: &Chunk,
+        first_row: usize,
+        events: &mut Vec<Event>,
+    ) -> Result<Option<FinishReason>, ModelError> {
+        self.counters.drafted_tokens += chunk.num_drafted() as u64;
+        let mut right = 0;
+        loop {
+            self.model.logits(first_row + right, &mut self.logits)?;
+            if let Some(reason) = self.take_token(chunk.ticket, events) {
+                return Ok(Some(reason));
+            }
+            let (Some(draft), Some(sequence)) =
+                (&chunk.draft, self.scheduler.running(chunk.ticket))
+            else {
+                return Ok(None);
+            };
+            if !sequence.confirm(draft, right) {
+                self.scheduler.settle(chunk, Some(right));
+                return Ok(None);
+            }
+            right += 1;
+            self.counters.confirmed_tokens += 1;
+        }
     }
 
     /// Chooses a token from `logits`. Returns how the sequence ends, if it does.

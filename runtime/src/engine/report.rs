@@ -46,7 +46,7 @@ pub enum StepStatus {
     Ran {
         /// Tokens of prompts, and tokens computed again after a preemption.
         prefill_tokens: u32,
-        /// Tokens past the prompt, one for each sequence.
+        /// Tokens past the prompt, one for each sequence; drafts are not among them.
         decode_tokens: u32,
         /// Sequences in the step.
         sequences: u32,
@@ -60,8 +60,12 @@ pub struct Counters {
     pub steps: u64,
     /// Tokens of prompts, and tokens computed again after a preemption.
     pub prefill_tokens: u64,
-    /// Tokens past the prompt.
+    /// Tokens past the prompt, but for those of drafts.
     pub decode_tokens: u64,
+    /// Tokens that were drafted.
+    pub drafted_tokens: u64,
+    /// Tokens that were drafted and then chosen, so that no step of their own computed them.
+    pub confirmed_tokens: u64,
     /// Tokens put out.
     pub output_tokens: u64,
     /// Sequences taken.

@@ -7,10 +7,11 @@
 use std::collections::VecDeque;
 
 use super::blocks::BlockPool;
+use super::lookup::Draft;
 use super::sequence::{Sequence, SequenceId};
 
-/// What one sequence does in a step: `len` tokens from `start` on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What one sequence does in a step: `len` tokens from `start` on, then a draft.
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Chunk {
     /// The sequence, by its order of arrival.
     pub(super) ticket: u64,
@@ -20,6 +21,20 @@ pub(super) struct Chunk {
     pub(super) last: bool,
     /// One token after the first chunk: the sequence is past its prompt.
     pub(super) decode: bool,
+    /// A guess at the tokens after these, whose logits are then there if it was right.
+    pub(super) draft: Option<Draft>,
+}
+
+impl Chunk {
+    /// Tokens of the draft.
+    pub(super) fn num_drafted(&self) -> usize {
+        self.draft.map_or(0, |draft| draft.len)
+    }
+
+    /// Rows of logits.
+    pub(super) fn num_rows(&self) -> usize {
+        if self.last { 1 + self.num_drafted() } else { 0 }
+    }
 }
 
 /// The sequences that have not finished, and the blocks.
@@ -31,6 +46,7 @@ pub(super) struct Scheduler {
     running: Vec<Sequence>,
     max_running: usize,
     max_tokens: usize,
+    max_rows: usize,
     shape: StepShape,
     preemptions: u64,
 }
@@ -42,25 +58,36 @@ pub struct StepShape {
     /// token waits for all of it. At least one, so that every prompt's turn comes. A step that
     /// has only prompts takes as many of their tokens as fit.
     pub max_prefill_with_decode: u32,
+    /// Tokens of a sequence that are drafted from what it repeats (prompt lookup) and verified in
+    /// one step, at most; 0: none. Drafts take the tokens and rows of logits of a step that are
+    /// left over, and blocks that nobody needs. More than eight are never drafted.
+    pub max_draft: u32,
 }
 
 impl Default for StepShape {
-    /// As many tokens of prompts as fit.
+    /// As many tokens of prompts as fit, no drafts.
     fn default() -> Self {
-        Self { max_prefill_with_decode: u32::MAX }
+        Self { max_prefill_with_decode: u32::MAX, max_draft: 0 }
     }
 }
 
 impl Scheduler {
-    /// At most `max_running` sequences run at once, with at most `max_tokens` tokens in a step.
-    pub(super) fn new(blocks: BlockPool, max_running: usize, max_tokens: usize) -> Self {
+    /// At most `max_running` sequences run at once, with at most `max_tokens` tokens and
+    /// `max_rows` rows of logits in a step.
+    pub(super) fn new(
+        blocks: BlockPool,
+        max_running: usize,
+        max_tokens: usize,
+        max_rows: usize,
+    ) -> Self {
         Self {
             blocks,
             waiting: VecDeque::new(),
             running: Vec::with_capacity(max_running),
-            // With a token for each, a step moves every running sequence on.
-            max_running: max_running.min(max_tokens),
+            // With a token and a row for each, a step moves every running sequence on.
+            max_running: max_running.min(max_tokens).min(max_rows),
             max_tokens,
+            max_rows,
             shape: StepShape::default(),
             preemptions: 0,
         }
@@ -98,13 +125,17 @@ impl Scheduler {
 
     /// A running sequence by its ticket.
     pub(super) fn running(&mut self, ticket: u64) -> Option<&mut Sequence> {
-        let at = self.running.binary_search_by_key(&ticket, |sequence| sequence.ticket).ok()?;
+        let at = self.place(ticket).ok()?;
         self.running.get_mut(at)
+    }
+
+    fn place(&self, ticket: u64) -> Result<usize, usize> {
+        self.running.binary_search_by_key(&ticket, |sequence| sequence.ticket)
     }
 
     /// Takes a sequence out, wherever it is, and its blocks back.
     pub(super) fn remove(&mut self, ticket: u64) -> Option<Sequence> {
-        if let Ok(at) = self.running.binary_search_by_key(&ticket, |sequence| sequence.ticket) {
+        if let Ok(at) = self.place(ticket) {
             let mut sequence = self.running.remove(at);
             self.blocks.release(&mut sequence.blocks);
             return Some(sequence);
@@ -133,6 +164,7 @@ impl Scheduler {
         }
         self.plan_prefills(plan, &mut budget);
         self.admit(plan, &mut budget);
+        self.plan_drafts(plan);
     }
 
     /// One token of each running sequence that is past its prompt, oldest first.
@@ -193,6 +225,47 @@ impl Scheduler {
         }
     }
 
+    /// Adds drafts to the decoding chunks, oldest first, with what the step has left over. Since
+    /// each running sequence keeps a free block, and [`Scheduler::settle`] gives back what was
+    /// not used, nobody waits or is preempted for a draft.
+    fn plan_drafts(&mut self, plan: &mut [Chunk]) {
+        let tokens: usize = plan.iter().map(|chunk| chunk.len).sum();
+        let rows: usize = plan.iter().map(Chunk::num_rows).sum();
+        let mut left = (self.max_tokens - tokens).min(self.max_rows - rows);
+        for chunk in plan.iter_mut().filter(|chunk| chunk.decode && chunk.last && chunk.len == 1) {
+            let spare = self.running.len();
+            let at = self.place(chunk.ticket);
+            let Some(sequence) = at.ok().and_then(|at| self.running.get_mut(at)) else {
+                continue;
+            };
+            let known = sequence.tokens().len();
+            let room = self.blocks.room(&sequence.blocks, spare).saturating_sub(known);
+            let max = left.min(room).min(self.shape.max_draft as usize);
+            if max == 0 {
+                continue;
+            }
+            chunk.draft = sequence.draft(max);
+            left -= chunk.num_drafted();
+            let grown = self.blocks.grow(&mut sequence.blocks, known + chunk.num_drafted());
+            assert!(grown, "there was room for the draft");
+        }
+    }
+
+    /// After a step: no block is kept that was only for a draft. `right` is how many tokens of it
+    /// were; none if the model did not run.
+    pub(super) fn settle(&mut self, chunk: &Chunk, right: Option<usize>) {
+        let (Some(draft), Ok(at)) = (&chunk.draft, self.place(chunk.ticket)) else {
+            return;
+        };
+        let Some(sequence) = self.running.get_mut(at) else {
+            return;
+        };
+        self.blocks.shrink(&mut sequence.blocks, sequence.computed);
+        if let Some(right) = right {
+            sequence.speculation.learn(draft.len, right);
+        }
+    }
+
     /// Whether one more sequence can run and have blocks for `positions`; paused ones make way.
     fn make_room(&mut self, positions: usize) -> bool {
         let (mut paused, mut paused_blocks) = (0, 0);
@@ -242,6 +315,7 @@ impl Sequence {
             len,
             last: len == self.remaining(),
             decode: self.computed >= self.num_prompt(),
+            draft: None,
         }
     }
 }
@@ -267,7 +341,7 @@ mod tests {
     }
 
     fn scheduler(num_blocks: usize, max_running: usize, max_tokens: usize) -> Scheduler {
-        Scheduler::new(BlockPool::new(num_blocks, 4), max_running, max_tokens)
+        Scheduler::new(BlockPool::new(num_blocks, 4), max_running, max_tokens, max_running)
     }
 
     /// Plans a step and does what a model would: every last chunk gives one more token.
@@ -302,7 +376,7 @@ mod tests {
     #[test]
     fn a_step_that_decodes_takes_only_so_much_of_prompts() {
         let mut scheduler = scheduler(100, 8, 10);
-        scheduler.set_shape(StepShape { max_prefill_with_decode: 3 });
+        scheduler.set_shape(StepShape { max_prefill_with_decode: 3, max_draft: 0 });
         scheduler.add(sequence(0, 12));
         scheduler.add(sequence(1, 13));
         assert_eq!(step(&mut scheduler), [(0, 10)]);
@@ -320,7 +394,7 @@ mod tests {
     #[test]
     fn every_prompts_turn_comes_whatever_share_of_a_step_it_gets() {
         let mut scheduler = scheduler(100, 3, 3);
-        scheduler.set_shape(StepShape { max_prefill_with_decode: 0 });
+        scheduler.set_shape(StepShape { max_prefill_with_decode: 0, max_draft: 0 });
         (0..3).for_each(|ticket| scheduler.add(sequence(ticket, 4)));
         assert_eq!(step(&mut scheduler), [(0, 3)]);
         assert_eq!(step(&mut scheduler), [(0, 1), (1, 2)]);

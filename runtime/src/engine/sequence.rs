@@ -2,6 +2,7 @@
 
 use zeroize::Zeroizing;
 
+use super::lookup::{Draft, Speculation};
 use super::sampling::Sampling;
 
 /// Names a sequence; chosen by the caller, unique among those that have not finished.
@@ -81,6 +82,7 @@ pub(super) struct Sequence {
     num_prompt: usize,
     max_output: usize,
     stop_token_ids: Vec<u32>,
+    pub(super) speculation: Speculation,
 }
 
 impl Sequence {
@@ -102,6 +104,7 @@ impl Sequence {
             num_prompt,
             max_output,
             stop_token_ids: new.stop_token_ids,
+            speculation: Speculation::default(),
         }
     }
 
@@ -128,6 +131,22 @@ impl Sequence {
     /// Tokens that the model has yet to see. One: the next step decodes.
     pub(super) fn remaining(&self) -> usize {
         self.tokens.len() - self.computed
+    }
+
+    /// A draft of at most `max` tokens to follow those that are known. The token that the model
+    /// chooses after the draft also has room in the output.
+    pub(super) fn draft(&mut self, max: usize) -> Option<Draft> {
+        let room = self.max_output - self.num_output();
+        self.speculation.draft(&self.tokens, max.min(room.saturating_sub(1)))
+    }
+
+    /// Whether the token that was chosen last is the one at `index` of the draft. Then its keys
+    /// and values are in the blocks.
+    pub(super) fn confirm(&mut self, draft: &Draft, index: usize) -> bool {
+        let right =
+            index < draft.len && self.tokens.last().copied() == draft.token(&self.tokens, index);
+        self.computed += usize::from(right);
+        right
     }
 
     /// Takes the chosen token. Returns whether it is put out, and how the sequence ends, if so.

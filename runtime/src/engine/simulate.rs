@@ -1,5 +1,5 @@
 //! Drives the engine by seed through everything at once: arrivals, cancellations, pauses, tiny
-//! pools, every chunk size, failures of the model. Each sequence must put out exactly what it
+//! pools, every chunk size, drafts of every length, failures of the model. Each sequence must put out exactly what it
 //! puts out alone, every block must come back clear, and everyone's turn must come.
 
 use std::collections::BTreeMap;
@@ -25,11 +25,14 @@ fn every_sequence_puts_out_what_it_puts_out_alone() {
         total.cancelled += counters.cancelled;
         total.failed += counters.failed;
         total.output_tokens += counters.output_tokens;
+        total.drafted_tokens += counters.drafted_tokens;
+        total.confirmed_tokens += counters.confirmed_tokens;
     }
     // The seeds reach what they are for.
     assert!(total.completed > 15_000, "{total:?}");
     assert!(total.preemptions > 3_000, "{total:?}");
     assert!(total.cancelled > 3_000 && total.failed > 700, "{total:?}");
+    assert!(total.drafted_tokens > 10_000 && total.confirmed_tokens > 3_000, "{total:?}");
 }
 
 struct PrintOnPanic(u64);
@@ -59,6 +62,7 @@ struct Simulation {
     engine: Engine,
     faults: Arc<Mutex<Faults>>,
     faulty: bool,
+    habit: f32,
     live: BTreeMap<SequenceId, Expected>,
     to_add: u64,
 }
@@ -78,11 +82,13 @@ impl Simulation {
             max_output: 20,
         };
         let (faulty, to_add) = (draw(0..=4) == 0, u64::from(draw(1..=20)));
-        let model = Fake::new(VOCAB_SIZE, 40, reserved);
+        let habit = [0.0, 4.0, 12.0][draw(0..=2) as usize];
+        let model = Fake::new(VOCAB_SIZE, 40, reserved).with_habit(habit);
         let faults = Arc::clone(&model.faults);
         let engine = Engine::new(Box::new(model), engine_limits).unwrap();
-        let engine = engine.shaped(StepShape { max_prefill_with_decode: draw(1..=24) });
-        Self { seed, draws, engine, faults, faulty, live: BTreeMap::new(), to_add }
+        let engine = engine
+            .shaped(StepShape { max_prefill_with_decode: draw(1..=24), max_draft: draw(0..=9) });
+        Self { seed, draws, engine, faults, faulty, habit, live: BTreeMap::new(), to_add }
     }
 
     fn draw(&mut self, range: std::ops::RangeInclusive<u32>) -> u32 {
@@ -97,6 +103,7 @@ impl Simulation {
             let result = self.engine.step(&mut events);
             assert!(self.faulty || result.is_ok());
             self.observe(&events);
+            self.check_blocks();
             let runnable = self.live.values().any(|s| !s.paused && !s.cancelled);
             if result.is_ok_and(|status| status == StepStatus::Idle) {
                 assert!(!runnable, "idle while a sequence could run");
@@ -145,7 +152,7 @@ impl Simulation {
     fn add(&mut self, id: SequenceId) -> bool {
         let before = self.draws;
         let new = self.sequence(id);
-        let (tokens, reason) = alone(&new);
+        let (tokens, reason) = alone(&new, self.habit);
         let num_prompt = new.prompt.len() as u32;
         match self.engine.add(new) {
             Ok(()) => {
@@ -225,6 +232,17 @@ impl Simulation {
         }
     }
 
+    /// What a draft took is given back.
+    fn check_blocks(&mut self) {
+        let scheduler = &mut self.engine.scheduler;
+        for &id in self.live.keys() {
+            if let Some(sequence) = scheduler.find(id) {
+                let (held, known) = (sequence.blocks.len(), sequence.tokens().len());
+                assert!(held <= scheduler.blocks.blocks_for(known), "a block is held for nothing");
+            }
+        }
+    }
+
     fn end(mut self) -> Counters {
         // The last blocks may still wait to be cleared, if that failed.
         *self.faults.lock().unwrap() = Faults::default();
@@ -239,14 +257,14 @@ impl Simulation {
 }
 
 /// What a sequence puts out without an engine.
-fn alone(new: &NewSequence) -> (Vec<u32>, FinishReason) {
+fn alone(new: &NewSequence, habit: f32) -> (Vec<u32>, FinishReason) {
     let mut history = new.prompt.to_vec();
     let mut sampler = Sampler::new(VOCAB_SIZE);
     for _ in 0..new.max_output {
         let (prompt, output) = history.split_at(new.prompt.len());
         let sampling = &new.sampling;
         let choice = Choice { sampling, prompt, output, seed: new.seed, logprobs: None };
-        let mut logits = logits_of(&history, VOCAB_SIZE);
+        let mut logits = logits_of(&history, VOCAB_SIZE, habit);
         let (token, _) = sampler.choose(&mut logits, choice).unwrap();
         if new.stop_token_ids.contains(&token) {
             return (history.split_off(new.prompt.len()), FinishReason::Stop);

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use super::fake::{Fake, Faults, limits};
 use super::{
     AddError, Engine, EngineError, EngineLimits, Event, FinishReason, NewSequence, Sampling,
-    SamplingError, SequenceId, StepStatus,
+    SamplingError, SequenceId, StepShape, StepStatus,
 };
 
 const LIMITS: EngineLimits = EngineLimits {
@@ -24,6 +24,23 @@ fn engine_with(limits_of_engine: EngineLimits) -> (Engine, Arc<Mutex<Faults>>) {
 
 fn engine() -> Engine {
     engine_with(LIMITS).0
+}
+
+/// An engine over a model whose text goes round: 0, 1, 6, 5, 0, with drafts of at most
+/// `max_draft`.
+fn repeating(max_draft: u32, limits_of_engine: EngineLimits) -> Engine {
+    let model = Fake::new(13, 48, limits(10, 4)).with_habit(12.0);
+    let shape = StepShape { max_draft, ..StepShape::default() };
+    Engine::new(Box::new(model), limits_of_engine).unwrap().shaped(shape)
+}
+
+/// A greedy sequence that has gone round almost twice, and goes on with 5.
+fn round(id: u64, max_output: u32) -> NewSequence {
+    NewSequence {
+        prompt: vec![0, 1, 6, 5, 0, 1, 6].into(),
+        sampling: Sampling::greedy(),
+        ..new(id, 7, max_output)
+    }
 }
 
 fn new(id: u64, prompt: usize, max_output: u32) -> NewSequence {
@@ -289,4 +306,123 @@ fn limits_without_room_are_refused() {
     }
     let no_blocks = Box::new(Fake::new(50, 48, limits(0, 4)));
     assert!(matches!(Engine::new(no_blocks, LIMITS), Err(EngineError::LimitZero { .. })));
+}
+
+#[test]
+fn drafts_save_steps_and_change_no_token() {
+    let run = |max_draft| {
+        let mut engine = repeating(max_draft, LIMITS);
+        engine.add(round(1, 20)).unwrap();
+        let events = finish(&mut engine);
+        assert_eq!(ends(&events), [(1, FinishReason::Length, 7, 20)]);
+        (tokens(&events, 1), engine.counters())
+    };
+    let (expected, without) = run(0);
+    assert_eq!((without.steps, without.drafted_tokens, without.confirmed_tokens), (20, 0, 0));
+    assert!(expected[..5] == [5, 0, 1, 6, 5]);
+    for max_draft in [1, 2, 3, 8, u32::MAX] {
+        let (found, with) = run(max_draft);
+        assert!(found == expected);
+        assert_eq!(with.confirmed_tokens, with.drafted_tokens);
+        assert_eq!(with.steps, without.steps - with.confirmed_tokens);
+    }
+    // The prompt, drafts of 3, 5 and 7 tokens, each with the token after it, and the last one.
+    assert_eq!(run(8).1.steps, 5);
+}
+
+#[test]
+fn nothing_is_drafted_unless_asked_for() {
+    let model = Fake::new(13, 48, limits(10, 4)).with_habit(12.0);
+    let mut engine = Engine::new(Box::new(model), LIMITS).unwrap();
+    engine.add(round(1, 20)).unwrap();
+    finish(&mut engine);
+    assert_eq!((engine.counters().steps, engine.counters().drafted_tokens), (20, 0));
+}
+
+#[test]
+fn a_stop_token_within_a_draft_ends_the_sequence() {
+    let mut engine = repeating(8, LIMITS);
+    engine.add(NewSequence { stop_token_ids: vec![1], ..round(1, 20) }).unwrap();
+    let events = finish(&mut engine);
+    assert!(tokens(&events, 1) == [5, 0]);
+    assert_eq!(ends(&events), [(1, FinishReason::Stop, 7, 2)]);
+    assert_eq!((engine.counters().steps, engine.counters().drafted_tokens), (2, 3));
+    assert_eq!(engine.counters().free_blocks, 10);
+}
+
+#[test]
+fn every_sampling_and_logprobs_are_the_same_with_drafts() {
+    let run = |max_draft| {
+        let mut engine = repeating(max_draft, LIMITS);
+        let sampling = Sampling { frequency_penalty: 0.2, top_k: 3, ..Sampling::default() };
+        engine.add(NewSequence { sampling, logprobs: Some(2), ..round(1, 20) }).unwrap();
+        let events = finish(&mut engine);
+        (events, engine.counters().confirmed_tokens)
+    };
+    let ((expected, none), (found, confirmed)) = (run(0), run(8));
+    assert!(found == expected);
+    assert!(none == 0 && confirmed > 5);
+}
+
+#[test]
+fn drafts_take_nothing_from_other_sequences() {
+    let run = |max_draft, max_tokens_per_step, max_sequences| {
+        let limits = EngineLimits { max_tokens_per_step, max_sequences, ..LIMITS };
+        let mut engine = repeating(max_draft, limits);
+        engine.add(round(1, 12)).unwrap();
+        engine.step(&mut Vec::new()).unwrap();
+        engine.add(round(2, 12)).unwrap();
+        let status = engine.step(&mut Vec::new()).unwrap();
+        finish(&mut engine);
+        (status, engine.counters())
+    };
+    // A prompt goes before drafts,
+    let (status, counters) = run(8, 7, 2);
+    assert_eq!(status, StepStatus::Ran { prefill_tokens: 6, decode_tokens: 1, sequences: 2 });
+    assert!(counters.confirmed_tokens > 0);
+    // and every sequence's next token.
+    assert_eq!(run(8, 1, 1).1.drafted_tokens, 0);
+    assert_eq!(run(8, 2, 1).1.confirmed_tokens, 10);
+    // Both fill the pool, and neither is preempted.
+    assert_eq!(run(8, 16, 2).1.preemptions, 0);
+}
+
+#[test]
+fn drafts_need_rows_of_logits() {
+    let mut few = limits(10, 4);
+    few.max_logit_rows = 1;
+    let model = Fake::new(13, 48, few).with_habit(12.0);
+    let shape = StepShape { max_draft: 8, ..StepShape::default() };
+    let mut engine = Engine::new(Box::new(model), LIMITS).unwrap().shaped(shape);
+    engine.add(round(1, 20)).unwrap();
+    finish(&mut engine);
+    assert_eq!(engine.counters().drafted_tokens, 0);
+}
+
+#[test]
+fn drafts_leave_each_running_sequence_a_free_block() {
+    let drafted = |sequences| {
+        let model = Fake::new(13, 48, limits(5, 4)).with_habit(12.0);
+        let shape = StepShape { max_draft: 8, ..StepShape::default() };
+        let mut engine = Engine::new(Box::new(model), LIMITS).unwrap().shaped(shape);
+        (0..sequences).for_each(|id| engine.add(round(id, 12)).unwrap());
+        engine.step(&mut Vec::new()).unwrap();
+        engine.step(&mut Vec::new()).unwrap();
+        engine.counters().drafted_tokens
+    };
+    // After the prompt a sequence fills two of the five blocks.
+    assert_eq!((drafted(1), drafted(2)), (3, 0));
+}
+
+#[test]
+fn a_cancelled_sequence_leaves_no_draft_behind() {
+    let mut engine = repeating(8, LIMITS);
+    engine.add(round(1, 20)).unwrap();
+    let mut events = Vec::new();
+    engine.step(&mut events).unwrap();
+    engine.step(&mut events).unwrap();
+    engine.cancel(SequenceId(1));
+    assert_eq!(engine.step(&mut events).unwrap(), StepStatus::Idle);
+    assert_eq!(ends(&events), [(1, FinishReason::Cancelled, 7, 5)]);
+    assert_eq!(engine.counters().free_blocks, 10);
 }
