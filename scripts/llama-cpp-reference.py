@@ -1,24 +1,18 @@
 #!/usr/bin/env python3
-"""What llama.cpp makes of a GGUF file: perplexity of a text, prefill and decode speed; JSON on standard output.
+"""What llama.cpp makes of a text: its perplexity under a GGUF file; JSON on standard output.
 
-    llama-cpp-reference.py MODEL.gguf [--text FILE] [--threads N] [--prefill 512] [--decode 64] [--repeats 5]
+    llama-cpp-reference.py MODEL.gguf --text FILE [--threads N] [--context 2048]
 
-Needs llama-cpp-python built for this machine (0.3.36 was used). Conventions, which `chrysalis eval` and
-`chrysalis bench` share:
-
-- Perplexity: the whole text, cut at --context tokens (2048), in one pass. The text is tokenised with its special
-  tokens as text and with BOS before it exactly if the model adds one; BOS counts among the tokens of the context.
-  Every token but the first is scored, given all before it: exp(mean of -ln p), p from a softmax in f64.
-- Prefill: N random ids into an empty cache, in one call, one row of logits. Decode: ids one by one after an empty
-  cache, one row of logits each. The median of --repeats runs after one that is not counted. Threads are the same for both.
+Needs llama-cpp-python built for this machine (0.3.36 was used); its speed is measured by benches/side-by-side.py. The
+convention, which `chrysalis eval` shares: the whole text, cut at --context tokens (2048), in one pass. The text is
+tokenised with its special tokens as text and with BOS before it exactly if the model adds one; BOS counts among the
+tokens of the context. Every token but the first is scored, given all before it: exp(mean of -ln p), p from a softmax
+in f64.
 """
 
 import argparse
-import ctypes
 import json
 import math
-import random
-import statistics
 import time
 
 import llama_cpp
@@ -28,22 +22,15 @@ from llama_cpp import Llama
 def main():
     args = arguments()
     out = {"model": args.model, "threads": args.threads, "llama_cpp_python": llama_cpp.__version__}
-    if args.text:
-        out["perplexity"] = perplexity(args)
-    if args.repeats > 0:
-        out["speed"] = speed(args)
-    print(json.dumps(out))
+    print(json.dumps({**out, "perplexity": perplexity(args)}))
 
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model")
-    parser.add_argument("--text")
+    parser.add_argument("--text", required=True)
     parser.add_argument("--context", type=int, default=2048)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--prefill", type=int, default=512)
-    parser.add_argument("--decode", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument(
         "--plain-weights", action="store_true", help="no AMX and no repacked weights (gcc 12 miscompiles ggml's AMX)"
     )
@@ -51,7 +38,7 @@ def arguments():
     return parser.parse_args()
 
 
-def load(args, tokens, batch, all_logits):
+def load(args):
     if args.plain_weights:
         raw = llama_cpp.llama_cpp
         params = raw.llama_model_default_params()
@@ -60,13 +47,13 @@ def load(args, tokens, batch, all_logits):
     kind = llama_cpp.GGML_TYPE_F32 if args.cache == "f32" else llama_cpp.GGML_TYPE_F16
     return Llama(
         model_path=args.model,
-        n_ctx=tokens,
-        n_batch=batch,
-        n_ubatch=min(batch, 512),
+        n_ctx=args.context,
+        n_batch=args.context,
+        n_ubatch=min(args.context, 512),
         n_threads=args.threads,
         n_threads_batch=args.threads,
         n_gpu_layers=0,
-        logits_all=all_logits,
+        logits_all=True,
         type_k=kind,
         type_v=kind,
         verbose=False,
@@ -74,7 +61,7 @@ def load(args, tokens, batch, all_logits):
 
 
 def perplexity(args):
-    model = load(args, args.context, args.context, True)
+    model = load(args)
     with open(args.text, "rb") as file:
         text = file.read()
     ids = model.tokenize(text, add_bos=True, special=False)
@@ -104,40 +91,6 @@ def perplexity(args):
         "cache": args.cache,
         "seconds": time.perf_counter() - start,
     }
-
-
-def speed(args):
-    model = load(args, args.prefill + args.decode + 8, max(args.prefill, 8), False)
-    context = model._ctx.ctx
-    rng = random.Random(1)
-    vocab = model.n_vocab()
-
-    def run(count, step):
-        """Seconds for `count` random ids, `step` in each call."""
-        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(context), True)
-        ids = (llama_cpp.llama_token * count)(*(rng.randrange(vocab) for _ in range(count)))
-        start = time.perf_counter()
-        for at in range(0, count, step):
-            part = ctypes.cast(
-                ctypes.byref(ids, at * ctypes.sizeof(llama_cpp.llama_token)), ctypes.POINTER(llama_cpp.llama_token)
-            )
-            batch = llama_cpp.llama_batch_get_one(part, min(step, count - at))
-            if llama_cpp.llama_decode(context, batch) != 0:
-                raise SystemExit("llama_decode failed")
-            llama_cpp.llama_synchronize(context)
-        return time.perf_counter() - start
-
-    rates = {}
-    for name, count, step in [("prefill", args.prefill, args.prefill), ("decode", args.decode, 1)]:
-        run(count, step)
-        seconds = [run(count, step) for _ in range(args.repeats)]
-        rates[name] = {
-            "tokens": count,
-            "tokens_per_s": count / statistics.median(seconds),
-            "best": count / min(seconds),
-            "worst": count / max(seconds),
-        }
-    return rates
 
 
 if __name__ == "__main__":
