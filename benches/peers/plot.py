@@ -47,7 +47,7 @@ def svg(state):
 def caption(state):
     lengths = state["settings"]
     return (
-        f"{state['machine']}, {lengths['threads']} threads, after a prompt of {rows.BATCH_PROMPT} tokens; commit "
+        f"{state['machine']}, threads: {lengths['threads']}, after a prompt of {rows.BATCH_PROMPT} tokens; commit "
         f"{state['commit']}, {state['date']}"
     )
 

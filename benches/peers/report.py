@@ -94,7 +94,7 @@ def notes(state):
         f"{rows.LOAD_PROMPT}."
     )
     yield ""
-    yield f"{state['date']}, commit {state['commit']}, {state['machine']}, {lengths['threads']} threads."
+    yield f"{state['date']}, commit {state['commit']}, {state['machine']}, threads: {lengths['threads']}."
     for name, system in state["systems"].items():
         yield f"- {name}: {system.get('problem') or system['version']}{used(state, name)}"
     for model, about in state["models"].items():
