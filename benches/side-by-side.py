@@ -37,7 +37,7 @@ from peers.llama import IkLlamaCpp, LlamaCpp
 
 SYSTEMS = (Chrysalis, IkLlamaCpp, LlamaCpp, Candle)
 NAMES = [system.name for system in SYSTEMS]
-TRIALS = (rows.Job(512, 32, 1), rows.Job(128, 32, 8))  # what a configuration is chosen by
+TRIALS = (rows.Job(512, 32, 1), rows.Job(128, 32, 8))  # what a configuration is chosen by, one of each kind
 HERE = pathlib.Path(__file__).resolve().parent
 
 
@@ -173,9 +173,10 @@ class Campaign:
         self.save()
 
     def run(self):
-        for key, model in self.models.items():
+        for model in self.models.values():
             for system in self.systems:
-                self.choose(model, system)
+                for job in TRIALS:
+                    self.choose(model, system, job)
         jobs = self.args.settings.jobs()
         for number in range(1, self.args.rounds + 1):
             for model in self.models.values():
@@ -184,21 +185,20 @@ class Campaign:
                     for system in self.systems[first:] + self.systems[:first]:
                         self.once(number, model, job, system)
 
-    def choose(self, model, system):
-        """Keeps the fastest configuration of a system for a model: the highest product of its rates."""
-        chosen = self.state["models"][model.key]["chosen"]
-        names = [name for name, _ in system.configurations]
-        if chosen.get(system.name) in names:
+    def choose(self, model, system, job):
+        """Keeps the fastest configuration of a system for shapes like `job`: the highest product of both rates."""
+        chosen = self.state["models"][model.key]["chosen"].setdefault(system.name, {})
+        names = [name for name, _ in system.configurations[job.kind]]
+        if chosen.get(job.kind) in names:
             return
         scores = {}
-        for name, options in system.configurations if len(names) > 1 and not self.args.quick else []:
-            scores[name] = 1.0
-            for job in TRIALS:
-                found = self.measure(model, job, system, options)
-                scores[name] *= found.get("prefill", 0.0) * found.get("decode", 0.0)
-                trial = {"model": model.key, "system": system.name, "configuration": name}
-                self.state["trials"].append({**trial, "shape": shape(job), **found})
-        chosen[system.name] = max(names, key=lambda name: scores.get(name, 0.0))
+        for name, options in system.configurations[job.kind] if len(names) > 1 and not self.args.quick else []:
+            found = self.measure(model, job, system, options)
+            scores[name] = found.get("prefill", 0.0) * found.get("decode", 0.0)
+            trial = {"model": model.key, "system": system.name, "configuration": name, "shape": shape(job)}
+            self.state["trials"].append({**trial, **found})
+            say(f"trial, {model.title}, {system.name}, {name}: {outcome(found)}")
+        chosen[job.kind] = max(names, key=lambda name: scores.get(name, 0.0))
         self.save()
 
     def once(self, number, model, job, system):
@@ -212,13 +212,14 @@ class Campaign:
         if reason := system.refuses(model, job):
             found = {"error": reason}
         else:
-            options = dict(system.configurations)[self.state["models"][model.key]["chosen"][system.name]]
+            chosen = self.state["models"][model.key]["chosen"][system.name][job.kind]
+            options = dict(system.configurations[job.kind])[chosen]
             found = self.measure(model, job, system, options)
         run = {"round": number, "model": model.key, "system": system.name, "shape": shape(job), **found}
         self.state["runs"].append(run)
         self.save()
-        shown = found.get("error") or f"prefill {found['prefill']:.0f}, decode {found['decode']:.0f} tok/s"
-        say(f"round {number}/{self.args.rounds}, {model.title}, {job.prompt} x {job.batch}, {system.name}: {shown}")
+        work = f"{job.prompt} x {job.batch}"
+        say(f"round {number}/{self.args.rounds}, {model.title}, {work}, {system.name}: {outcome(found)}")
 
     def measure(self, model, job, system, options):
         try:
@@ -239,6 +240,10 @@ class Campaign:
 
 def shape(job):
     return [job.prompt, job.generate, job.batch]
+
+
+def outcome(found):
+    return found.get("error") or f"prefill {found['prefill']:.0f}, decode {found['decode']:.0f} tok/s"
 
 
 def show(state, svg):

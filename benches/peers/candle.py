@@ -12,7 +12,7 @@ LLAMA_CONTEXT = 4096  # candle's quantized_llama has rotations for no more
 class Candle:
     name = "candle"
     version = "candle-transformers 0.11.1"
-    configurations = [("-C target-cpu=native, its own f32 cache", "")]
+    configurations = {kind: [("-C target-cpu=native, its own f32 cache", "")] for kind in ("one sequence", "many")}
 
     def __init__(self, work, prebuilt):
         self.folder = work / self.name

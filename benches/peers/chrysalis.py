@@ -11,8 +11,9 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 
 class Chrysalis:
     name = "chrysalis"
-    # Each: what is said in the notes, and what the command is given. The first is used unless another is faster.
-    configurations = [("as built, activations as by default, KV f16", "")]
+    # For one sequence and for many: what the notes say, and what the command is given. The first is used unless another
+    # is faster.
+    configurations = {kind: [("as built, activations as by default, KV f16", "")] for kind in ("one sequence", "many")}
 
     def __init__(self, work, prebuilt):
         self.folder = work / self.name

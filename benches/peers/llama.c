@@ -3,7 +3,7 @@
 //   llama bench MODEL PROMPT GENERATE BATCH THREADS REPEAT OPTIONS    JSON on standard output
 //   llama quantize IN OUT                                             IN again as Q8_0
 //
-// OPTIONS are letters: f flash attention, r repacked weights, and for the fork m merged q, k, v and h huge pages.
+// OPTIONS are letters: f flash attention, r repacked weights, and for the fork m merged q, k, v.
 //
 // The conventions are those of `chrysalis bench`: BATCH sequences of PROMPT random tokens each, one row of logits a
 // sequence (prefill), then GENERATE - 1 steps of one token a sequence (decode). No sampling, KV cache in f16. What is
@@ -47,7 +47,6 @@ static struct llama_model *load(const char *path, const struct shape *shape) {
 #ifdef IK
     params.repack_tensors = has(shape, 'r');
     params.merge_qkv = has(shape, 'm');
-    params.use_thp = has(shape, 'h');
     params.use_mmap = !params.repack_tensors && !params.merge_qkv;
 #else
     params.use_extra_bufts = has(shape, 'r');
@@ -117,10 +116,16 @@ static void run(struct llama_context *context, struct llama_batch *batch) {
     batch->n_tokens = 0;
 }
 
+// The order of the tokens is that of each peer's own batched bench.
 static void prefill(struct llama_context *context, struct llama_batch *batch, int vocab, int prompt, int sequences) {
-    for (int sequence = 0; sequence < sequences; sequence++)
-        for (int position = 0; position < prompt; position++)
-            add(batch, vocab, position, sequence, position + 1 == prompt);
+    for (int i = 0; i < sequences * prompt; i++) {
+#ifdef IK
+        int sequence = i % sequences, position = i / sequences;
+#else
+        int sequence = i / prompt, position = i % prompt;
+#endif
+        add(batch, vocab, position, sequence, position + 1 == prompt);
+    }
     run(context, batch);
 }
 

@@ -83,11 +83,14 @@ class LlamaCpp(Llama):
     name, package, package_version = "llama.cpp", "llama-cpp-python", "0.3.36"
     flags = ["-DLLAMA_BUILD_TOOLS=OFF", "-DLLAMA_BUILD_COMMON=OFF"]
     libraries = ["-lggml-cpu", "-lggml", "-lggml-base"]
-    configurations = [
-        ("flash attention, repacked weights", "fr"),
-        ("plain attention, repacked weights", "r"),
-        ("flash attention, weights as stored", "f"),
-    ]
+    configurations = {
+        kind: [
+            ("flash attention, repacked weights", "fr"),
+            ("plain attention, repacked weights", "r"),
+            ("flash attention, weights as stored", "f"),
+        ]
+        for kind in ("one sequence", "many")
+    }
 
 
 class IkLlamaCpp(Llama):
@@ -95,11 +98,20 @@ class IkLlamaCpp(Llama):
     # The kernels for caches that are neither f16, bf16 nor Q8_0 take most of the build and are not used here.
     flags = ["-DGGML_IQK_FA_ALL_QUANTS=OFF"]
     defines, libraries = ["-DIK"], ["-lggml"]
-    configurations = [
-        ("flash attention, weights as stored", "f"),
-        ("flash attention, run-time repack", "fr"),
-        ("flash attention, run-time repack, merged q, k, v", "frm"),
-    ]
+    # Its flash attention was seen to abort with more than one sequence in the cache ("S > 0"), in its own batched bench
+    # too; it is tried all the same, last.
+    configurations = {
+        "one sequence": [
+            ("flash attention, weights as stored", "f"),
+            ("flash attention, run-time repack", "fr"),
+            ("flash attention, run-time repack, merged q, k, v", "frm"),
+        ],
+        "many": [
+            ("plain attention, run-time repack", "r"),
+            ("plain attention, weights as stored", ""),
+            ("flash attention, run-time repack", "fr"),
+        ],
+    }
 
 
 def first(root, name, beside=""):

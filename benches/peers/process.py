@@ -107,8 +107,8 @@ def environment(extra):
 
 
 def last_words(file, start=0):
-    """The last line that names an error, or else the last line."""
+    """The last line that names an error or an assertion, or else the last line."""
     file.seek(start)
     lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
-    errors = [line for line in lines if "error" in line.lower()]
+    errors = [line for line in lines if "error" in line.lower() or "assert" in line.lower()]
     return (errors or lines or [""])[-1][:200]

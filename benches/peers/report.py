@@ -103,11 +103,14 @@ def notes(state):
 
 
 def used(state, system):
-    """The configuration that a system ran with, by model where they differ."""
-    chosen = {model: about["chosen"][system] for model, about in state["models"].items() if system in about["chosen"]}
-    if len(set(chosen.values())) <= 1:
-        return "".join(f"; {name}" for name in set(chosen.values()))
-    return "".join(f"; {state['models'][model]['title']}: {name}" for model, name in chosen.items())
+    """The configurations that a system ran with, each with the models and kinds of shape it was chosen for."""
+    found = {}
+    for about in state["models"].values():
+        for kind, name in about["chosen"].get(system, {}).items():
+            found.setdefault(name, []).append(f"{about['title']} {kind}")
+    if len(found) == 1:
+        return f"; {next(iter(found))}"
+    return "".join(f"; {name} ({', '.join(where)})" for name, where in found.items())
 
 
 def errors(state, model):

@@ -16,6 +16,11 @@ class Job:
     batch: int
 
     @property
+    def kind(self):
+        """What a configuration is chosen for: a peer's best may differ between one sequence and many."""
+        return "one sequence" if self.batch == 1 else "many"
+
+    @property
     def repeat(self):
         return 3 if self.prompt * self.batch <= REPEATED_TOKENS else 1
 

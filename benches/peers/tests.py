@@ -25,7 +25,7 @@ def state(rounds=3):
     return {
         "date": "2026-01-01", "commit": "abc", "machine": "a < b", "systems": systems, "trials": [], "runs": runs,
         "settings": {**vars(settings), "rounds": rounds, "threads": 2},
-        "models": {"m": {"title": "M & M", "chosen": {"ik_llama.cpp": "flash"}}},
+        "models": {"m": {"title": "M & M", "chosen": {"ik_llama.cpp": {"one sequence": "flash", "many": "plain"}}}},
     }
 
 
@@ -57,6 +57,7 @@ class Pure(unittest.TestCase):
         self.assertIn("| M & M | prefill 128 | 2000 | 1000 (50 %) | 500 (25 %) | 2.00 (2.00 to 2.00) | - | - |", text)
         self.assertIn("| M & M | batch 4 | 800 | 100 (12 %) | 50 (6 %) |", text)
         self.assertIn("candle: not built: no", text)
+        self.assertIn("ik_llama.cpp: 2; flash (M & M one sequence); plain (M & M many)", text)
         self.assertIn("candle (prompt 1, batch 1): too <small> & old", text)
         widths = {line.count("|") for line in text.splitlines() if line.startswith("|")}
         self.assertEqual(len(widths), 1)
