@@ -2,7 +2,7 @@
 //!
 //! [`device`] says what a decoder may ask; [`mod@reference`] says in naive f32 Rust what each operation
 //! means and is the oracle of all tests; [`cpu`] is the fast device of servers; [`quant`] reads
-//! weight groups; [`probe`] measures the machine's own limits.
+//! weight groups; [`probe`] measures the machine's own limits and [`profile`] what a device does with its time.
 
 pub mod batch;
 pub mod cpu;
@@ -10,6 +10,7 @@ pub mod device;
 pub mod dtype;
 mod memory;
 pub mod probe;
+pub mod profile;
 pub mod quant;
 pub mod reference;
 

@@ -6,3 +6,4 @@
 mod common;
 mod linear;
 mod operations;
+mod profile;
