@@ -221,6 +221,15 @@ pub struct SamplingArgs {
     pub seed: Option<u64>,
 }
 
+/// How `bench` stores K and V.
+#[derive(Clone, Copy, Debug, ValueEnum, PartialEq, Eq)]
+pub enum KvDtype {
+    /// IEEE half
+    F16,
+    /// IEEE single
+    F32,
+}
+
 /// `chrysalis bench`.
 #[derive(Debug, Args)]
 pub struct BenchArgs {
@@ -245,6 +254,12 @@ pub struct BenchArgs {
     /// Runs of each row; the median is shown
     #[arg(long, value_name = "N", default_value_t = 3)]
     pub repeat: usize,
+    /// How the KV cache is stored
+    #[arg(long, value_enum, default_value_t = KvDtype::F16)]
+    pub kv_dtype: KvDtype,
+    /// Measure each operation too, in runs of their own
+    #[arg(long)]
+    pub profile: bool,
     /// One JSON object instead of a table
     #[arg(long)]
     pub json: bool,

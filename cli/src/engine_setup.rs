@@ -5,8 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use chrysalis_kernels::cpu::{Cpu, CpuOptions};
-use chrysalis_kernels::device::CacheDtype;
+use chrysalis_kernels::device::Device;
 use chrysalis_models::decoder::Decoder;
 use chrysalis_protocol::package::{Package, PublicHeader};
 use chrysalis_runtime::files::PackageFiles;
@@ -46,26 +45,16 @@ pub fn open(path: &Path, key: Option<&Path>) -> Result<Opened, CliError> {
     Ok(Opened { package, files })
 }
 
-/// Places an opened package on the CPU.
+/// Places an opened package on a device.
 ///
 /// # Errors
 /// [`CliError`] names the tensor, segment or reservation.
-pub fn decoder(
+pub fn decoder<D: Device>(
     opened: &Opened,
-    threads: Option<usize>,
-    max_tokens: usize,
-    max_logit_rows: usize,
-    kv_tokens: usize,
-) -> Result<Decoder<Cpu>, CliError> {
-    let device = Cpu::new(CpuOptions { threads, ..CpuOptions::default() })?;
-    let options = LoadOptions {
-        max_tokens,
-        max_logit_rows,
-        kv_tokens,
-        block_size: 16,
-        cache_dtype: CacheDtype::F16,
-    };
-    Ok(load::decoder(Arc::new(device), &opened.package, opened.files.blobs(), options, |_| {})?)
+    device: Arc<D>,
+    options: LoadOptions,
+) -> Result<Decoder<D>, CliError> {
+    Ok(load::decoder(device, &opened.package, opened.files.blobs(), options, |_| {})?)
 }
 
 /// Reads a text file, at most a gibibyte.
@@ -76,3 +65,6 @@ pub fn read_text(path: &Path) -> Result<String, CliError> {
     let error = |source: io::Error| CliError::Io { path: PathBuf::from(path), source };
     fs::read_to_string(path).map_err(error)
 }
+
+/// Positions of a KV block.
+pub const BLOCK: usize = 16;

@@ -5,17 +5,21 @@
 //! a longer text at the first window; for this command `--window` says where, and the windows behind it count as well.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
 use chrysalis_kernels::batch::{Batch, WantLogits};
+use chrysalis_kernels::cpu::{Cpu, CpuOptions};
+use chrysalis_kernels::device::CacheDtype;
 use chrysalis_models::decoder::Model;
 use chrysalis_models::text::{ClientText, TextConfig};
 use chrysalis_protocol::package::ClientBundle;
+use chrysalis_runtime::load::LoadOptions;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use crate::args::EvalArgs;
-use crate::engine_setup::{self, Opened};
+use crate::engine_setup::{self, BLOCK, Opened};
 use crate::error::CliError;
 use crate::output;
 
@@ -53,8 +57,15 @@ pub fn run(args: &EvalArgs) -> Result<(), CliError> {
     if windows.is_empty() {
         return Err(CliError::Usage("the text has no second token: there is nothing to score"));
     }
-    let mut decoder =
-        engine_setup::decoder(&opened, args.threads, CHUNK, CHUNK, window.next_multiple_of(BLOCK))?;
+    let options = LoadOptions {
+        max_tokens: CHUNK,
+        max_logit_rows: CHUNK,
+        kv_tokens: window.next_multiple_of(BLOCK),
+        block_size: BLOCK,
+        cache_dtype: CacheDtype::F16,
+    };
+    let device = Cpu::new(CpuOptions { threads: args.threads, ..CpuOptions::default() })?;
+    let mut decoder = engine_setup::decoder(&opened, Arc::new(device), options)?;
     let total: usize = windows.iter().map(Vec::len).sum();
     let bar = if args.json { ProgressBar::hidden() } else { ProgressBar::new(total as u64) };
     bar.set_style(
@@ -197,8 +208,6 @@ fn print(report: &Report) -> Result<(), CliError> {
 
 /// Tokens, and rows of logits, of one step.
 const CHUNK: usize = 128;
-/// Positions of a KV block, as `engine_setup` has them.
-const BLOCK: usize = 16;
 
 #[cfg(test)]
 mod tests {

@@ -1,6 +1,6 @@
 //! This machine's own limits: how fast memory is read and how fast products are summed.
 //!
-//! A figure of speed is honest as a share of these (docs/benchmarks). Each is the best of a few
+//! A figure of speed is honest as a share of these (docs/benchmarks.md). Each is the best of a few
 //! runs, as neighbours on a shared machine only ever make a run slower.
 
 use std::time::{Duration, Instant};
@@ -10,66 +10,125 @@ pub use crate::cpu::{CpuOptions, Isa};
 use crate::device::DeviceError;
 
 /// What was measured, with the instruction set of the device that would compute.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Limits {
     /// Threads of the figures for "all".
     pub threads: usize,
-    /// Bytes a second that one thread reads from memory.
-    pub read_one: f64,
-    /// Bytes a second that all threads read together.
-    pub read_all: f64,
-    /// 8-bit integer operations a second (a multiply and an add are two) of one thread.
-    pub int8_one: f64,
-    /// Of all threads together.
-    pub int8_all: f64,
-    /// f32 operations a second (a multiply and an add are two) of one thread.
-    pub f32_one: f64,
-    /// Of all threads together.
-    pub f32_all: f64,
+    /// Bytes a second that are read, by the size of what is read again and again; ascending.
+    pub reads: Vec<ReadRate>,
+    /// 8-bit integer operations a second; a multiply and an add are two.
+    pub int8: Rate,
+    /// f32 operations a second.
+    pub f32: Rate,
+    /// bf16 operations a second, summed in f32, where the CPU has an instruction for them.
+    pub bf16: Option<Rate>,
 }
 
-/// Measures for roughly `budget`, on a buffer of `bytes` (256 MiB or more, to be out of caches).
+/// Units a second.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rate {
+    /// Of one thread.
+    pub one: f64,
+    /// Of all threads together.
+    pub all: f64,
+}
+
+/// How fast a working set is read.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ReadRate {
+    /// Size of the working set; all threads share it.
+    pub bytes: usize,
+    /// Bytes a second.
+    pub rate: Rate,
+}
+
+impl Limits {
+    /// How fast a working set of `bytes` is read: that of the next size measured, or of the largest.
+    pub fn read(&self, bytes: u64) -> Rate {
+        let next = self.reads.iter().find(|read| read.bytes as u64 >= bytes);
+        next.or_else(|| self.reads.last()).map_or(Rate { one: 0.0, all: 0.0 }, |read| read.rate)
+    }
+}
+
+/// Measures for roughly `budget`, reading working sets of the `sizes`.
 ///
 /// # Errors
 /// [`DeviceError`] when threads or memory cannot be had.
-pub fn measure(options: CpuOptions, bytes: usize, budget: Duration) -> Result<Limits, DeviceError> {
-    let all = Probe::new(options, bytes)?;
+pub fn measure(
+    options: CpuOptions,
+    sizes: &[usize],
+    budget: Duration,
+) -> Result<Limits, DeviceError> {
+    let mut sizes = sizes.to_vec();
+    sizes.sort_unstable();
+    let all = Probe::new(options, sizes.last().copied().unwrap_or(0))?;
     let one = Probe::new(CpuOptions { threads: Some(1), ..options }, 0)?;
-    let slice = budget / 6;
+    let slice = budget / (2 * (sizes.len() as u32 + 3));
+    let rate = |run: &dyn Fn(&Probe, usize) -> f64| {
+        let one = best(slice, |turn| run(&one, turn));
+        // All threads can do what one can, even if neighbours kept them from showing it.
+        Rate { one, all: best(slice, |turn| run(&all, turn)).max(one) }
+    };
+    let reads = sizes.into_iter();
     Ok(Limits {
         threads: all.num_threads(),
-        read_one: best(slice, || one.read(&all)),
-        read_all: best(slice, || all.read(&all)),
-        int8_one: best(slice, || one.int8()),
-        int8_all: best(slice, || all.int8()),
-        f32_one: best(slice, || one.f32()),
-        f32_all: best(slice, || all.f32()),
+        reads: reads
+            .map(|bytes| ReadRate { bytes, rate: rate(&|p, turn| p.read(&all, bytes, turn)) })
+            .collect(),
+        int8: rate(&|p, _| p.int8()),
+        f32: rate(&|p, _| p.f32()),
+        bf16: all.has_bf16().then(|| rate(&|p, _| p.bf16().unwrap_or(0.0))),
     })
 }
 
-/// The highest rate of repeated runs; `run` does its work and returns how much it was.
-fn best(budget: Duration, mut run: impl FnMut() -> f64) -> f64 {
+/// The highest rate of repeated runs; `run` does its work for the n-th time and returns how much it
+/// was.
+fn best(budget: Duration, run: impl Fn(usize) -> f64) -> f64 {
     let (start, mut best) = (Instant::now(), 0.0);
-    loop {
+    for turn in 0.. {
         let begin = Instant::now();
-        let work = run();
+        let work = run(turn);
         best = f64::max(best, work / begin.elapsed().as_secs_f64().max(1e-9));
         if start.elapsed() > budget {
-            return best;
+            break;
         }
     }
+    best
 }
+
+/// From what fits the first cache of a core to what fits none.
+pub const READ_SIZES: [usize; 7] =
+    [16 << 10, 256 << 10, 2 << 20, 16 << 20, 64 << 20, 256 << 20, 1 << 30];
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn every_limit_is_positive_and_more_threads_are_not_a_loss_of_sense() {
-        let options = CpuOptions { threads: Some(2), ..CpuOptions::default() };
-        let limits = measure(options, 1 << 20, Duration::from_millis(30)).unwrap();
-        assert_eq!(limits.threads, 2);
-        let rates = [limits.read_one, limits.read_all, limits.int8_one, limits.f32_one];
-        assert!(rates.iter().all(|rate| *rate > 1e6), "{limits:?}");
+    fn every_limit_is_positive_on_every_instruction_set() {
+        for isa in Isa::available() {
+            let options = CpuOptions { threads: Some(2), isa: Some(isa), ..CpuOptions::default() };
+            let sizes = [1 << 20, 1000, 0, 4 << 20];
+            let limits = measure(options, &sizes, Duration::from_millis(30)).unwrap();
+            assert_eq!(limits.threads, 2);
+            let sizes: Vec<_> = limits.reads.iter().map(|read| read.bytes).collect();
+            assert_eq!(sizes, [0, 1000, 1 << 20, 4 << 20]);
+            let reads = limits.reads[1..].iter().map(|read| read.rate);
+            let rates = reads.chain([limits.int8, limits.f32]).chain(limits.bf16);
+            for rate in rates {
+                assert!(rate.one > 1e6 && rate.all > 1e6, "{limits:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_working_set_is_read_as_the_next_size_that_was_measured() {
+        let rate = |x| Rate { one: x, all: x };
+        let reads = [(16, 3.0), (64, 2.0)].map(|(bytes, x)| ReadRate { bytes, rate: rate(x) });
+        let (int8, f32) = (rate(1.0), rate(1.0));
+        let limits = Limits { threads: 1, reads: reads.to_vec(), int8, f32, bf16: None };
+        for (bytes, expected) in [(0, 3.0), (16, 3.0), (17, 2.0), (64, 2.0), (1000, 2.0)] {
+            assert_eq!(limits.read(bytes), rate(expected), "{bytes}");
+        }
     }
 }

@@ -327,8 +327,8 @@ impl<D: Device> Device for Profiled<D> {
 
     fn download(&self, x: &Self::Buffer, row: usize, out: &mut [f32]) -> Result<(), DeviceError> {
         let work = elementwise(1, out.len(), 2, 0);
-        let copied = self.count(("download", None), work, |d| d.download(&x.inner, row, out));
-        copied.and(self.finish())
+        self.count(("download", None), work, |d| d.download(&x.inner, row, out))?;
+        self.finish()
     }
 
     fn finish(&self) -> Result<(), DeviceError> {

@@ -72,6 +72,6 @@ const COMMANDS: [(&str, &str); 9] = [
         "<PROMPT> --connect --policy --system --max-tokens --temperature --top-p --top-k --min-p \
          --repetition-penalty --seed --stop --raw --json",
     ),
-    ("bench", "--package --key --threads --prompt --generate --batch --json"),
+    ("bench", "--package --key --threads --prompt --generate --batch --kv-dtype --profile --json"),
     ("eval", "--package --key --text --json"),
 ];

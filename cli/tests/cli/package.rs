@@ -215,20 +215,48 @@ fn the_bench_measures_every_row() {
         "--batch",
         "1,3",
         "--repeat",
-        "1",
+        "2",
         "--threads",
         "2",
+        "--kv-dtype",
+        "f32",
+        "--profile",
     ];
     let report =
         chrysalis(&[&["bench", "--package", &package, "--json"], &args[..]].concat()).json();
+    let positive = |value: &Value| assert!(value.as_f64().unwrap() > 0.0, "{value} in {report}");
     let rows = report["rows"].as_array().unwrap();
     assert_eq!(rows.len(), 4);
     for row in rows {
         assert_eq!((&row["generate"], &row["threads"]), (&4.into(), &2.into()));
-        for speed in ["prefill_tokens_per_s", "decode_tokens_per_s"] {
-            assert!(row[speed].as_f64().unwrap() > 0.0, "{row}");
+        for phase in ["prefill", "decode"] {
+            for figure in ["tokens_per_s", "limit_tokens_per_s", "share_of_limit"] {
+                positive(&row[format!("{phase}_{figure}")]);
+            }
         }
     }
+    for (object, field) in [
+        ("limits", "read_gb_per_s"),
+        ("memory", "weight_bytes"),
+        ("memory", "kv_bytes"),
+        ("memory", "resident_bytes"),
+        ("memory", "peak_resident_bytes"),
+    ] {
+        positive(&report[object][field]);
+    }
+    positive(&report["load_seconds"]);
+    positive(&report["limits"]["int8"]["all_threads_gop_per_s"]);
+    assert_eq!(report["limits"]["read"].as_array().unwrap().len(), 7);
+
+    let profiles = report["profiles"].as_array().unwrap();
+    assert_eq!(profiles.len(), 4);
+    // The widest batch of the longest prompt: decode is three steps of two layers, twice.
+    let operations = profiles[3]["decode"]["operations"].as_array().unwrap();
+    let attention = operations.iter().find(|operation| operation["name"] == "attention").unwrap();
+    assert_eq!(attention["calls"], 2 * 3 * 2);
+    positive(&attention["share_of_limit"]);
+    let shares: f64 = operations.iter().map(|x| x["share_of_time"].as_f64().unwrap()).sum();
+    assert!((shares - 1.0).abs() < 0.05, "{shares}");
 }
 
 #[test]

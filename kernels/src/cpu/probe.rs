@@ -1,8 +1,10 @@
 //! The loops behind [`crate::probe`]: the instructions of the kernels with nothing else around.
+#![expect(unsafe_code, reason = "an instruction that not every CPU with AVX-512 has")]
 
+use std::arch::x86_64::{__m512, __m512bh, _mm512_dpbf16_ps, _mm512_set1_ps};
 use std::hint::black_box;
 
-use super::isa::Level;
+use super::isa::{Isa, Level};
 use super::pool::Pool;
 use super::simd::{Simd, Task};
 use super::{CpuOptions, open};
@@ -13,6 +15,7 @@ use crate::memory::Aligned;
 #[derive(Debug)]
 pub(crate) struct Probe {
     level: Level,
+    bf16: Option<Avx512Bf16>,
     pool: Pool,
     buffer: Aligned<u8>,
 }
@@ -23,53 +26,119 @@ impl Probe {
         let mut buffer = Aligned::zeroed("probe", bytes)?;
         // Touched, so that the pages are there.
         buffer.fill(1);
-        Ok(Self { level, pool, buffer })
+        let bf16 = Avx512Bf16::detect().filter(|_| level.isa() == Isa::Avx512);
+        Ok(Self { level, bf16, pool, buffer })
     }
 
     pub(crate) fn num_threads(&self) -> usize {
         self.pool.num_threads()
     }
 
-    /// Reads the whole buffer of `of` once; bytes read.
-    pub(crate) fn read(&self, of: &Self) -> f64 {
-        let piece = of.buffer.len().div_ceil(self.num_threads() * 8).max(64);
-        let pieces: Vec<_> = of.buffer.chunks(piece).collect();
-        self.pool.run(pieces.len(), &|i, _| self.level.run(Read(pieces[i])));
-        of.buffer.len() as f64
+    /// Whether the instruction set sums products of bf16.
+    pub(crate) fn has_bf16(&self) -> bool {
+        self.bf16.is_some()
+    }
+
+    /// Reads the first `bytes` of the buffer of `of`: small ones again and again, of large ones the
+    /// next piece at every `turn`, so that a good moment may be short; bytes read. Each thread keeps
+    /// to its own part of what may stay in the caches of its core. Turns take different ways.
+    pub(crate) fn read(&self, of: &Self, bytes: usize, turn: usize) -> f64 {
+        let whole = &of.buffer[..bytes.min(of.buffer.len())];
+        let pieces = (whole.len() / PIECE).max(1);
+        let bytes = whole.chunks(PIECE).nth(turn % pieces).unwrap_or_default();
+        let times = (READ_MIN / bytes.len().max(1)).max(1);
+        let parts = if times > 1 { 1 } else { 16 } * self.num_threads();
+        let part = bytes.len().div_ceil(parts).next_multiple_of(STRIDE);
+        let parts: Vec<_> = bytes.chunks(part.max(1)).collect();
+        let way = WAYS[turn % WAYS.len()];
+        self.pool.run(parts.len(), &|i, _| self.level.run(Read { bytes: parts[i], times, way }));
+        let whole_strides = parts.iter().map(|part| part.len() / STRIDE * STRIDE).sum::<usize>();
+        (times * whole_strides) as f64
     }
 
     /// Sums of byte products in registers; operations done.
     pub(crate) fn int8(&self) -> f64 {
-        let tiles = 8 * self.num_threads();
-        self.pool.run(tiles, &|_, _| self.level.run(Int8));
-        (tiles * LOOPS * CHAINS * 128) as f64
+        self.tiles(&|| self.level.run(Int8)) * 128.0
     }
 
     /// Fused multiply-adds in registers; operations done.
     pub(crate) fn f32(&self) -> f64 {
+        self.tiles(&|| self.level.run(Float)) * 32.0
+    }
+
+    /// Sums of bf16 products in registers; operations done.
+    pub(crate) fn bf16(&self) -> Option<f64> {
+        let proof = self.bf16?;
+        Some(self.tiles(&|| proof.sums()) * 64.0)
+    }
+
+    /// Some tiles to a thread, of [`VECTORS`] instructions each; instructions done.
+    fn tiles(&self, tile: &(dyn Fn() + Sync)) -> f64 {
         let tiles = 8 * self.num_threads();
-        self.pool.run(tiles, &|_, _| self.level.run(Float));
-        (tiles * LOOPS * CHAINS * 32) as f64
+        self.pool.run(tiles, &|_, _| tile());
+        (tiles * VECTORS) as f64
     }
 }
 
-struct Read<'a>(&'a [u8]);
+struct Read<'a> {
+    bytes: &'a [u8],
+    times: usize,
+    way: Way,
+}
+
+/// How memory is gone through. Which is fastest depends on where it is.
+#[derive(Clone, Copy)]
+enum Way {
+    /// From the first line to the last.
+    Plain,
+    /// As before, and lines are asked for ahead of time.
+    Ahead,
+    /// As before, at four places at once.
+    Streams,
+}
 
 impl Task for Read<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let mut sums = [s.splat_i(0); 4];
-        for lines in self.0.chunks_exact(256) {
-            s.prefetch(lines, 4096);
-            s.prefetch(lines, 4096 + 64);
-            s.prefetch(lines, 4096 + 128);
-            s.prefetch(lines, 4096 + 192);
-            for (i, sum) in sums.iter_mut().enumerate() {
-                *sum = s.dot::<false>(*sum, s.load_b(&lines[i * 64..]), 1);
+        let mut seen = [s.load_b(&[0; 64]); LINES];
+        for _ in 0..self.times {
+            let bytes = black_box(self.bytes);
+            match self.way {
+                Way::Plain => read::<S, 1, false>(s, bytes, &mut seen),
+                Way::Ahead => read::<S, 1, true>(s, bytes, &mut seen),
+                Way::Streams => read::<S, 4, true>(s, bytes, &mut seen),
             }
         }
-        black_box(sums.map(|sum| s.sum_i(sum)));
+        let mut out = [0; 64];
+        for seen in seen {
+            s.store_b(seen, &mut out);
+            black_box(&mut out);
+        }
     }
+}
+
+/// Reads every whole stride.
+#[inline(always)]
+fn read<S: Simd, const STREAMS: usize, const AHEAD: bool>(
+    s: S,
+    bytes: &[u8],
+    seen: &mut [S::B; LINES],
+) {
+    let (len, step) = (bytes.len() / STRIDE * (STRIDE / STREAMS), STRIDE / STREAMS);
+    let streams: [&[u8]; STREAMS] = std::array::from_fn(|i| &bytes[i * len..][..len]);
+    let mut all = *seen;
+    for at in (0..len).step_by(step) {
+        for (stream, seen) in streams.iter().zip(all.chunks_exact_mut(LINES / STREAMS)) {
+            let lines = &stream[at..at + step];
+            for (i, seen) in seen.iter_mut().enumerate() {
+                if AHEAD {
+                    s.prefetch(lines, DISTANCE + 64 * i);
+                }
+                *seen = s.or_b(*seen, s.load_b(&lines[64 * i..]));
+            }
+        }
+    }
+    *seen = all;
 }
 
 struct Int8;
@@ -77,16 +146,21 @@ struct Int8;
 impl Task for Int8 {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let mut sums = [s.splat_i(0); CHAINS];
-        let bytes = [3u8; 64];
-        for _ in 0..LOOPS {
-            let w = s.load_b(black_box(&bytes));
-            for sum in &mut sums {
-                *sum = s.dot::<false>(*sum, w, 0x0102_0304);
-            }
-        }
-        black_box(sums.map(|sum| s.sum_i(sum)));
+        if S::MANY_REGISTERS { int8::<S, MANY>(s) } else { int8::<S, FEW>(s) }
     }
+}
+
+#[inline(always)]
+fn int8<S: Simd, const CHAINS: usize>(s: S) {
+    let mut sums = [s.splat_i(0); CHAINS];
+    let bytes = [3u8; 64];
+    for _ in 0..VECTORS / CHAINS {
+        let w = s.load_b(black_box(&bytes));
+        for sum in &mut sums {
+            *sum = s.dot::<false>(*sum, w, 0x0102_0304);
+        }
+    }
+    black_box(sums.map(|sum| s.sum_i(sum)));
 }
 
 struct Float;
@@ -94,18 +168,69 @@ struct Float;
 impl Task for Float {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let mut sums = [s.splat(0.0); CHAINS];
-        let values = [0.5f32; 16];
-        for _ in 0..LOOPS {
-            let w = s.load(black_box(&values));
-            for sum in &mut sums {
-                *sum = s.fma(*sum, w, w);
-            }
-        }
-        black_box(sums.map(|sum| s.sum(sum)));
+        if S::MANY_REGISTERS { float::<S, MANY>(s) } else { float::<S, FEW>(s) }
     }
 }
 
-/// Independent sums: more than latency times ports.
-const CHAINS: usize = 12;
-const LOOPS: usize = 20_000;
+#[inline(always)]
+fn float<S: Simd, const CHAINS: usize>(s: S) {
+    let mut sums = [s.splat(0.0); CHAINS];
+    let values = [0.5f32; 16];
+    for _ in 0..VECTORS / CHAINS {
+        let w = s.load(black_box(&values));
+        for sum in &mut sums {
+            *sum = s.fma(*sum, w, w);
+        }
+    }
+    black_box(sums.map(|sum| s.sum(sum)));
+}
+
+/// Proof that the CPU has AVX-512 F and BF16.
+#[derive(Clone, Copy, Debug)]
+struct Avx512Bf16(());
+
+impl Avx512Bf16 {
+    fn detect() -> Option<Self> {
+        let has = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bf16");
+        has.then_some(Self(()))
+    }
+
+    /// [`VECTORS`] sums.
+    fn sums(self) {
+        // SAFETY: `self` proves that the CPU has every feature that `bf16` enables.
+        unsafe { bf16() }
+    }
+}
+
+#[inline(never)]
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn bf16() {
+    let mut sums: [__m512; MANY] = [_mm512_set1_ps(0.0); MANY];
+    // 32 times 0.5, as bf16.
+    let halves = [0x3f00u16; 32];
+    for _ in 0..VECTORS / MANY {
+        let halves = black_box(&halves);
+        // SAFETY: both are 64 bytes of plain numbers.
+        let w: __m512bh = unsafe { std::mem::transmute(*halves) };
+        for sum in &mut sums {
+            *sum = _mm512_dpbf16_ps(*sum, w, w);
+        }
+    }
+    black_box(sums);
+}
+
+/// Instructions of a tile.
+const VECTORS: usize = 480_000;
+/// Independent sums: more than latency times ports, and no more than there are registers.
+const MANY: usize = 16;
+const FEW: usize = 6;
+/// Lines that are read together.
+const LINES: usize = 8;
+const STRIDE: usize = 64 * LINES;
+/// How far ahead of the load a line is asked for.
+const DISTANCE: usize = 4096;
+const WAYS: [Way; 3] = [Way::Plain, Way::Ahead, Way::Streams];
+/// Bytes of one run, of a working set that is larger.
+const PIECE: usize = 64 << 20;
+/// Working sets below this are read more than once, and by each thread in one part.
+const READ_MIN: usize = 32 << 20;
