@@ -263,6 +263,15 @@ impl<D: Device> Device for Profiled<D> {
         self.count(("linear", Some(shape)), work, |d| d.linear(rows, &x.inner, &mut inner));
     }
 
+    fn logits(&self, rows: usize, x: &Self::Buffer, weight: &Self::Matrix, out: &mut Self::Buffer) {
+        let shape = Shape { rows: [weight.rows, 0, 0, 0], cols: x.cols, dtype: weight.dtype.name() };
+        let mut work = elementwise(rows as u64, x.cols, 1, 0);
+        work += weight.product(rows as u64);
+        self.count(("logits", Some(shape)), work, |d| {
+            d.logits(rows, &x.inner, &weight.inner, &mut out.inner);
+        });
+    }
+
     fn rope_store(&self, step: &Self::Step, args: RopeStore<'_, Self>) {
         let RopeStore { layer, q, k, v, q_norm, k_norm, eps, rope, cache } = args;
         let stored_bytes = step.tokens * cache.position_bytes();
