@@ -264,7 +264,8 @@ impl<D: Device> Device for Profiled<D> {
     }
 
     fn logits(&self, rows: usize, x: &Self::Buffer, weight: &Self::Matrix, out: &mut Self::Buffer) {
-        let shape = Shape { rows: [weight.rows, 0, 0, 0], cols: x.cols, dtype: weight.dtype.name() };
+        let shape =
+            Shape { rows: [weight.rows, 0, 0, 0], cols: x.cols, dtype: weight.dtype.name() };
         let mut work = elementwise(rows as u64, x.cols, 1, 0);
         work += weight.product(rows as u64);
         self.count(("logits", Some(shape)), work, |d| {

@@ -284,8 +284,9 @@ impl<T: Element> Shared<'_, T> {
         // Four vectors of slots at a time keep the multipliers busy; each score is the same alone.
         let mut waiting: [Slots<'_, T>; 4] = [Slots { k: &[], position: 0, len: 0 }; 4];
         let mut count = 0;
-        for index in range.start / size..range.end.div_ceil(size) {
-            let head = blocks[index] as usize * shape.num_kv_heads + kv_head;
+        let held = range.start / size..range.end.div_ceil(size);
+        for (index, block) in held.clone().zip(&blocks[held]) {
+            let head = *block as usize * shape.num_kv_heads + kv_head;
             let k = &self.k[head * self.layout.k_head()..][..self.layout.k_head()];
             for slot in (0..size).step_by(LANES) {
                 let (position, len) = (index * size + slot, LANES.min(size - slot));
@@ -390,8 +391,9 @@ impl<T: Element> Shared<'_, T> {
         let (shape, vectors) = (self.layout.shape, self.layout.values / LANES);
         let size = shape.block_size;
         let mut sums = [[s.splat(0.0); D]; N];
-        for index in first / size..end.div_ceil(size) {
-            let head = blocks[index] as usize * shape.num_kv_heads + kv_head;
+        let held = first / size..end.div_ceil(size);
+        for (index, block) in held.clone().zip(&blocks[held]) {
+            let head = *block as usize * shape.num_kv_heads + kv_head;
             let v = &self.v[head * self.layout.v_head()..][..self.layout.v_head()];
             let from = (index * size).max(first);
             let to = ((index + 1) * size).min(end);

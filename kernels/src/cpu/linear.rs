@@ -320,6 +320,7 @@ impl<'a, const BITS: usize> Group<'a, BITS> {
     }
 
     /// `sums[m][n] += scale of the weights * (scale of the record * integer sum)`.
+    #[expect(clippy::needless_range_loop, reason = "indices that become registers")]
     #[inline(always)]
     fn dot<S: Simd, const SUBS: usize, const WIDE: bool, const R: usize, const N: usize>(
         self,
@@ -354,6 +355,7 @@ impl<'a, const BITS: usize> Group<'a, BITS> {
     }
 
     /// `sums[m][n] += minimum of the weights * sum of the values`.
+    #[expect(clippy::needless_range_loop, reason = "indices that become registers")]
     #[inline(always)]
     fn minima<S: Simd, const R: usize, const N: usize>(
         self,
