@@ -74,7 +74,7 @@ fn decoder<D: Device>(device: D) -> Result<Decoder<D>, Box<dyn Error>> {
         })
         .collect();
     let mut random = Random(4);
-    let mut loader = WeightLoader::new(&*device, &config, &specs)?;
+    let loader = WeightLoader::new(&*device, &config, &specs)?;
     for (index, spec) in specs.iter().enumerate() {
         let bytes = match *spec.dims {
             [rows, cols] => random.matrix(Dtype::Q8_0, rows as usize, cols as usize),

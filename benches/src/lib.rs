@@ -65,8 +65,8 @@ pub fn upload<D: Device>(
     (rows, cols): (usize, usize),
     bytes: &[u8],
 ) -> Result<D::Matrix, DeviceError> {
-    let mut upload = device.begin_matrix(dtype, rows, cols)?;
-    upload.write(bytes)?;
+    let upload = device.begin_matrix(dtype, rows, cols)?;
+    upload.write(0, bytes)?;
     upload.finish()
 }
 

@@ -44,6 +44,12 @@ pub enum DeviceError {
         /// Bytes given.
         found: usize,
     },
+    /// Bytes of an upload came twice.
+    #[error("byte {offset} of an upload came twice")]
+    UploadTwice {
+        /// The first of them.
+        offset: usize,
+    },
     /// The device itself failed (driver, lost card).
     #[error("device failure: {0}")]
     Failed(String),
@@ -150,17 +156,17 @@ pub struct Attention<'a, D: Device> {
     pub out: &'a mut D::Buffer,
 }
 
-/// A matrix on its way to the device: bytes arrive in order, in pieces of any length, and are
-/// repacked for the device's kernels as they come.
-pub trait Upload: Send {
+/// A matrix on its way to the device: bytes arrive in pieces of any length, in any order and from
+/// any thread, and are repacked for the device's kernels as they come.
+pub trait Upload: Send + Sync {
     /// What the upload becomes.
     type Matrix;
 
-    /// Takes the next bytes of the row-major, ggml-grouped storage (see [`Dtype`]).
+    /// Takes bytes of the row-major, ggml-grouped storage (see [`Dtype`]), from `offset` on.
     ///
     /// # Errors
-    /// [`DeviceError::UploadLength`] when more bytes come than the shape has.
-    fn write(&mut self, bytes: &[u8]) -> Result<(), DeviceError>;
+    /// [`DeviceError::UploadLength`] beyond the last byte of the shape, [`DeviceError::UploadTwice`].
+    fn write(&self, offset: usize, bytes: &[u8]) -> Result<(), DeviceError>;
 
     /// Ends the upload.
     ///

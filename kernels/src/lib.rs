@@ -4,6 +4,7 @@
 //! means and is the oracle of all tests; [`cpu`] is the fast device of servers; [`quant`] reads
 //! weight groups; [`probe`] measures the machine's own limits and [`profile`] what a device does with its time.
 
+mod arrived;
 pub mod batch;
 pub mod cpu;
 pub mod device;
@@ -14,6 +15,7 @@ pub mod profile;
 pub mod quant;
 pub mod reference;
 
+pub use arrived::Arrived;
 pub use batch::{Batch, WantLogits};
 pub use device::{Device, DeviceError};
 pub use dtype::Dtype;

@@ -7,9 +7,12 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
+
+use zeroize::{DefaultIsZeroes, Zeroize};
 
 use crate::device::DeviceError;
 
@@ -17,7 +20,7 @@ use crate::device::DeviceError;
 ///
 /// # Safety
 /// The implementor is a plain number without padding.
-pub(crate) unsafe trait Plain: Copy + Send + Sync + 'static {}
+pub(crate) unsafe trait Plain: DefaultIsZeroes + Send + Sync + 'static {}
 
 // SAFETY: a plain number.
 unsafe impl Plain for u8 {}
@@ -33,6 +36,8 @@ pub(crate) struct Aligned<T: Plain> {
     ptr: NonNull<T>,
     len: usize,
     home: Home,
+    /// Nothing is left to wipe.
+    wiped: bool,
     owned: PhantomData<T>,
 }
 
@@ -74,7 +79,7 @@ impl<T: Plain> Aligned<T> {
                 (ptr.ok_or_else(out_of_memory)?, Home::Heap(layout))
             }
         };
-        Ok(Self { ptr: ptr.cast(), len, home, owned: PhantomData })
+        Ok(Self { ptr: ptr.cast(), len, home, wiped: false, owned: PhantomData })
     }
 
     fn bytes(what: &'static str, len: usize) -> Result<usize, DeviceError> {
@@ -105,10 +110,12 @@ impl<T: Plain> Drop for Aligned<T> {
     fn drop(&mut self) {
         let bytes = self.len * size_of::<T>();
         let start = self.ptr.as_ptr().cast::<u8>();
-        // SAFETY: `bytes` bytes were reserved at `start`, and zero is a value of every `T`.
-        unsafe { start.write_bytes(0, bytes) };
-        // The bytes are about to be freed, so a compiler may drop the write: this keeps it.
-        std::hint::black_box(&self[..]);
+        if !self.wiped {
+            // SAFETY: `bytes` bytes were reserved at `start`, and zero is a value of every `T`.
+            unsafe { start.write_bytes(0, bytes) };
+            // The bytes are about to be freed, so a compiler may drop the write: this keeps it.
+            std::hint::black_box(&self[..]);
+        }
         match self.home {
             // A region goes with the last of those that lie in it.
             Home::Nowhere | Home::Region { .. } => {}
@@ -160,7 +167,7 @@ impl Arena {
         let ptr = unsafe { region.start.add(*taken) };
         *taken = (*taken + bytes).next_multiple_of(LINE).min(region.bytes);
         let home = Home::Region { _kept: Arc::clone(region) };
-        Ok(Aligned { ptr: ptr.cast(), len, home, owned: PhantomData })
+        Ok(Aligned { ptr: ptr.cast(), len, home, wiped: false, owned: PhantomData })
     }
 }
 
@@ -187,10 +194,62 @@ impl<T: Plain> fmt::Debug for Aligned<T> {
 /// Gives `values` a length. Where that takes other memory, what was in the old is wiped, not moved.
 pub(crate) fn resize(values: &mut Vec<f32>, len: usize) {
     if values.capacity() < len {
-        zeroize::Zeroize::zeroize(values);
+        values.zeroize();
         *values = Vec::with_capacity(len);
     }
     values.resize(len, 0.0);
+}
+
+/// Memory in equal parts that several threads fill, each part once.
+pub(crate) struct Parts<T: Plain> {
+    memory: Aligned<T>,
+    part_len: usize,
+    taken: Vec<AtomicBool>,
+}
+
+impl<T: Plain> Parts<T> {
+    /// `count` parts of `part_len` zeros.
+    pub(crate) fn zeroed(
+        arena: &Arena,
+        what: &'static str,
+        count: usize,
+        part_len: usize,
+    ) -> Result<Self, DeviceError> {
+        let too_large = DeviceError::OutOfMemory { what, bytes: usize::MAX };
+        let len = count.checked_mul(part_len).ok_or(too_large)?;
+        let memory = arena.zeroed(what, len)?;
+        Ok(Self { memory, part_len, taken: (0..count).map(|_| AtomicBool::new(false)).collect() })
+    }
+
+    /// The part `index`: nothing when it was taken before, or is none.
+    #[expect(clippy::mut_from_ref, reason = "no part is lent twice: `taken` is never reset")]
+    pub(crate) fn take(&self, index: usize) -> Option<&mut [T]> {
+        if self.taken.get(index)?.swap(true, Ordering::Relaxed) {
+            return None;
+        }
+        let start = self.memory.ptr.as_ptr().wrapping_add(index * self.part_len);
+        // SAFETY: `zeroed` reserved `part_len` values for every `index` below the length of `taken`, zero is a value, and
+        // the swap lets one caller ever have this part; `memory` itself is not touched before it is whole and owned.
+        Some(unsafe { std::slice::from_raw_parts_mut(start, self.part_len) })
+    }
+
+    /// All of it.
+    pub(crate) fn whole(mut self) -> Aligned<T> {
+        let ptr = NonNull::<Line>::dangling().cast();
+        let nothing = Aligned { ptr, len: 0, home: Home::Nowhere, wiped: true, owned: PhantomData };
+        std::mem::replace(&mut self.memory, nothing)
+    }
+}
+
+impl<T: Plain> Drop for Parts<T> {
+    fn drop(&mut self) {
+        // Pages of a part that nobody took were never touched, and there may be more than there is memory.
+        let parts = self.memory.chunks_exact_mut(self.part_len.max(1)).zip(&self.taken);
+        parts
+            .filter(|(_, taken)| taken.load(Ordering::Relaxed))
+            .for_each(|(part, _)| part.zeroize());
+        self.memory.wiped = true;
+    }
 }
 
 /// A cache line: what a dangling pointer to no values is aligned to.
@@ -258,5 +317,25 @@ mod tests {
             }
         }
         assert!(Aligned::<f32>::zeroed("test", usize::MAX / 2).is_err());
+    }
+
+    #[test]
+    fn a_part_is_lent_once_and_threads_fill_the_whole() {
+        let parts = Parts::<u16>::zeroed(&Arena::new(), "test", 100, 7).unwrap();
+        std::thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| {
+                    for index in 0..100 {
+                        if let Some(part) = parts.take(index) {
+                            part.iter_mut().for_each(|x| *x += index as u16);
+                        }
+                    }
+                });
+            }
+        });
+        assert!(parts.take(0).is_none() && parts.take(100).is_none());
+        let whole = parts.whole();
+        assert!(whole.iter().enumerate().all(|(i, x)| usize::from(*x) == i / 7));
+        assert!(Parts::<f32>::zeroed(&Arena::new(), "test", usize::MAX, 2).is_err());
     }
 }

@@ -415,8 +415,8 @@ impl AddAssign for Work {
 impl<U: Upload> Upload for Pending<U> {
     type Matrix = Matrix<U::Matrix>;
 
-    fn write(&mut self, bytes: &[u8]) -> Result<(), DeviceError> {
-        self.inner.write(bytes)
+    fn write(&self, offset: usize, bytes: &[u8]) -> Result<(), DeviceError> {
+        self.inner.write(offset, bytes)
     }
 
     fn finish(self) -> Result<Self::Matrix, DeviceError> {

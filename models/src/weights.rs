@@ -2,11 +2,13 @@
 //! over, no readable copy left behind.
 
 use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
 
+use chrysalis_kernels::Arrived;
 use chrysalis_kernels::device::{Device, DeviceError, Upload};
 use chrysalis_kernels::dtype::Dtype;
 use chrysalis_protocol::package::TensorRecord;
-use zeroize::{Zeroize, Zeroizing};
+use zeroize::Zeroizing;
 
 use crate::config::ModelConfig;
 use crate::layout::Supply;
@@ -54,27 +56,15 @@ pub enum WeightError {
         /// Number of the type in the package.
         found: u16,
     },
-    /// Bytes came out of order, or for a tensor that does not exist.
-    #[error("bytes at {found} of tensor {tensor} came where {expected} was next")]
-    Order {
-        /// Index of the tensor in the package.
-        tensor: usize,
-        /// Offset that was next; nothing is next in a tensor that is not being read.
-        expected: u64,
-        /// Offset that came.
-        found: u64,
+    /// Bytes came for a tensor that does not exist.
+    #[error("bytes came for tensor {found} of {count}")]
+    Index {
+        /// Index that came.
+        found: usize,
+        /// Tensors of the package.
+        count: usize,
     },
-    /// More bytes than the shape of the tensor has, or fewer.
-    #[error("tensor {name} has {expected} bytes and was given {found}")]
-    Length {
-        /// Its name.
-        name: String,
-        /// Bytes of its shape.
-        expected: u64,
-        /// Bytes that came.
-        found: u64,
-    },
-    /// The device refused a tensor.
+    /// The device refused a tensor, or the bytes that came were too many, too few or came twice.
     #[error("tensor {name}: {error}")]
     Device {
         /// Its name.
@@ -104,7 +94,7 @@ impl<'a> From<&'a TensorRecord> for TensorSpec<'a> {
 /// Weights of a decoder on device `D`.
 pub type Weights<D> = Layout<<D as Device>::Matrix, <D as Device>::Vector>;
 
-/// Takes the tensors of a package in order and places them on a device.
+/// Takes the tensors of a package, in any order and from any thread, and places them on a device.
 ///
 /// Bytes of a matrix go straight to the device; those of a vector stay in a private buffer until
 /// they are whole, and are wiped then.
@@ -112,39 +102,26 @@ pub type Weights<D> = Layout<<D as Device>::Matrix, <D as Device>::Vector>;
 pub struct WeightLoader<'a, D: Device> {
     device: &'a D,
     config: &'a ModelConfig,
-    tensors: Vec<Tensor>,
-    current: Option<Current<D>>,
-    next: usize,
-    loaded: Loaded<D>,
+    tensors: Vec<Tensor<D>>,
 }
 
-/// A tensor that was checked against the table.
-#[derive(Debug)]
-struct Tensor {
+/// A tensor that was checked against the table, and where its bytes go.
+struct Tensor<D: Device> {
     name: String,
-    dtype: Dtype,
-    dims: Vec<u32>,
-    bytes: u64,
-}
-
-/// The tensor whose bytes are coming.
-struct Current<D: Device> {
-    received: u64,
     target: Target<D>,
 }
 
 enum Target<D: Device> {
     Matrix(D::Upload),
-    Vector(Zeroizing<Vec<u8>>),
+    Vector(Arrived, Mutex<Zeroizing<Vec<u8>>>),
 }
 
-impl<D: Device> std::fmt::Debug for Current<D> {
+impl<D: Device> std::fmt::Debug for Tensor<D> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Current").field("received", &self.received).finish_non_exhaustive()
+        f.debug_struct("Tensor").field("name", &self.name).finish_non_exhaustive()
     }
 }
 
-#[derive(Debug)]
 struct Loaded<D: Device> {
     matrices: BTreeMap<String, D::Matrix>,
     vectors: BTreeMap<String, D::Vector>,
@@ -152,172 +129,130 @@ struct Loaded<D: Device> {
 
 impl<'a, D: Device> WeightLoader<'a, D> {
     /// Checks that `tensors` are exactly those of `config`, each of its shape and of a storage type
-    /// that fits.
+    /// that fits, and reserves their memory.
     ///
     /// # Errors
-    /// [`WeightError`] names the first tensor that is missing, left over, doubled, or of another
-    /// shape or type.
+    /// [`WeightError`] names the first tensor that is missing, left over, doubled, of another shape
+    /// or type, or that the device has no room for.
     pub fn new(
         device: &'a D,
         config: &'a ModelConfig,
         tensors: &[TensorSpec<'_>],
     ) -> Result<Self, WeightError> {
         let mut expected = expected_tensors(config);
-        let tensors = tensors
+        let dtypes = tensors
             .iter()
-            .map(|tensor| Tensor::check(tensor, &mut expected, config))
+            .map(|tensor| check(tensor, &mut expected, config))
             .collect::<Result<Vec<_>, _>>()?;
         if let Some((name, _)) = expected.pop_first() {
             return Err(WeightError::Missing { name });
         }
-        Ok(Self {
-            device,
-            config,
-            tensors,
-            current: None,
-            next: 0,
-            loaded: Loaded { matrices: BTreeMap::new(), vectors: BTreeMap::new() },
-        })
+        let tensors = tensors.iter().zip(dtypes);
+        let tensors = tensors.map(|(spec, dtype)| Tensor::begin(device, spec, dtype));
+        Ok(Self { device, config, tensors: tensors.collect::<Result<_, _>>()? })
     }
 
-    /// Takes the next bytes: tensors in the order of the list given to [`Self::new`], each from its
-    /// first byte to its last, in pieces of any length.
+    /// Takes bytes of the tensor at that place of the list given to [`Self::new`], from `offset` on:
+    /// each byte once, in pieces of any length.
     ///
     /// # Errors
-    /// [`WeightError::Order`], [`WeightError::Length`], [`WeightError::Device`].
-    pub fn write(&mut self, tensor: usize, offset: u64, bytes: &[u8]) -> Result<(), WeightError> {
-        let order = |expected| WeightError::Order { tensor, expected, found: offset };
-        if tensor != self.next {
-            return Err(order(0));
-        }
-        let Some(spec) = self.tensors.get(tensor) else {
-            return Err(order(0));
+    /// [`WeightError::Index`], [`WeightError::Device`].
+    pub fn write(&self, tensor: usize, offset: u64, bytes: &[u8]) -> Result<(), WeightError> {
+        let Some(tensor) = self.tensors.get(tensor) else {
+            return Err(WeightError::Index { found: tensor, count: self.tensors.len() });
         };
-        let mut current = match self.current.take() {
-            Some(current) => current,
-            None => Current::begin(self.device, spec)?,
+        let offset = usize::try_from(offset).unwrap_or(usize::MAX);
+        let written = match &tensor.target {
+            Target::Matrix(upload) => upload.write(offset, bytes),
+            Target::Vector(arrived, staging) => arrived.add(offset, bytes.len()).map(|()| {
+                let mut staging = staging.lock().unwrap_or_else(PoisonError::into_inner);
+                staging[offset..][..bytes.len()].copy_from_slice(bytes);
+            }),
         };
-        if offset != current.received {
-            return Err(order(current.received));
-        }
-        current.write(spec, bytes)?;
-        if current.received < spec.bytes {
-            self.current = Some(current);
-        } else {
-            current.finish(self.device, spec, &mut self.loaded)?;
-            self.next += 1;
-        }
-        Ok(())
+        written.map_err(|error| device_error(&tensor.name, error))
     }
 
     /// Ends the load.
     ///
     /// # Errors
-    /// [`WeightError::Length`] names the first tensor whose bytes did not all come.
-    pub fn finish(mut self) -> Result<Weights<D>, WeightError> {
-        if let Some(spec) = self.tensors.get(self.next) {
-            return Err(WeightError::Length {
-                name: spec.name.clone(),
-                expected: spec.bytes,
-                found: self.current.map_or(0, |current| current.received),
-            });
+    /// [`WeightError::Device`] names the first tensor whose bytes did not all come.
+    pub fn finish(self) -> Result<Weights<D>, WeightError> {
+        let mut loaded = Loaded::<D> { matrices: BTreeMap::new(), vectors: BTreeMap::new() };
+        for Tensor { name, target } in self.tensors {
+            let placed = match target {
+                Target::Matrix(upload) => {
+                    upload.finish().map(|matrix| drop(loaded.matrices.insert(name.clone(), matrix)))
+                }
+                Target::Vector(arrived, staging) => arrived
+                    .finish()
+                    .and_then(|()| vector(self.device, staging))
+                    .map(|vector| drop(loaded.vectors.insert(name.clone(), vector))),
+            };
+            placed.map_err(|error| device_error(&name, error))?;
         }
-        Layout::from_supply(self.config, &mut self.loaded)
+        Layout::from_supply(self.config, &mut loaded)
     }
 }
 
-impl Tensor {
-    fn check(
-        spec: &TensorSpec<'_>,
-        expected: &mut BTreeMap<String, Vec<u32>>,
-        config: &ModelConfig,
-    ) -> Result<Self, WeightError> {
-        let name = || spec.name.to_owned();
-        let Some(dims) = expected.remove(spec.name) else {
-            let known = expected_tensors(config).contains_key(spec.name);
-            return Err(match known {
-                true => WeightError::Twice { name: name() },
-                false => WeightError::LeftOver { name: name() },
-            });
-        };
-        if dims != spec.dims {
-            return Err(WeightError::Shape {
-                name: name(),
-                expected: dims,
-                found: spec.dims.to_vec(),
-            });
-        }
-        let wrong = |expected| WeightError::Dtype { name: name(), expected, found: spec.dtype };
-        let dtype = Dtype::from_code(spec.dtype).ok_or_else(|| wrong("a known one"))?;
-        let (rows, cols) = match dims[..] {
-            [rows, cols] => (rows as usize, cols as usize),
-            _ if dtype != Dtype::F32 => return Err(wrong("F32, as all vectors")),
-            _ => (1, dims.iter().map(|&n| n as usize).product()),
-        };
-        let row_bytes = dtype.row_bytes(cols).ok_or_else(|| wrong("one whose groups fit a row"))?;
-        Ok(Self { name: name(), dtype, bytes: (rows * row_bytes) as u64, dims })
+/// The storage type of a tensor that is expected, with this shape.
+fn check(
+    spec: &TensorSpec<'_>,
+    expected: &mut BTreeMap<String, Vec<u32>>,
+    config: &ModelConfig,
+) -> Result<Dtype, WeightError> {
+    let name = || spec.name.to_owned();
+    let Some(dims) = expected.remove(spec.name) else {
+        let known = expected_tensors(config).contains_key(spec.name);
+        return Err(match known {
+            true => WeightError::Twice { name: name() },
+            false => WeightError::LeftOver { name: name() },
+        });
+    };
+    if dims != spec.dims {
+        let found = spec.dims.to_vec();
+        return Err(WeightError::Shape { name: name(), expected: dims, found });
     }
-
-    fn device_error(&self, error: DeviceError) -> WeightError {
-        WeightError::Device { name: self.name.clone(), error }
+    let wrong = |expected| WeightError::Dtype { name: name(), expected, found: spec.dtype };
+    let dtype = Dtype::from_code(spec.dtype).ok_or_else(|| wrong("a known one"))?;
+    let [_, cols] = dims[..] else {
+        return if dtype == Dtype::F32 { Ok(dtype) } else { Err(wrong("F32, as all vectors")) };
+    };
+    match dtype.row_bytes(cols as usize) {
+        Some(_) => Ok(dtype),
+        None => Err(wrong("one whose groups fit a row")),
     }
 }
 
-impl<D: Device> Current<D> {
-    fn begin(device: &D, spec: &Tensor) -> Result<Self, WeightError> {
-        let target = match spec.dims[..] {
+impl<D: Device> Tensor<D> {
+    fn begin(device: &D, spec: &TensorSpec<'_>, dtype: Dtype) -> Result<Self, WeightError> {
+        let target = match *spec.dims {
             [rows, cols] => Target::Matrix(
                 device
-                    .begin_matrix(spec.dtype, rows as usize, cols as usize)
-                    .map_err(|error| spec.device_error(error))?,
+                    .begin_matrix(dtype, rows as usize, cols as usize)
+                    .map_err(|error| device_error(spec.name, error))?,
             ),
-            // At its full length at once: a vector that grows leaves copies behind.
-            _ => Target::Vector(Zeroizing::new(Vec::with_capacity(spec.bytes as usize))),
+            _ => {
+                let bytes = spec.dims.iter().map(|&n| n as usize).product::<usize>() * 4;
+                Target::Vector(Arrived::new(bytes), Mutex::new(Zeroizing::new(vec![0; bytes])))
+            }
         };
-        Ok(Self { received: 0, target })
+        Ok(Self { name: spec.name.to_owned(), target })
     }
+}
 
-    fn write(&mut self, spec: &Tensor, bytes: &[u8]) -> Result<(), WeightError> {
-        let found = self.received + bytes.len() as u64;
-        if found > spec.bytes {
-            return Err(WeightError::Length {
-                name: spec.name.clone(),
-                expected: spec.bytes,
-                found,
-            });
-        }
-        self.received = found;
-        match &mut self.target {
-            Target::Matrix(upload) => upload.write(bytes).map_err(|error| spec.device_error(error)),
-            Target::Vector(staging) => {
-                staging.extend_from_slice(bytes);
-                Ok(())
-            }
-        }
-    }
+fn vector<D: Device>(
+    device: &D,
+    staging: Mutex<Zeroizing<Vec<u8>>>,
+) -> Result<D::Vector, DeviceError> {
+    let staging = staging.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let words = staging.as_chunks().0.iter();
+    let values: Zeroizing<Vec<f32>> =
+        Zeroizing::new(words.map(|x| f32::from_le_bytes(*x)).collect());
+    device.vector(&values)
+}
 
-    fn finish(self, device: &D, spec: &Tensor, loaded: &mut Loaded<D>) -> Result<(), WeightError> {
-        match self.target {
-            Target::Matrix(upload) => {
-                let matrix = upload.finish().map_err(|error| spec.device_error(error))?;
-                loaded.matrices.insert(spec.name.clone(), matrix);
-            }
-            Target::Vector(staging) => {
-                let mut values: Vec<f32> = staging
-                    .as_chunks::<4>()
-                    .0
-                    .iter()
-                    .map(|&bytes| f32::from_le_bytes(bytes))
-                    .collect();
-                let vector = device.vector(&values);
-                values.zeroize();
-                loaded
-                    .vectors
-                    .insert(spec.name.clone(), vector.map_err(|error| spec.device_error(error))?);
-            }
-        }
-        Ok(())
-    }
+fn device_error(name: &str, error: DeviceError) -> WeightError {
+    WeightError::Device { name: name.to_owned(), error }
 }
 
 impl<D: Device> Supply for Loaded<D> {
@@ -436,33 +371,33 @@ mod tests {
     }
 
     #[test]
-    fn bytes_are_taken_in_order_and_to_the_last() {
+    fn every_byte_is_taken_once_in_any_order_and_none_may_be_missing() {
         // Tensor 0 is a bias of 16 values, tensor 1 a matrix of 16 x 32.
         let (config, tensors) = full();
         let begin = || loader(&config, &tensors).unwrap();
-        let mut whole = begin();
-        whole.write(0, 0, &[0; 63]).unwrap();
+        let whole = begin();
+        whole.write(1, 48, &[0; 2000]).unwrap();
         whole.write(0, 63, &[0]).unwrap();
-        whole.write(1, 0, &[0; 2000]).unwrap();
-        assert!(matches!(
-            whole.finish().unwrap_err(),
-            WeightError::Length { name, expected: 2048, found: 2000 } if name == "blk.0.attn_k.weight"
-        ));
-        let wrong: [&[(usize, u64, usize)]; 6] = [
-            &[(1, 0, 4)],
-            &[(0, 4, 4)],
-            &[(0, 0, 4), (0, 0, 4)],
-            &[(0, 0, 65)],
-            &[(0, 0, 64), (0, 64, 1)],
-            &[(0, 0, 4), (1, 0, 4)],
+        whole.write(0, 0, &[0; 63]).unwrap();
+        assert_eq!(
+            whole.finish().unwrap_err().to_string(),
+            "tensor blk.0.attn_k.weight: upload of 2048 bytes was given 2000"
+        );
+        let wrong: [(&[(usize, u64, usize)], &str); 5] = [
+            (&[(0, 0, 4), (0, 3, 1)], "tensor blk.0.attn_k.bias: byte 3 of an upload came twice"),
+            (&[(1, 0, 4), (1, 3, 1)], "tensor blk.0.attn_k.weight: byte 3 of an upload came twice"),
+            (&[(0, 0, 65)], "tensor blk.0.attn_k.bias: upload of 64 bytes was given 65"),
+            (&[(1, 2048, 1)], "tensor blk.0.attn_k.weight: upload of 2048 bytes was given 2049"),
+            (&[(tensors.len(), 0, 4)], "bytes came for tensor 43 of 43"),
         ];
-        for pieces in wrong {
-            let mut loader = begin();
+        for (pieces, refusal) in wrong {
+            let loader = begin();
             let (&(tensor, offset, len), before) = pieces.split_last().unwrap();
             for &(tensor, offset, len) in before {
                 loader.write(tensor, offset, &vec![0; len]).unwrap();
             }
-            assert!(loader.write(tensor, offset, &vec![0; len]).is_err(), "{pieces:?}");
+            let error = loader.write(tensor, offset, &vec![0; len]).unwrap_err();
+            assert_eq!(error.to_string(), refusal, "{pieces:?}");
         }
     }
 }

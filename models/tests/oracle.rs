@@ -254,7 +254,7 @@ impl Oracle {
                 dims: &tensor.dims,
             })
             .collect();
-        let mut loader = WeightLoader::new(&device, &config, &specs).unwrap();
+        let loader = WeightLoader::new(&device, &config, &specs).unwrap();
         let mut bytes = Vec::new();
         for index in 0..self.source.tensors().len() {
             self.source.read(index, &mut bytes).unwrap();

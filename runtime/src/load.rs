@@ -66,7 +66,7 @@ pub fn decoder<D: Device>(
 ) -> Result<Decoder<D>, LoadError> {
     let config = ModelConfig::try_from(&package.meta().architecture)?;
     let tensors: Vec<_> = package.meta().tensors.iter().map(TensorSpec::from).collect();
-    let mut loader = WeightLoader::new(&*device, &config, &tensors)?;
+    let loader = WeightLoader::new(&*device, &config, &tensors)?;
     let (filled, segments) = sync_channel(BUFFERS);
     let (emptied, buffers) = sync_channel(BUFFERS);
     for _ in 0..BUFFERS {

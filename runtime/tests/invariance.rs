@@ -46,7 +46,7 @@ fn engine(model: &Path, run: Run) -> (Engine, u32) {
             dims: &tensor.dims,
         })
         .collect();
-    let mut loader = WeightLoader::new(&device, &config, &specs).unwrap();
+    let loader = WeightLoader::new(&device, &config, &specs).unwrap();
     let mut bytes = Vec::new();
     for index in 0..source.tensors().len() {
         source.read(index, &mut bytes).unwrap();

@@ -4,7 +4,7 @@
 #[allow(clippy::wildcard_imports, reason = "the names of instructions, by the dozen")]
 use std::arch::x86_64::*;
 
-use super::simd::{Simd, Task};
+use super::simd::{Simd, Task, sixteen_rows};
 
 /// Proof that the CPU has AVX2, FMA and F16C.
 #[derive(Clone, Copy, Debug)]
@@ -240,6 +240,31 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
+    fn flip_b(self, x: I, mask: u8) -> I {
+        let mask = proven!(_mm256_set1_epi8(mask.cast_signed()));
+        I(proven!(_mm256_xor_si256(x.0, mask)), proven!(_mm256_xor_si256(x.1, mask)))
+    }
+    #[inline(always)]
+    fn b_to_f(self, x: I) -> F {
+        self.bits_to_f(x)
+    }
+    #[inline(always)]
+    fn columns(self, rows: &[u8], stride: usize) -> [I; 4] {
+        proven!(columns(rows, stride))
+    }
+    #[inline(always)]
+    fn sort_b(self, x: I) -> I {
+        proven!(sort_bytes(x))
+    }
+    #[inline(always)]
+    fn store_halves(self, x: I, out: &mut [u16], apart: usize) {
+        let (low, high) = proven!(split_halves(x));
+        let at = out[..16].as_mut_ptr().cast::<__m256i>();
+        proven!(_mm256_storeu_si256(at, low));
+        let at = out[apart..][..16].as_mut_ptr().cast::<__m256i>();
+        proven!(_mm256_storeu_si256(at, high));
+    }
+    #[inline(always)]
     fn prefetch<T>(self, x: &[T], at: usize) {
         let x = x.as_ptr().cast::<i8>().wrapping_add(at);
         // A prefetch of any address is harmless: it never faults.
@@ -303,4 +328,61 @@ fn pack_i8(x: I) -> __m128i {
     // The packs work on 128-bit halves; the permutation puts the quarters back in order.
     let x = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi32(x.0, x.1));
     _mm_packs_epi16(_mm256_castsi256_si128(x), _mm256_extracti128_si256::<1>(x))
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn columns(rows: &[u8], stride: usize) -> [I; 4] {
+    let start = sixteen_rows(rows, stride).as_ptr();
+    let row = |i: usize| {
+        let at = start.wrapping_add(i * stride).cast::<__m128i>();
+        // SAFETY: `i` is below 16, and `sixteen_rows` cut the slice to end 16 bytes behind the start of the last row.
+        unsafe { _mm_loadu_si128(at) }
+    };
+    // Rows `i` and `i + 4`: the halves have the rows from 0 and from 4.
+    let two = |i: usize| _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(row(i)), row(i + 4));
+    let [a, b, c, d] = transpose([two(0), two(1), two(2), two(3)]);
+    let [e, f, g, h] = transpose([two(8), two(9), two(10), two(11)]);
+    [I(a, e), I(b, f), I(c, g), I(d, h)]
+}
+
+/// Four words by four vectors, in each half.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn transpose([a, b, c, d]: [__m256i; 4]) -> [__m256i; 4] {
+    let (low_ab, low_cd) = (_mm256_unpacklo_epi32(a, b), _mm256_unpacklo_epi32(c, d));
+    let (high_ab, high_cd) = (_mm256_unpackhi_epi32(a, b), _mm256_unpackhi_epi32(c, d));
+    [
+        _mm256_unpacklo_epi64(low_ab, low_cd),
+        _mm256_unpackhi_epi64(low_ab, low_cd),
+        _mm256_unpacklo_epi64(high_ab, high_cd),
+        _mm256_unpackhi_epi64(high_ab, high_cd),
+    ]
+}
+
+/// Bytes within each quarter, words across two of them, then the two registers.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn sort_bytes(x: I) -> I {
+    let within = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    let within = _mm256_broadcastsi128_si256(within);
+    let across = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    let a = _mm256_permutevar8x32_epi32(_mm256_shuffle_epi8(x.0, within), across);
+    let b = _mm256_permutevar8x32_epi32(_mm256_shuffle_epi8(x.1, within), across);
+    let (even, odd) = (_mm256_unpacklo_epi64(a, b), _mm256_unpackhi_epi64(a, b));
+    let low = _mm256_permute2x128_si256::<0x20>(even, odd);
+    I(low, _mm256_permute2x128_si256::<0x31>(even, odd))
+}
+
+/// The low halves of the lanes, and the high ones.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn split_halves(x: I) -> (__m256i, __m256i) {
+    let low = |x| _mm256_blend_epi16::<0b1010_1010>(x, _mm256_setzero_si256());
+    let low = _mm256_packus_epi32(low(x.0), low(x.1));
+    let high = |x| _mm256_srli_epi32::<16>(x);
+    let high = _mm256_packus_epi32(high(x.0), high(x.1));
+    // The packs work on 128-bit halves; the permutation puts the quarters back in order.
+    let low = _mm256_permute4x64_epi64::<0b11_01_10_00>(low);
+    (low, _mm256_permute4x64_epi64::<0b11_01_10_00>(high))
 }

@@ -4,7 +4,7 @@
 #[allow(clippy::wildcard_imports, reason = "the names of instructions, by the dozen")]
 use std::arch::x86_64::*;
 
-use super::simd::{Simd, Task};
+use super::simd::{Simd, Task, sixteen_rows};
 
 /// Proof that the CPU has AVX-512 F, BW, VL and VNNI, and AVX2, FMA and F16C.
 #[derive(Clone, Copy, Debug)]
@@ -218,6 +218,33 @@ impl Simd for Avx512 {
         proven!(_mm512_dpbusd_epi32(acc, w, a))
     }
     #[inline(always)]
+    fn flip_b(self, x: __m512i, mask: u8) -> __m512i {
+        let mask = proven!(_mm512_set1_epi8(mask.cast_signed()));
+        proven!(_mm512_xor_si512(x, mask))
+    }
+    #[inline(always)]
+    fn b_to_f(self, x: __m512i) -> __m512 {
+        proven!(_mm512_castsi512_ps(x))
+    }
+    #[inline(always)]
+    fn columns(self, rows: &[u8], stride: usize) -> [__m512i; 4] {
+        proven!(columns(rows, stride))
+    }
+    #[inline(always)]
+    fn sort_b(self, x: __m512i) -> __m512i {
+        proven!(sort_bytes(x))
+    }
+    #[inline(always)]
+    fn store_halves(self, x: __m512i, out: &mut [u16], apart: usize) {
+        let low = proven!(_mm512_cvtepi32_epi16(x));
+        let high = proven!(_mm512_srli_epi32::<16>(x));
+        let high = proven!(_mm512_cvtepi32_epi16(high));
+        let at = out[..16].as_mut_ptr().cast::<__m256i>();
+        proven!(_mm256_storeu_si256(at, low));
+        let at = out[apart..][..16].as_mut_ptr().cast::<__m256i>();
+        proven!(_mm256_storeu_si256(at, high));
+    }
+    #[inline(always)]
     fn prefetch<T>(self, x: &[T], at: usize) {
         let x = x.as_ptr().cast::<i8>().wrapping_add(at);
         // A prefetch of any address is harmless: it never faults.
@@ -234,4 +261,42 @@ fn sum(x: __m512) -> f32 {
     let x = _mm_add_ps(x, _mm_movehl_ps(x, x));
     let x = _mm_add_ss(x, _mm_shuffle_ps::<1>(x, x));
     _mm_cvtss_f32(x)
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn columns(rows: &[u8], stride: usize) -> [__m512i; 4] {
+    let start = sixteen_rows(rows, stride).as_ptr();
+    let row = |i: usize| {
+        let at = start.wrapping_add(i * stride).cast::<__m128i>();
+        // SAFETY: `i` is below 16, and `sixteen_rows` cut the slice to end 16 bytes behind the start of the last row.
+        unsafe { _mm_loadu_si128(at) }
+    };
+    // Rows `i`, `i + 4`, `i + 8` and `i + 12`: the quarter `q` has row `4 * q + i`.
+    let four = |i: usize| {
+        let x = _mm512_castsi128_si512(row(i));
+        let x = _mm512_inserti32x4::<1>(x, row(i + 4));
+        let x = _mm512_inserti32x4::<2>(x, row(i + 8));
+        _mm512_inserti32x4::<3>(x, row(i + 12))
+    };
+    // Four words by four vectors, in each quarter.
+    let (a, b, c, d) = (four(0), four(1), four(2), four(3));
+    let (low_ab, low_cd) = (_mm512_unpacklo_epi32(a, b), _mm512_unpacklo_epi32(c, d));
+    let (high_ab, high_cd) = (_mm512_unpackhi_epi32(a, b), _mm512_unpackhi_epi32(c, d));
+    [
+        _mm512_unpacklo_epi64(low_ab, low_cd),
+        _mm512_unpackhi_epi64(low_ab, low_cd),
+        _mm512_unpacklo_epi64(high_ab, high_cd),
+        _mm512_unpackhi_epi64(high_ab, high_cd),
+    ]
+}
+
+/// Within each quarter first, then words across quarters.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn sort_bytes(x: __m512i) -> __m512i {
+    let within = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    let across = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    let x = _mm512_shuffle_epi8(x, _mm512_broadcast_i32x4(within));
+    _mm512_permutexvar_epi32(across, x)
 }

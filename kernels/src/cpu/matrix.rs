@@ -1,7 +1,7 @@
-//! Weights in the layout of the kernels, and the upload that repacks them.
+//! Weights in the layout of the kernels; `upload.rs` and `repack.rs` bring them there.
 //!
 //! Rows are stored in pairs of panels: 32 rows, two vectors of 16 lanes, one lane to a row (rows
-//! beyond the last are zero). Float types keep their values: `[pair][column][32 rows]`. Quantised
+//! beyond the last are as if their stored bytes were zero). Float types keep their values: `[pair][column][32 rows]`. Quantised
 //! types keep the width of their codes (4, 5, 6 or 8 bits a value) and the stored form of their
 //! scales, so that a pass over the weights reads as many bytes as ggml's file has:
 //!
@@ -14,12 +14,9 @@
 //! - K types: before the codes of a pair, `[stored group][panel]` 256 bytes of small scales: for each
 //!   sub-group 16 scales and 16 minima (Q6_K: 16 times 16 signed scales).
 
-use zeroize::Zeroize;
-
-use crate::device::{DeviceError, Upload};
 use crate::dtype::Dtype;
-use crate::memory::{Aligned, Arena};
-use crate::quant::{self, Unpacked};
+use crate::memory::Aligned;
+use crate::quant;
 
 /// Rows of a pair of panels.
 pub(super) const PAIR: usize = 32;
@@ -65,7 +62,7 @@ pub(super) struct Format {
 }
 
 impl Format {
-    fn new(dtype: Dtype, cols: usize) -> Option<Self> {
+    pub(super) fn new(dtype: Dtype, cols: usize) -> Option<Self> {
         let (bits, min) = match dtype {
             Dtype::Q4_0 => (4, false),
             Dtype::Q4_1 | Dtype::Q4K => (4, true),
@@ -176,173 +173,4 @@ fn code(codes: &[u8], bits: usize, lane: usize, i: usize) -> u8 {
         _ => 0,
     };
     low | (high << 4)
-}
-
-/// Writes the code of column `i` of the row `lane`; the group was zero.
-fn set_code(codes: &mut [u8], bits: usize, lane: usize, i: usize, code: u8) {
-    let (step, byte) = (i / 4, 4 * lane + i % 4);
-    if bits == 8 {
-        codes[step * 64 + byte] = code;
-        return;
-    }
-    codes[step % 4 * 64 + byte] |= (code & 15) << (step / 4 * 4);
-    match bits {
-        5 => codes[256 + byte] |= (code >> 4) << step,
-        6 => codes[256 + step / 4 * 64 + byte] |= (code >> 4) << (step % 4 * 2),
-        _ => {}
-    }
-}
-
-/// A matrix on its way: rows are repacked as they become whole.
-#[derive(Debug)]
-pub struct Pending {
-    matrix: Matrix,
-    /// Bytes of a row as stored.
-    row_bytes: usize,
-    /// Rows repacked so far.
-    done: usize,
-    /// The row that is not whole yet.
-    partial: Partial,
-}
-
-/// Bytes of an unfinished row; wiped.
-struct Partial(Vec<u8>);
-
-impl std::fmt::Debug for Partial {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} bytes", self.0.len())
-    }
-}
-
-impl Drop for Partial {
-    fn drop(&mut self) {
-        self.0.zeroize();
-    }
-}
-
-impl Pending {
-    pub(super) fn new(
-        arena: &Arena,
-        dtype: Dtype,
-        rows: usize,
-        cols: usize,
-    ) -> Result<Self, DeviceError> {
-        let shape = || DeviceError::Shape { dtype, rows, cols, group: dtype.group_len() };
-        let row_bytes = dtype.row_bytes(cols).ok_or_else(shape)?;
-        row_bytes.checked_mul(rows).ok_or_else(shape)?;
-        let pairs = rows.div_ceil(PAIR);
-        let len = pairs.checked_mul(PAIR).and_then(|rows| rows.checked_mul(cols));
-        let len = len.ok_or_else(shape)?;
-        let data = match (dtype, Format::new(dtype, cols)) {
-            (_, Some(format)) => Data::Quantised(Quantised {
-                format,
-                halves: arena.zeroed("scales", pairs * format.pair_halves())?,
-                codes: arena.zeroed("weights", pairs * format.pair_bytes())?,
-            }),
-            (Dtype::F32, None) => Data::F32(arena.zeroed("weights", len)?),
-            (_, None) => Data::Half(arena.zeroed("weights", len)?),
-        };
-        let partial = Partial(Vec::with_capacity(row_bytes));
-        let matrix = Matrix { dtype, rows, cols, data };
-        Ok(Self { matrix, row_bytes, done: 0, partial })
-    }
-
-    fn found(&self) -> usize {
-        self.done * self.row_bytes + self.partial.0.len()
-    }
-
-    fn put_row(&mut self, bytes: &[u8]) {
-        let (row, cols) = (self.done, self.matrix.cols);
-        let (pair, lane) = (row / PAIR, row % PAIR);
-        let first = pair * PAIR * cols + lane;
-        match &mut self.matrix.data {
-            Data::F32(out) => {
-                let out = out[first..].iter_mut().step_by(PAIR);
-                out.zip(bytes.as_chunks().0).for_each(|(out, b)| *out = f32::from_le_bytes(*b));
-            }
-            Data::Half(out) => {
-                let out = out[first..].iter_mut().step_by(PAIR);
-                out.zip(bytes.as_chunks().0).for_each(|(out, b)| *out = u16::from_le_bytes(*b));
-            }
-            Data::Quantised(q) => q.put_row(pair, lane / 16, lane % 16, bytes),
-        }
-        self.done += 1;
-    }
-}
-
-impl Quantised {
-    fn put_row(&mut self, pair: usize, panel: usize, lane: usize, bytes: &[u8]) {
-        let format = self.format;
-        let dtype = format.dtype;
-        let pair_codes = &mut self.codes[pair * format.pair_bytes()..][..format.pair_bytes()];
-        let (small, codes) = pair_codes.split_at_mut(format.small_bytes());
-        let halves = &mut self.halves[pair * format.pair_halves()..][..format.pair_halves()];
-        let mut group = Unpacked::default();
-        for (s, block) in bytes.chunks_exact(dtype.group_bytes()).enumerate() {
-            quant::unpack(dtype, block, &mut group);
-            for (g, values) in group.codes[..dtype.group_len()].chunks_exact(32).enumerate() {
-                let g = s * format.per_stored + g;
-                let at = (g * 2 + panel) * format.group_bytes();
-                let codes = &mut codes[at..][..format.group_bytes()];
-                for (i, value) in values.iter().enumerate() {
-                    set_code(codes, format.bits, lane, i, *value);
-                }
-            }
-            let stored = s * 2 + panel;
-            let half_at = if dtype == Dtype::Q6K { 208 } else { 0 };
-            for (i, half) in block[half_at..].as_chunks().0.iter().enumerate() {
-                if i * 16 < format.halves_len() {
-                    halves[stored * format.halves_len() + i * 16 + lane] =
-                        u16::from_le_bytes(*half);
-                }
-            }
-            for sub in 0..if small.is_empty() { 0 } else { 8 } {
-                let small = &mut small[stored * 256 + sub * 32..][..32];
-                (small[lane], small[16 + lane]) = match dtype {
-                    Dtype::Q6K => (block[192 + sub * 2], block[193 + sub * 2]),
-                    _ => quant::k_scale_min(&block[4..16], sub),
-                };
-            }
-        }
-    }
-}
-
-impl Upload for Pending {
-    type Matrix = Matrix;
-
-    fn write(&mut self, bytes: &[u8]) -> Result<(), DeviceError> {
-        let expected = self.row_bytes * self.matrix.rows;
-        let found = self.found() + bytes.len();
-        if found > expected {
-            return Err(DeviceError::UploadLength { expected, found });
-        }
-        let mut bytes = bytes;
-        if !self.partial.0.is_empty() {
-            let (head, tail) =
-                bytes.split_at(bytes.len().min(self.row_bytes - self.partial.0.len()));
-            self.partial.0.extend_from_slice(head);
-            bytes = tail;
-            if self.partial.0.len() == self.row_bytes {
-                let mut row = std::mem::take(&mut self.partial.0);
-                self.put_row(&row);
-                row.zeroize();
-                self.partial.0 = row;
-            }
-        }
-        while self.row_bytes > 0 && bytes.len() >= self.row_bytes {
-            let (row, tail) = bytes.split_at(self.row_bytes);
-            self.put_row(row);
-            bytes = tail;
-        }
-        self.partial.0.extend_from_slice(bytes);
-        Ok(())
-    }
-
-    fn finish(self) -> Result<Matrix, DeviceError> {
-        let (expected, found) = (self.row_bytes * self.matrix.rows, self.found());
-        if found != expected {
-            return Err(DeviceError::UploadLength { expected, found });
-        }
-        Ok(self.matrix)
-    }
 }

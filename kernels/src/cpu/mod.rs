@@ -16,11 +16,13 @@ mod linear;
 mod matrix;
 mod pool;
 mod probe;
+mod repack;
 mod rows;
 mod scalar;
 mod scales;
 mod simd;
 mod tiles;
+mod upload;
 
 use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -38,10 +40,11 @@ pub use cache::Cache;
 pub use isa::Isa;
 use isa::Level;
 use linear::{Input, LinearTile};
-pub use matrix::{Matrix, Pending};
+pub use matrix::Matrix;
 use pool::Pool;
 pub(crate) use probe::Probe;
 use tiles::Grid;
+pub use upload::Pending;
 
 /// How the device computes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -185,7 +188,7 @@ impl Device for Cpu {
     }
 
     fn begin_matrix(&self, dtype: Dtype, rows: usize, cols: usize) -> Result<Pending, DeviceError> {
-        Pending::new(&self.arena, dtype, rows, cols)
+        Pending::new(&self.arena, self.level, dtype, rows, cols)
     }
 
     fn vector(&self, values: &[f32]) -> Result<Vector, DeviceError> {

@@ -134,5 +134,23 @@ impl Simd for Scalar {
             acc[i] + products.sum::<i32>()
         })
     }
+    fn flip_b(self, x: Self::B, mask: u8) -> Self::B {
+        x.map(|x| x ^ mask)
+    }
+    fn b_to_f(self, x: Self::B) -> Self::F {
+        std::array::from_fn(|i| f32::from_le_bytes(first(&x[4 * i..])))
+    }
+    fn columns(self, rows: &[u8], stride: usize) -> [Self::B; 4] {
+        std::array::from_fn(|j| std::array::from_fn(|at| rows[at / 4 * stride + 4 * j + at % 4]))
+    }
+    fn sort_b(self, x: Self::B) -> Self::B {
+        std::array::from_fn(|at| x[at % 16 * 4 + at / 16])
+    }
+    fn store_halves(self, x: Self::B, out: &mut [u16], apart: usize) {
+        for (i, lane) in x.as_chunks::<4>().0.iter().enumerate() {
+            out[i] = u16::from_le_bytes([lane[0], lane[1]]);
+            out[apart + i] = u16::from_le_bytes([lane[2], lane[3]]);
+        }
+    }
     fn prefetch<T>(self, _x: &[T], _at: usize) {}
 }

@@ -85,6 +85,17 @@ pub(super) trait Simd: Copy + Send + Sync + 'static {
     /// In lane `i`: `acc + w[4i..4i + 4] · a`, where `a` is four signed bytes. `WIDE` when codes
     /// above 127 occur. Exact.
     fn dot<const WIDE: bool>(self, acc: Self::I, w: Self::B, a: i32) -> Self::I;
+    /// Each byte `xor` the mask.
+    fn flip_b(self, x: Self::B, mask: u8) -> Self::B;
+    /// The same bits, four bytes to a lane.
+    fn b_to_f(self, x: Self::B) -> Self::F;
+    /// Turns columns of words into vectors: lane `i` of vector `j` is the word `j` (four bytes) of the row that starts
+    /// `i * stride` bytes behind the start. Reads 16 bytes of each of 16 rows; they must be there.
+    fn columns(self, rows: &[u8], stride: usize) -> [Self::B; 4];
+    /// Sorts bytes by their place in a lane: byte `4 * i + j` goes to `16 * j + i`.
+    fn sort_b(self, x: Self::B) -> Self::B;
+    /// Stores the low halves of the lanes, then `apart` values behind the start the high ones.
+    fn store_halves(self, x: Self::B, out: &mut [u16], apart: usize);
     /// Asks for the cache line `at` bytes behind the start, which will be read soon.
     fn prefetch<T>(self, x: &[T], at: usize);
 
@@ -118,4 +129,11 @@ pub(super) trait Simd: Copy + Send + Sync + 'static {
         let one = self.splat(1.0);
         self.sub(one, self.div(self.splat(2.0), self.add(e, one)))
     }
+}
+
+/// The bytes that [`Simd::columns`] reads: from the start of the first row to byte 16 of the last.
+#[inline(always)]
+pub(super) fn sixteen_rows(rows: &[u8], stride: usize) -> &[u8] {
+    let len = stride.checked_mul(LANES - 1).and_then(|len| len.checked_add(16));
+    &rows[..len.unwrap_or(usize::MAX)]
 }

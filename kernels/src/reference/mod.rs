@@ -6,9 +6,11 @@
 mod ops;
 
 use std::fmt;
+use std::sync::{Mutex, PoisonError};
 
-use zeroize::Zeroize;
+use zeroize::{Zeroize, Zeroizing};
 
+use crate::arrived::Arrived;
 use crate::batch::Batch;
 use crate::device::{
     Activation, Attention, CacheShape, Device, DeviceError, Linear, RopeParams, RopeStore, Upload,
@@ -54,33 +56,33 @@ pub struct Step {
     batch: Batch,
 }
 
-/// Bytes gathered until the matrix is whole.
+/// Bytes gathered until the matrix is whole; wiped on drop.
 pub struct Pending {
     dtype: Dtype,
     rows: usize,
     cols: usize,
-    expected: usize,
-    bytes: Vec<u8>,
+    arrived: Arrived,
+    bytes: Mutex<Zeroizing<Vec<u8>>>,
 }
 
 impl Upload for Pending {
     type Matrix = Matrix;
 
-    fn write(&mut self, bytes: &[u8]) -> Result<(), DeviceError> {
-        let found = self.bytes.len() + bytes.len();
-        if found > self.expected {
-            return Err(DeviceError::UploadLength { expected: self.expected, found });
-        }
-        self.bytes.extend_from_slice(bytes);
+    fn write(&self, offset: usize, bytes: &[u8]) -> Result<(), DeviceError> {
+        self.arrived.add(offset, bytes.len())?;
+        let mut whole = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
+        whole[offset..][..bytes.len()].copy_from_slice(bytes);
         Ok(())
     }
 
-    fn finish(mut self) -> Result<Matrix, DeviceError> {
-        let (expected, found) = (self.expected, self.bytes.len());
+    fn finish(self) -> Result<Matrix, DeviceError> {
+        self.arrived.finish()?;
+        let bytes = self.bytes.into_inner().unwrap_or_else(PoisonError::into_inner);
         let mut data = vec![0.0; self.rows * self.cols];
-        quant::dequantize(self.dtype, &self.bytes, &mut data)
-            .map_err(|_| DeviceError::UploadLength { expected, found })?;
-        self.bytes.zeroize();
+        quant::dequantize(self.dtype, &bytes, &mut data).map_err(|_| {
+            let (expected, found) = (bytes.len(), bytes.len());
+            DeviceError::UploadLength { expected, found }
+        })?;
         Ok(Matrix { rows: self.rows, cols: self.cols, data })
     }
 }
@@ -107,7 +109,8 @@ impl Device for Reference {
             .row_bytes(cols)
             .and_then(|bytes| bytes.checked_mul(rows))
             .ok_or_else(|| DeviceError::Shape { dtype, rows, cols, group: dtype.group_len() })?;
-        Ok(Pending { dtype, rows, cols, expected, bytes: Vec::with_capacity(expected) })
+        let bytes = Mutex::new(Zeroizing::new(vec![0; expected]));
+        Ok(Pending { dtype, rows, cols, arrived: Arrived::new(expected), bytes })
     }
 
     fn vector(&self, values: &[f32]) -> Result<Vector, DeviceError> {
@@ -349,12 +352,6 @@ impl Drop for Cache {
     }
 }
 
-impl Drop for Pending {
-    fn drop(&mut self) {
-        self.bytes.zeroize();
-    }
-}
-
 impl fmt::Debug for Buffer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Buffer({} x {})", self.rows, self.cols)
@@ -381,6 +378,6 @@ impl fmt::Debug for Cache {
 
 impl fmt::Debug for Pending {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Pending({} of {} bytes)", self.bytes.len(), self.expected)
+        write!(f, "Pending({:?} {} x {})", self.dtype, self.rows, self.cols)
     }
 }

@@ -75,9 +75,9 @@ pub(crate) fn matrix<D: Device>(
     cols: usize,
     bytes: &[u8],
 ) -> D::Matrix {
-    let mut upload = device.begin_matrix(dtype, rows, cols).unwrap();
-    for piece in bytes.chunks(1013) {
-        upload.write(piece).unwrap();
+    let upload = device.begin_matrix(dtype, rows, cols).unwrap();
+    for (n, piece) in bytes.chunks(1013).enumerate() {
+        upload.write(n * 1013, piece).unwrap();
     }
     upload.finish().unwrap()
 }

@@ -145,9 +145,11 @@ fn a_wrong_upload_is_refused() {
         assert!(matches!(device_error, DeviceError::Shape { group: 256, .. }));
     }
     let bytes = Random(1).matrix(Dtype::Q8_0, 3, 64);
-    let mut upload = cpu.begin_matrix(Dtype::Q8_0, 3, 64).unwrap();
-    upload.write(&bytes[..200]).unwrap();
-    let long = upload.write(&bytes[..5]).unwrap_err();
+    let upload = cpu.begin_matrix(Dtype::Q8_0, 3, 64).unwrap();
+    upload.write(0, &bytes[..200]).unwrap();
+    let twice = upload.write(198, &bytes[..3]).unwrap_err();
+    assert!(matches!(twice, DeviceError::UploadTwice { offset: 198 }));
+    let long = upload.write(200, &bytes[..5]).unwrap_err();
     assert!(matches!(long, DeviceError::UploadLength { expected: 204, found: 205 }));
     let short = upload.finish().unwrap_err();
     assert!(matches!(short, DeviceError::UploadLength { expected: 204, found: 200 }));

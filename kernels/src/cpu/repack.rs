@@ -1,0 +1,488 @@
+//! From 32 stored rows to a pair of panels, in the layout of `matrix.rs`: columns of words become
+//! vectors, and halves, quarters and single bits of bytes change places between them.
+//!
+//! Vectors go through loops and not through closures of the standard library: those are not always
+//! inlined, and alone they are compiled without the instruction set.
+
+use super::matrix::Format;
+use super::simd::{LANES, Simd, Task};
+use crate::dtype::Dtype;
+
+/// A pair of f32 rows.
+pub(super) struct Floats<'a> {
+    /// 32 rows of `row_bytes`.
+    pub(super) rows: &'a [u8],
+    pub(super) row_bytes: usize,
+    /// `[column][32 rows]`.
+    pub(super) out: &'a mut [f32],
+}
+
+/// A pair of f16 or bf16 rows.
+pub(super) struct Halves<'a> {
+    /// 32 rows of `row_bytes`.
+    pub(super) rows: &'a [u8],
+    pub(super) row_bytes: usize,
+    /// `[column][32 rows]`.
+    pub(super) out: &'a mut [u16],
+}
+
+/// A pair of quantised rows.
+pub(super) struct Quantities<'a> {
+    pub(super) format: Format,
+    /// 32 rows of `row_bytes`.
+    pub(super) rows: &'a [u8],
+    pub(super) row_bytes: usize,
+    /// `[stored group][panel]`.
+    pub(super) halves: &'a mut [u16],
+    /// Small scales `[stored group][panel]`, then codes `[group][panel]`.
+    pub(super) codes: &'a mut [u8],
+}
+
+impl Task for Floats<'_> {
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self { rows, row_bytes: stride, out } = self;
+        for (panel, rows) in rows.chunks_exact(LANES * stride).enumerate() {
+            for at in blocks(stride) {
+                let out = &mut out[at * 8 + panel * LANES..];
+                for (j, x) in simd.columns(&rows[at..], stride).into_iter().enumerate() {
+                    simd.store(simd.b_to_f(x), &mut out[j * 32..]);
+                }
+            }
+            if stride < BLOCK {
+                for (lane, row) in rows.chunks_exact(stride).enumerate() {
+                    for (column, x) in row.as_chunks().0.iter().enumerate() {
+                        out[column * 32 + panel * LANES + lane] = f32::from_le_bytes(*x);
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Task for Halves<'_> {
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self { rows, row_bytes: stride, out } = self;
+        for (panel, rows) in rows.chunks_exact(LANES * stride).enumerate() {
+            for at in blocks(stride) {
+                let out = &mut out[at * 16 + panel * LANES..];
+                for (j, x) in simd.columns(&rows[at..], stride).into_iter().enumerate() {
+                    simd.store_halves(x, &mut out[j * 64..], 32);
+                }
+            }
+            if stride < BLOCK {
+                for (lane, row) in rows.chunks_exact(stride).enumerate() {
+                    for (column, x) in row.as_chunks().0.iter().enumerate() {
+                        out[column * 32 + panel * LANES + lane] = u16::from_le_bytes(*x);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Where blocks of 16 bytes start in a row; the last may go over bytes of the one before again.
+#[inline(always)]
+fn blocks(row_bytes: usize) -> impl Iterator<Item = usize> {
+    let last = row_bytes.checked_sub(BLOCK);
+    let tail = last.filter(|_| !row_bytes.is_multiple_of(BLOCK));
+    (0..row_bytes / BLOCK).map(|n| n * BLOCK).chain(tail)
+}
+
+impl Task for Quantities<'_> {
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        match self.format.dtype {
+            Dtype::Q4_0 => simple::<S, 4, 0>(simd, self),
+            Dtype::Q4_1 => simple::<S, 4, 1>(simd, self),
+            Dtype::Q5_0 => simple::<S, 5, 0>(simd, self),
+            Dtype::Q5_1 => simple::<S, 5, 1>(simd, self),
+            Dtype::Q8_0 => simple::<S, 8, 0>(simd, self),
+            Dtype::Q4K => super_groups::<S, 4>(simd, self),
+            Dtype::Q5K => super_groups::<S, 5>(simd, self),
+            Dtype::Q6K => super_groups::<S, 6>(simd, self),
+            Dtype::F32 | Dtype::F16 | Dtype::Bf16 => {}
+        }
+    }
+}
+
+/// Types that store 32 values together: scale, minimum if `MIN` is one, fifth bits, codes.
+#[inline(always)]
+fn simple<S: Simd, const BITS: usize, const MIN: usize>(simd: S, pair: Quantities<'_>) {
+    let stride = pair.row_bytes;
+    let (scales, group_bytes) = (2 + 2 * MIN, 2 + 2 * MIN + 4 * BITS);
+    let halves = pair.halves.chunks_exact_mut(LANES * (1 + MIN));
+    let targets = halves.zip(pair.codes.chunks_exact_mut(64 * BITS));
+    for (n, (halves, codes)) in targets.enumerate() {
+        let (group, panel) = (n / 2, n % 2);
+        let groups = &pair.rows[panel * LANES * stride + group * group_bytes..];
+        put_halves(halves, groups, stride);
+        if BITS == 8 {
+            for (half, out) in codes.chunks_exact_mut(256).enumerate() {
+                let x = simd.columns(&groups[scales + 16 * half..], stride);
+                for (x, out) in x.into_iter().zip(out.chunks_exact_mut(64)) {
+                    simd.store_b(simd.flip_b(x, 0x80), out);
+                }
+            }
+            continue;
+        }
+        // Byte `i` has the values `i` and `i + 16`: the steps 0 to 3, and in the high halves 4 to 7.
+        let low = simd.columns(&groups[scales + 4 * (BITS - 4)..], stride);
+        put(simd, low, codes, 64);
+        if BITS == 5 {
+            let mut words = [0; LANES];
+            for (lane, word) in words.iter_mut().enumerate() {
+                *word = u32::from_le_bytes(read(groups, scales + lane * stride));
+            }
+            for (out, word) in codes[256..].as_chunks_mut().0.iter_mut().zip(words) {
+                *out = bits_by_step(word).to_le_bytes();
+            }
+        }
+    }
+}
+
+/// K types: 256 values stored together, eight groups of 32.
+#[inline(always)]
+fn super_groups<S: Simd, const BITS: usize>(simd: S, pair: Quantities<'_>) {
+    let (format, stride) = (pair.format, pair.row_bytes);
+    let dtype = format.dtype;
+    let (small, codes) = pair.codes.split_at_mut(format.small_bytes());
+    let targets =
+        small.chunks_exact_mut(256).zip(pair.halves.chunks_exact_mut(format.halves_len()));
+    for (n, (small, halves)) in targets.enumerate() {
+        let (stored, panel) = (n / 2, n % 2);
+        let groups = &pair.rows[panel * LANES * stride + stored * dtype.group_bytes()..];
+        if BITS == 6 {
+            put_halves(halves, &groups[208..], stride);
+            let scales = simd.columns(&groups[192..], stride);
+            for (x, small) in scales.into_iter().zip(small.chunks_exact_mut(64)) {
+                simd.store_b(simd.sort_b(x), small);
+            }
+        } else {
+            put_k_scales(simd, groups, stride, small, halves);
+        }
+        let codes = &mut codes[(stored * 16 + panel) * format.group_bytes()..];
+        match BITS {
+            4 => nibbles(simd, &groups[16..], stride, codes, 256),
+            5 => q5_k(simd, groups, stride, codes),
+            _ => q6_k(simd, groups, stride, codes),
+        }
+    }
+}
+
+/// Four times 32 bytes: byte `i` has the value `i` of a group, and of the next group in its high half.
+#[inline(always)]
+fn nibbles<S: Simd>(simd: S, groups: &[u8], stride: usize, codes: &mut [u8], group_bytes: usize) {
+    for k in 0..4 {
+        let mut even = simd.columns(&groups[32 * k..], stride);
+        let mut odd = simd.columns(&groups[32 * k + 16..], stride);
+        exchange_all(simd, &mut even, &mut odd);
+        put(simd, even, &mut codes[4 * k * group_bytes..], 64);
+        put(simd, odd, &mut codes[(4 * k + 2) * group_bytes..], 64);
+    }
+}
+
+#[inline(always)]
+fn q5_k<S: Simd>(simd: S, groups: &[u8], stride: usize, codes: &mut [u8]) {
+    nibbles(simd, &groups[48..], stride, codes, 320);
+    // Bit `g` of byte `i` of 32 is the fifth bit of the value `i` of group `g`: step by group, to be group by step.
+    let mut low = simd.columns(&groups[16..], stride);
+    let mut high = simd.columns(&groups[32..], stride);
+    exchange_all(simd, &mut low, &mut high);
+    for (half, [a, b, c, d]) in [low, high].into_iter().enumerate() {
+        let ((a, c), (b, d)) = (exchange::<S, 2>(simd, a, c), exchange::<S, 2>(simd, b, d));
+        let ((a, b), (c, d)) = (exchange::<S, 1>(simd, a, b), exchange::<S, 1>(simd, c, d));
+        put(simd, [a, b, c, d], &mut codes[half * 8 * 320 + 256..], 2 * 320);
+    }
+}
+
+#[inline(always)]
+fn q6_k<S: Simd>(simd: S, groups: &[u8], stride: usize, codes: &mut [u8]) {
+    for half in 0..2 {
+        let codes = &mut codes[half * 8 * 384..];
+        for k in 0..2 {
+            // Byte `i` of 32 has the value `i` of a group, and of the group after the next in its high half.
+            let at = 64 * half + 32 * k;
+            let mut first = simd.columns(&groups[at..], stride);
+            let mut third = simd.columns(&groups[at + 16..], stride);
+            exchange_all(simd, &mut first, &mut third);
+            put(simd, first, &mut codes[2 * k * 384..], 64);
+            put(simd, third, &mut codes[(2 * k + 4) * 384..], 64);
+        }
+        for steps in 0..2 {
+            // Bit pair `g` of byte `i` of 32 belongs to the value `i` of group `g` of four.
+            let [a, b, c, d] = simd.columns(&groups[128 + 32 * half + 16 * steps..], stride);
+            let ((a, c), (b, d)) = (exchange::<S, 4>(simd, a, c), exchange::<S, 4>(simd, b, d));
+            let ((a, b), (c, d)) = (exchange::<S, 2>(simd, a, b), exchange::<S, 2>(simd, c, d));
+            put(simd, [a, b, c, d], &mut codes[256 + 64 * steps..], 2 * 384);
+        }
+    }
+}
+
+/// Scale and minimum of 16 stored groups, then for each of eight groups of 32 the small ones.
+#[inline(always)]
+fn put_k_scales<S: Simd>(
+    simd: S,
+    groups: &[u8],
+    stride: usize,
+    small: &mut [u8],
+    halves: &mut [u16],
+) {
+    let [head, a, b, c] = simd.columns(groups, stride);
+    simd.store_halves(head, halves, LANES);
+    // `quant::k_scale_min`, four groups in a word.
+    let low = [simd.mask_b(a, 63), simd.mask_b(b, 63)];
+    let (a, b) = (simd.mask_b(simd.shr_b(a, 2), 0x30), simd.mask_b(simd.shr_b(b, 2), 0x30));
+    let d = simd.shr_b(c, 4);
+    let high = [simd.or_b(simd.mask_b(c, 15), a), simd.or_b(simd.mask_b(d, 15), b)];
+    for (four, small) in [low, high].into_iter().zip(small.chunks_exact_mut(128)) {
+        for (which, x) in four.into_iter().enumerate() {
+            let mut sorted = [0; 64];
+            simd.store_b(simd.sort_b(x), &mut sorted);
+            for (small, x) in small.chunks_exact_mut(32).zip(sorted.as_chunks::<LANES>().0) {
+                small[which * LANES..][..LANES].copy_from_slice(x);
+            }
+        }
+    }
+}
+
+/// The f16 values at the start of 16 stored groups, one after the other.
+#[inline(always)]
+fn put_halves(halves: &mut [u16], groups: &[u8], stride: usize) {
+    for (i, halves) in halves.chunks_exact_mut(LANES).enumerate() {
+        for (lane, half) in halves.iter_mut().enumerate() {
+            *half = u16::from_le_bytes(read(groups, 2 * i + lane * stride));
+        }
+    }
+}
+
+#[inline(always)]
+fn read<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
+    let mut out = [0; N];
+    out.copy_from_slice(&bytes[at..][..N]);
+    out
+}
+
+/// Stores vectors that many bytes apart.
+#[inline(always)]
+fn put<S: Simd>(simd: S, x: [S::B; 4], out: &mut [u8], apart: usize) {
+    for (j, x) in x.into_iter().enumerate() {
+        simd.store_b(x, &mut out[j * apart..]);
+    }
+}
+
+/// The high half of each byte of `a` changes places with the low half of that of `b`.
+#[inline(always)]
+fn exchange_all<S: Simd>(simd: S, a: &mut [S::B; 4], b: &mut [S::B; 4]) {
+    for (a, b) in a.iter_mut().zip(b) {
+        (*a, *b) = exchange::<S, 4>(simd, *a, *b);
+    }
+}
+
+/// In every run of `2 * N` bits the high `N` of `a` change places with the low `N` of `b`: a step of a
+/// transposition.
+#[inline(always)]
+fn exchange<S: Simd, const N: u32>(simd: S, a: S::B, b: S::B) -> (S::B, S::B) {
+    let mask = match N {
+        4 => 0x0f,
+        2 => 0x33,
+        _ => 0x55,
+    };
+    let low = simd.shl_b(simd.mask_b(b, mask), N);
+    let high = simd.mask_b(simd.shr_b(a, N), mask);
+    (simd.or_b(simd.mask_b(a, mask), low), simd.or_b(high, simd.mask_b(b, !mask)))
+}
+
+/// Bit `4 * s + i` goes to bit `8 * i + s`: five bits of an index turn by two, in four exchanges.
+#[inline(always)]
+fn bits_by_step(mut x: u32) -> u32 {
+    for (by, mask) in [(14, 0x0000_cccc), (7, 0x00aa_00aa), (2, 0x0c0c_0c0c), (1, 0x2222_2222)] {
+        let differ = ((x >> by) ^ x) & mask;
+        x ^= differ ^ (differ << by);
+    }
+    x
+}
+
+/// Bytes of a row that [`Simd::columns`] takes.
+const BLOCK: usize = 16;
+
+#[cfg(test)]
+mod tests {
+    use super::super::isa::{Isa, Level};
+    use super::super::matrix::{Data, Matrix, PAIR};
+    use super::super::upload::Pending;
+    use super::*;
+    use crate::device::{DeviceError, Upload as _};
+    use crate::memory::Arena;
+    use crate::quant::{self, Unpacked};
+
+    #[test]
+    fn every_type_is_repacked_as_value_by_value_whatever_the_pieces() {
+        for isa in Isa::available() {
+            let level = Level::new(isa).unwrap();
+            for dtype in Dtype::ALL {
+                let mut random = Random(dtype as u64 + 1);
+                for (rows, units) in SHAPES {
+                    let cols = units * if dtype.group_len() == 1 { 1 } else { 32 };
+                    let cols = cols.next_multiple_of(dtype.group_len());
+                    let row_bytes = dtype.row_bytes(cols).unwrap();
+                    let stored: Vec<u8> =
+                        (0..rows * row_bytes).map(|_| random.below(256) as u8).collect();
+                    let expected = meaning(dtype, rows, cols, &stored);
+                    for longest in [1 + row_bytes / 3, 40 * row_bytes + 1, stored.len() + 1] {
+                        let pending =
+                            Pending::new(&Arena::new(), level, dtype, rows, cols).unwrap();
+                        upload(&pending, &stored, longest, &mut random);
+                        let found = values(&pending.finish().unwrap());
+                        assert!(found == expected, "{isa:?} {dtype:?} {rows} x {cols}, {longest}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn threads_may_bring_the_pieces() {
+        let (dtype, rows, cols) = (Dtype::Q5K, 1000, 256);
+        let row_bytes = dtype.row_bytes(cols).unwrap();
+        let mut random = Random(7);
+        let stored: Vec<u8> = (0..rows * row_bytes).map(|_| random.below(256) as u8).collect();
+        let pending =
+            Pending::new(&Arena::new(), Level::new(Isa::detect()).unwrap(), dtype, rows, cols)
+                .unwrap();
+        std::thread::scope(|scope| {
+            for thread in 0..4 {
+                let (pending, stored) = (&pending, &stored);
+                scope.spawn(move || {
+                    for (n, piece) in stored.chunks(5003).enumerate().skip(thread).step_by(4) {
+                        pending.write(n * 5003, piece).unwrap();
+                    }
+                });
+            }
+        });
+        assert!(values(&pending.finish().unwrap()) == meaning(dtype, rows, cols, &stored));
+    }
+
+    #[test]
+    fn a_byte_too_few_too_many_or_twice_is_refused() {
+        let level = Level::new(Isa::Scalar).unwrap();
+        let pending = Pending::new(&Arena::new(), level, Dtype::F16, 70, 3).unwrap();
+        pending.write(6, &[1; 400]).unwrap();
+        let twice = pending.write(0, &[0; 7]).unwrap_err();
+        assert!(matches!(twice, DeviceError::UploadTwice { offset: 6 }));
+        let long = pending.write(419, &[0; 2]).unwrap_err();
+        assert!(matches!(long, DeviceError::UploadLength { expected: 420, found: 421 }));
+        let short = pending.finish().unwrap_err();
+        assert!(matches!(short, DeviceError::UploadLength { expected: 420, found: 400 }));
+    }
+
+    /// Brings `stored` in pieces of random length, in a random order.
+    fn upload(pending: &Pending, stored: &[u8], longest: usize, random: &mut Random) {
+        let mut pieces = Vec::new();
+        let mut at = 0;
+        while at < stored.len() {
+            let len = (1 + random.below(longest)).min(stored.len() - at);
+            pieces.push(at..at + len);
+            at += len;
+        }
+        while !pieces.is_empty() {
+            let piece = pieces.swap_remove(random.below(pieces.len()));
+            pending.write(piece.start, &stored[piece]).unwrap();
+        }
+    }
+
+    /// The layout of `matrix.rs`, one value after the other; rows beyond the last are zero bytes.
+    fn meaning(dtype: Dtype, rows: usize, cols: usize, stored: &[u8]) -> (Vec<u8>, Vec<u16>) {
+        let (row_bytes, pairs) = (dtype.row_bytes(cols).unwrap(), rows.div_ceil(PAIR));
+        let mut stored = stored.to_vec();
+        stored.resize(pairs * PAIR * row_bytes, 0);
+        let Some(format) = Format::new(dtype, cols) else {
+            let width = dtype.group_bytes();
+            let mut out = vec![0; stored.len()];
+            for (at, value) in stored.chunks_exact(width).enumerate() {
+                let (row, col) = (at / cols, at % cols);
+                let to = (row / PAIR * cols + col) * PAIR + row % PAIR;
+                out[to * width..][..width].copy_from_slice(value);
+            }
+            return (out, Vec::new());
+        };
+        let mut codes = vec![0; pairs * format.pair_bytes()];
+        let mut halves = vec![0; pairs * format.pair_halves()];
+        for (row, bytes) in stored.chunks_exact(row_bytes).enumerate() {
+            let codes = &mut codes[row / PAIR * format.pair_bytes()..][..format.pair_bytes()];
+            let halves = &mut halves[row / PAIR * format.pair_halves()..][..format.pair_halves()];
+            put_row(format, row % PAIR, bytes, codes, halves);
+        }
+        (codes, halves)
+    }
+
+    fn put_row(format: Format, row: usize, bytes: &[u8], codes: &mut [u8], halves: &mut [u16]) {
+        let (dtype, panel, lane) = (format.dtype, row / LANES, row % LANES);
+        let (small, codes) = codes.split_at_mut(format.small_bytes());
+        let mut group = Unpacked::default();
+        for (s, block) in bytes.chunks_exact(dtype.group_bytes()).enumerate() {
+            quant::unpack(dtype, block, &mut group);
+            for (g, values) in group.codes[..dtype.group_len()].chunks_exact(32).enumerate() {
+                let g = s * format.per_stored + g;
+                let codes = &mut codes[(g * 2 + panel) * format.group_bytes()..];
+                for (i, value) in values.iter().enumerate() {
+                    set_code(codes, format.bits, lane, i, *value);
+                }
+            }
+            let stored = s * 2 + panel;
+            let half_at = if dtype == Dtype::Q6K { 208 } else { 0 };
+            for i in 0..format.halves_len() / LANES {
+                let half = read(&block[half_at..], 2 * i);
+                halves[stored * format.halves_len() + i * LANES + lane] = u16::from_le_bytes(half);
+            }
+            for sub in 0..if small.is_empty() { 0 } else { 8 } {
+                let small = &mut small[stored * 256 + sub * 32..][..32];
+                (small[lane], small[16 + lane]) = match dtype {
+                    Dtype::Q6K => (block[192 + sub * 2], block[193 + sub * 2]),
+                    _ => quant::k_scale_min(&block[4..16], sub),
+                };
+            }
+        }
+    }
+
+    /// Writes the code of column `i` of the row `lane`; the group was zero.
+    fn set_code(codes: &mut [u8], bits: usize, lane: usize, i: usize, code: u8) {
+        let (step, byte) = (i / 4, 4 * lane + i % 4);
+        if bits == 8 {
+            codes[step * 64 + byte] = code;
+            return;
+        }
+        codes[step % 4 * 64 + byte] |= (code & 15) << (step / 4 * 4);
+        match bits {
+            5 => codes[256 + byte] |= (code >> 4) << step,
+            6 => codes[256 + step / 4 * 64 + byte] |= (code >> 4) << (step % 4 * 2),
+            _ => {}
+        }
+    }
+
+    /// All values as they lie in memory: bytes, and f16 scales where there are any.
+    fn values(matrix: &Matrix) -> (Vec<u8>, Vec<u16>) {
+        match &matrix.data {
+            Data::F32(x) => (x.iter().flat_map(|x| x.to_le_bytes()).collect(), Vec::new()),
+            Data::Half(x) => (x.iter().flat_map(|x| x.to_le_bytes()).collect(), Vec::new()),
+            Data::Quantised(q) => (q.codes.to_vec(), q.halves.to_vec()),
+        }
+    }
+
+    /// xorshift64.
+    struct Random(u64);
+
+    impl Random {
+        fn below(&mut self, n: usize) -> usize {
+            self.0 ^= self.0 << 13;
+            self.0 ^= self.0 >> 7;
+            self.0 ^= self.0 << 17;
+            (self.0 >> 33) as usize % n
+        }
+    }
+
+    /// Rows, and columns of a float type or groups of 32: tails of pairs, panels and blocks.
+    const SHAPES: [(usize, usize); 8] =
+        [(1, 1), (31, 3), (32, 4), (33, 7), (64, 8), (100, 9), (17, 50), (0, 8)];
+}
