@@ -9,7 +9,8 @@ use chrysalis_kernels::device::Device;
 use chrysalis_models::decoder::Decoder;
 use chrysalis_protocol::package::{Package, PublicHeader};
 use chrysalis_runtime::files::PackageFiles;
-use chrysalis_runtime::load::{self, LoadOptions};
+use chrysalis_runtime::load::{self, LoadOptions, LoadReport};
+use serde::Serialize;
 
 use crate::error::CliError;
 use crate::key_file;
@@ -45,6 +46,32 @@ pub fn open(path: &Path, key: Option<&Path>) -> Result<Opened, CliError> {
     Ok(Opened { package, files })
 }
 
+/// What a load took, for a report.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct LoadFigures {
+    bytes: u64,
+    threads: usize,
+    wall_s: f64,
+    /// Summed over threads, as are the next two.
+    read_s: f64,
+    decrypt_and_measure_s: f64,
+    place_s: f64,
+}
+
+impl From<LoadReport> for LoadFigures {
+    fn from(report: LoadReport) -> Self {
+        let LoadReport { bytes, threads, stages, wall } = report;
+        Self {
+            bytes,
+            threads,
+            wall_s: wall.as_secs_f64(),
+            read_s: stages.read.as_secs_f64(),
+            decrypt_and_measure_s: stages.open.as_secs_f64(),
+            place_s: stages.place.as_secs_f64(),
+        }
+    }
+}
+
 /// Places an opened package on a device.
 ///
 /// # Errors
@@ -53,8 +80,9 @@ pub fn decoder<D: Device>(
     opened: &Opened,
     device: Arc<D>,
     options: LoadOptions,
-) -> Result<Decoder<D>, CliError> {
-    Ok(load::decoder(device, &opened.package, opened.files.blobs(), options, |_| {})?)
+) -> Result<(Decoder<D>, LoadReport), CliError> {
+    let blobs = || opened.files.blobs();
+    Ok(load::decoder(device, &opened.package, blobs, options, |_| {})?)
 }
 
 /// Reads a text file, at most a gibibyte.

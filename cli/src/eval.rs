@@ -58,6 +58,7 @@ pub fn run(args: &EvalArgs) -> Result<(), CliError> {
         return Err(CliError::Usage("the text has no second token: there is nothing to score"));
     }
     let options = LoadOptions {
+        threads: args.threads,
         max_tokens: CHUNK,
         max_logit_rows: CHUNK,
         kv_tokens: window.next_multiple_of(BLOCK),
@@ -65,7 +66,7 @@ pub fn run(args: &EvalArgs) -> Result<(), CliError> {
         cache_dtype: CacheDtype::F16,
     };
     let device = Cpu::new(CpuOptions { threads: args.threads, ..CpuOptions::default() })?;
-    let mut decoder = engine_setup::decoder(&opened, Arc::new(device), options)?;
+    let (mut decoder, _) = engine_setup::decoder(&opened, Arc::new(device), options)?;
     let total: usize = windows.iter().map(Vec::len).sum();
     let bar = if args.json { ProgressBar::hidden() } else { ProgressBar::new(total as u64) };
     bar.set_style(

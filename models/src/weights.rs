@@ -383,7 +383,8 @@ mod tests {
             whole.finish().unwrap_err().to_string(),
             "tensor blk.0.attn_k.weight: upload of 2048 bytes was given 2000"
         );
-        let wrong: [(&[(usize, u64, usize)], &str); 5] = [
+        type Pieces<'a> = &'a [(usize, u64, usize)];
+        let wrong: [(Pieces<'_>, &str); 5] = [
             (&[(0, 0, 4), (0, 3, 1)], "tensor blk.0.attn_k.bias: byte 3 of an upload came twice"),
             (&[(1, 0, 4), (1, 3, 1)], "tensor blk.0.attn_k.weight: byte 3 of an upload came twice"),
             (&[(0, 0, 65)], "tensor blk.0.attn_k.bias: upload of 64 bytes was given 65"),

@@ -3,7 +3,8 @@
 //! launch config -> package header and signature -> platform -> (sealed) package key -> package -> weights -> engine
 //! -> first epoch attested -> serving.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read as _};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -31,7 +32,7 @@ use crate::files::{FileError, PackageFiles};
 use crate::hub::{Hub, HubExit, Inbound};
 use crate::key_wait::KeyWait;
 use crate::limits::Limits;
-use crate::load::{self, LoadError, LoadOptions};
+use crate::load::{self, LoadError, LoadOptions, LoadReport};
 use crate::load_wait::LoadWait;
 use crate::rng::SystemRng;
 use crate::session::{Gateway, GatewayParts, ModelFacts, Receipts};
@@ -120,6 +121,8 @@ pub enum Progress {
     AwaitingKey,
     /// Segments loaded, of all.
     Loading(u64, u64),
+    /// All segments are in place.
+    Loaded(LoadReport),
     /// Requests are served.
     Serving,
 }
@@ -270,6 +273,7 @@ impl Boot {
         let config = &self.options.config;
         let device = Cpu::new(CpuOptions { threads: config.threads(), ..CpuOptions::default() })?;
         let options = LoadOptions {
+            threads: config.threads(),
             max_tokens: config.max_tokens_per_step().max(config.max_sequences()),
             max_logit_rows: config.max_logit_rows(),
             kv_tokens: config.kv_tokens(),
@@ -278,23 +282,26 @@ impl Boot {
         };
         let counters = Arc::clone(&self.counters);
         let stop = Arc::new(AtomicBool::new(false));
-        let blobs = Stoppable { source: self.files.blobs(), stop: Arc::clone(&stop) };
-        let (loaded, waker) = (Arc::new(AtomicBool::new(false)), self.hub.sender());
-        let done = Arc::clone(&loaded);
+        let files = &self.files;
+        let stopped = Arc::clone(&stop);
+        let blobs = move || Stoppable { source: files.blobs(), stop: Arc::clone(&stopped) };
+        let loaded = Arc::new(AtomicBool::new(false));
+        let ended = LoadEnded { loaded: Arc::clone(&loaded), waker: self.hub.sender() };
         let mut wait =
             LoadWait { limits: self.options.limits, counters: Arc::clone(&counters), loaded };
         let hub = &mut self.hub;
         thread::scope(|scope| {
             let loader = scope.spawn(move || {
+                let _ended = ended;
                 let segments = package.num_segments();
                 let decoder = load::decoder(Arc::new(device), package, blobs, options, |count| {
                     Counters::add(&counters.segments_loaded, 1);
                     report(Progress::Loading(count, segments));
                 });
-                done.store(true, Ordering::Release);
-                // A full inbox wakes the hub as well; waiting for room in it could be for ever.
-                drop(waker.try_send(Inbound::Wake));
-                decoder
+                decoder.map(|(decoder, took)| {
+                    report(Progress::Loaded(took));
+                    decoder
+                })
             });
             let exit = hub.drive(&mut wait);
             stop.store(exit != HubExit::Done, Ordering::Relaxed);
@@ -347,6 +354,20 @@ impl Boot {
     }
 }
 
+/// Ends the wait for the loader when its thread ends, in whatever way.
+struct LoadEnded {
+    loaded: Arc<AtomicBool>,
+    waker: SyncSender<Inbound>,
+}
+
+impl Drop for LoadEnded {
+    fn drop(&mut self) {
+        self.loaded.store(true, Ordering::Release);
+        // A full inbox wakes the hub as well; waiting for room in it could be for ever.
+        drop(self.waker.try_send(Inbound::Wake));
+    }
+}
+
 /// Blobs that are read no further once somebody asked for the end.
 struct Stoppable<S> {
     source: S,
@@ -377,10 +398,22 @@ fn engine_limits(config: &LaunchConfig) -> EngineLimits {
 /// SHA-384 of the running binary; zero where it cannot be read. Informative: the launch measurement is what counts.
 fn own_digest() -> [u8; 48] {
     let mut out = [0; 48];
-    if let Ok(bytes) = std::fs::read("/proc/self/exe") {
-        out.copy_from_slice(digest::digest(&digest::SHA384, &bytes).as_ref());
+    if let Ok(digest) = File::open("/proc/self/exe").and_then(digest_of) {
+        out.copy_from_slice(digest.as_ref());
     }
     out
+}
+
+/// Piece by piece: the binary is larger than what the enclave may take beside its weights.
+fn digest_of(mut file: File) -> io::Result<digest::Digest> {
+    let mut digest = digest::Context::new(&digest::SHA384);
+    let mut piece = vec![0; 1 << 16];
+    loop {
+        match file.read(&mut piece)? {
+            0 => return Ok(digest.finish()),
+            len => digest.update(piece.get(..len).unwrap_or_default()),
+        }
+    }
 }
 
 /// Launch measurement that the simulated platform reports: of nothing, like all it says.

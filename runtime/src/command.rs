@@ -102,8 +102,8 @@ fn run(args: Args) -> Result<(), CommandError> {
         Progress::AwaitingKey => {
             say(&format!("listening on {address}, waiting for the package key"));
         }
-        Progress::Loading(done, total) if done == total => say(&format!("{total} segments loaded")),
         Progress::Loading(..) => {}
+        Progress::Loaded(report) => say(&report.to_string()),
         Progress::Serving => say(&format!("serving on {address}")),
     })?;
     Ok(enclave.wait()?)

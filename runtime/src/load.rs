@@ -1,16 +1,22 @@
-//! From sealed segments to a decoder: read once, decrypted, measured, placed.
+//! From sealed segments to a decoder: each segment read once, decrypted, measured, placed.
 //!
-//! One thread reads and opens segments while this one places them on the device, so that decryption and repacking
-//! overlap. Two buffers go around between them and are wiped in the end.
+//! As many threads as compute take the segments in turn. A thread reads one into a buffer of its own, opens it there,
+//! places its pieces on the device and takes the next: segments open in any order, and an upload takes pieces in any
+//! order, so that no thread waits for another. Buffers are wiped in the end. The first segment that is refused, in the
+//! order of the package, is the error of the load, whoever met it first.
 
-use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::fmt;
+use std::io;
+use std::ops::AddAssign;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use chrysalis_kernels::device::{CacheDtype, Device, DeviceError};
 use chrysalis_models::config::{ConfigError, ModelConfig};
 use chrysalis_models::decoder::{Decoder, DecoderLimits, ModelError};
-use chrysalis_models::weights::{TensorSpec, WeightError, WeightLoader};
+use chrysalis_models::weights::{TensorSpec, WeightError, WeightLoader, Weights};
 use chrysalis_protocol::package::{BlobSource, Package, PackageError};
 use zeroize::Zeroizing;
 
@@ -33,14 +39,19 @@ pub enum LoadError {
     /// The device failed.
     #[error(transparent)]
     Device(#[from] DeviceError),
-    /// No thread could be started.
-    #[error("the loader's thread could not be started: {0}")]
-    Thread(#[from] std::io::Error),
+    /// A thread could not be started.
+    #[error("a thread of the loader could not be started: {0}")]
+    Thread(#[from] io::Error),
+    /// A thread ended without a result.
+    #[error("a thread of the loader panicked")]
+    Panicked,
 }
 
-/// How large the decoder's reservations are.
+/// How large the decoder's reservations are, and how many threads load.
 #[derive(Clone, Copy, Debug)]
 pub struct LoadOptions {
+    /// Threads that load; all that the process may use, when not given.
+    pub threads: Option<usize>,
     /// Tokens of a step.
     pub max_tokens: usize,
     /// Rows of logits of a step.
@@ -53,42 +64,68 @@ pub struct LoadOptions {
     pub cache_dtype: CacheDtype,
 }
 
-/// Loads every segment of a package onto a device and reserves the decoder. `loaded` is called after each segment.
+/// What a load took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LoadReport {
+    /// Bytes of all segments: as many are read, opened and placed.
+    pub bytes: u64,
+    /// Threads that loaded.
+    pub threads: usize,
+    /// Time of each stage.
+    pub stages: Stages,
+    /// From the reservation of the weights' memory to the last weight in place.
+    pub wall: Duration,
+}
+
+/// Time of each stage, summed over the threads.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stages {
+    /// Reading from the source.
+    pub read: Duration,
+    /// Decrypting, measuring, checking gaps.
+    pub open: Duration,
+    /// Repacking onto the device.
+    pub place: Duration,
+}
+
+impl fmt::Display for LoadReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Stages { read, open, place } = self.stages;
+        write!(
+            f,
+            "{} MB loaded in {:.3} s on {} threads, which read for {:.3} s, opened for {:.3} s and placed for {:.3} s",
+            self.bytes / 1_000_000,
+            self.wall.as_secs_f64(),
+            self.threads,
+            read.as_secs_f64(),
+            open.as_secs_f64(),
+            place.as_secs_f64()
+        )
+    }
+}
+
+impl AddAssign for Stages {
+    fn add_assign(&mut self, other: Self) {
+        self.read += other.read;
+        self.open += other.open;
+        self.place += other.place;
+    }
+}
+
+/// Loads every segment of a package onto a device and reserves the decoder. Each thread reads from a source of its own.
+/// `loaded` is called after each segment with the number of segments so far.
 ///
 /// # Errors
 /// [`LoadError`] names the tensor, the segment or the reservation.
-pub fn decoder<D: Device>(
+pub fn decoder<D: Device, S: BlobSource>(
     device: Arc<D>,
     package: &Package,
-    source: impl BlobSource + Send,
+    source: impl Fn() -> S + Sync,
     options: LoadOptions,
-    mut loaded: impl FnMut(u64),
-) -> Result<Decoder<D>, LoadError> {
+    loaded: impl FnMut(u64) + Send,
+) -> Result<(Decoder<D>, LoadReport), LoadError> {
     let config = ModelConfig::try_from(&package.meta().architecture)?;
-    let tensors: Vec<_> = package.meta().tensors.iter().map(TensorSpec::from).collect();
-    let loader = WeightLoader::new(&*device, &config, &tensors)?;
-    let (filled, segments) = sync_channel(BUFFERS);
-    let (emptied, buffers) = sync_channel(BUFFERS);
-    for _ in 0..BUFFERS {
-        // The channel has room for every buffer there is.
-        drop(emptied.send(Zeroizing::new(vec![0; package.segment_len_max()])));
-    }
-    thread::scope(|scope| {
-        thread::Builder::new().name("open".into()).spawn_scoped(scope, move || {
-            open_segments(package, source, &buffers, &filled);
-        })?;
-        for (index, segment) in (0..).zip(segments) {
-            let segment = segment?;
-            for piece in package.pieces(index) {
-                let bytes = segment.get(piece.range).unwrap_or_default();
-                loader.write(piece.tensor, piece.offset, bytes)?;
-            }
-            drop(emptied.send(segment));
-            loaded(index + 1);
-        }
-        Ok::<_, LoadError>(())
-    })?;
-    let weights = loader.finish()?;
+    let (weights, report) = weights(&*device, &config, package, source, options.threads, loaded)?;
     let limits = DecoderLimits {
         max_tokens: options.max_tokens,
         max_logit_rows: options.max_logit_rows,
@@ -96,30 +133,141 @@ pub fn decoder<D: Device>(
         block_size: options.block_size,
         cache_dtype: options.cache_dtype,
     };
-    Ok(Decoder::new(device, config, weights, limits)?)
+    Ok((Decoder::new(device, config, weights, limits)?, report))
 }
 
-type Buffer = Zeroizing<Vec<u8>>;
-
-/// Opens every segment in order; ends early when the other side is gone or a segment is refused.
-fn open_segments(
+/// Loads every segment of a package onto a device. See [`decoder`].
+///
+/// # Errors
+/// [`LoadError`] names the tensor or the segment.
+pub fn weights<D: Device, S: BlobSource>(
+    device: &D,
+    config: &ModelConfig,
     package: &Package,
-    mut source: impl BlobSource,
-    buffers: &Receiver<Buffer>,
-    filled: &SyncSender<Result<Buffer, PackageError>>,
-) {
-    for index in 0..package.num_segments() {
-        let Ok(mut buffer) = buffers.recv() else {
-            return;
+    source: impl Fn() -> S + Sync,
+    threads: Option<usize>,
+    loaded: impl FnMut(u64) + Send,
+) -> Result<(Weights<D>, LoadReport), LoadError> {
+    let start = Instant::now();
+    let tensors: Vec<_> = package.meta().tensors.iter().map(TensorSpec::from).collect();
+    let loader = WeightLoader::new(device, config, &tensors)?;
+    let all = || thread::available_parallelism().map_or(1, usize::from);
+    let segments = usize::try_from(package.num_segments()).unwrap_or(usize::MAX);
+    let threads = threads.unwrap_or_else(all).min(segments).clamp(1, THREADS_MAX);
+    let load =
+        Load { package, loader: &loader, next: AtomicU64::new(0), loaded: Mutex::new((0, loaded)) };
+    let stages = thread::scope(|scope| {
+        let spawn = |_| {
+            let run = || load.segments(source());
+            thread::Builder::new().name("load".into()).spawn_scoped(scope, run)
         };
-        buffer.resize(package.place(index).map_or(0, |place| place.len), 0);
-        let opened = package.read_segment(index, &mut source, &mut buffer);
-        let refused = opened.is_err();
-        if filled.send(opened.map(|()| buffer)).is_err() || refused {
-            return;
+        let workers: Vec<_> = (0..threads).map(spawn).collect();
+        let ends = workers.into_iter().map(|worker| match worker {
+            Ok(worker) => worker.join().unwrap_or(Err((u64::MAX, LoadError::Panicked))),
+            Err(error) => Err((u64::MAX, error.into())),
+        });
+        all_or_first(ends.collect())
+    })?;
+    let weights = loader.finish()?;
+    let bytes = package.public().header().data_len;
+    Ok((weights, LoadReport { bytes, threads, stages, wall: start.elapsed() }))
+}
+
+/// What the threads share.
+struct Load<'a, D: Device, F> {
+    package: &'a Package,
+    loader: &'a WeightLoader<'a, D>,
+    /// The segment that nobody has taken yet; beyond the last one when a thread failed.
+    next: AtomicU64,
+    /// Segments in place, and who wants to know.
+    loaded: Mutex<(u64, F)>,
+}
+
+/// Why a thread ended, and the segment that it had then.
+type Refusal = (u64, LoadError);
+
+impl<D: Device, F: FnMut(u64)> Load<'_, D, F> {
+    /// The life of a thread: it takes segments until there is none left, or somebody failed.
+    fn segments(&self, source: impl BlobSource) -> Result<Stages, Refusal> {
+        let _stop = Stop(&self.next);
+        let mut source = Timed { source, time: Duration::ZERO };
+        let mut buffer = Zeroizing::new(vec![0; self.package.segment_len_max()]);
+        let mut stages = Stages::default();
+        loop {
+            let index = self.next.fetch_add(1, Ordering::Relaxed);
+            let Some(place) = self.package.place(index) else {
+                break;
+            };
+            let segment = buffer.get_mut(..place.len).unwrap_or_default();
+            stages += self.segment(index, &mut source, segment).map_err(|error| (index, error))?;
+            let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+            loaded.0 += 1;
+            let count = loaded.0;
+            (loaded.1)(count);
         }
+        Ok(stages)
+    }
+
+    /// Reads, opens and places one segment. Nothing of it is placed before all of it was measured.
+    fn segment<S: BlobSource>(
+        &self,
+        index: u64,
+        source: &mut Timed<S>,
+        segment: &mut [u8],
+    ) -> Result<Stages, LoadError> {
+        let start = Instant::now();
+        self.package.read_segment(index, source, segment)?;
+        let opened = start.elapsed();
+        for piece in self.package.pieces(index) {
+            let bytes = segment.get(piece.range).unwrap_or_default();
+            self.loader.write(piece.tensor, piece.offset, bytes)?;
+        }
+        let read = std::mem::take(&mut source.time);
+        let place = start.elapsed().saturating_sub(opened);
+        Ok(Stages { read, open: opened.saturating_sub(read), place })
     }
 }
 
-/// One is being opened, one waits, one is being placed.
-const BUFFERS: usize = 3;
+/// Lets no thread take another segment once its own has come to an end: there is none left, or it failed.
+struct Stop<'a>(&'a AtomicU64);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(STOPPED, Ordering::Relaxed);
+    }
+}
+
+/// A source that knows how long it was read.
+struct Timed<S> {
+    source: S,
+    time: Duration,
+}
+
+impl<S: BlobSource> BlobSource for Timed<S> {
+    fn read_at(&mut self, blob: u32, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        let start = Instant::now();
+        let read = self.source.read_at(blob, offset, buf);
+        self.time += start.elapsed();
+        read
+    }
+}
+
+/// The sum, or the refusal of the first segment: all before it were taken before it, and each taken one comes to an end,
+/// so that it is the same in every run.
+fn all_or_first(ends: Vec<Result<Stages, Refusal>>) -> Result<Stages, LoadError> {
+    let mut sum = Stages::default();
+    let mut refusals = Vec::new();
+    for end in ends {
+        match end {
+            Ok(stages) => sum += stages,
+            Err(refusal) => refusals.push(refusal),
+        }
+    }
+    let first = refusals.into_iter().min_by_key(|(segment, _)| *segment);
+    first.map_or(Ok(sum), |(_, error)| Err(error))
+}
+
+/// Their buffers are part of the memory that a load may take; sixteen cores decrypt faster than any disk reads.
+const THREADS_MAX: usize = 16;
+/// A number that no segment has, far from the end of its type.
+const STOPPED: u64 = u64::MAX / 2;

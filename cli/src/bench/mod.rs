@@ -20,7 +20,7 @@ use chrysalis_kernels::probe;
 use chrysalis_kernels::profile::Profiled;
 use chrysalis_models::decoder::Model;
 use chrysalis_runtime::engine::{Engine, EngineLimits};
-use chrysalis_runtime::load::LoadOptions;
+use chrysalis_runtime::load::{LoadOptions, LoadReport};
 
 use crate::args::{BenchArgs, KvDtype};
 use crate::bench::cost::ModelCost;
@@ -48,7 +48,7 @@ pub fn run(args: &BenchArgs) -> Result<(), CliError> {
     let cost = ModelCost::new(opened.package.meta(), cache_dtype(args))?;
 
     let start = Instant::now();
-    let (mut engine, device) = engine(args, &opened, Arc::new(Cpu::new(options)?))?;
+    let (mut engine, device, stages) = engine(args, &opened, Arc::new(Cpu::new(options)?))?;
     let load_seconds = start.elapsed().as_secs_f64();
     let speeds = each_row(args, |prompt, batch| {
         measure::run(&mut engine, load(args, &cost, prompt, batch), &mut |_| {})
@@ -74,6 +74,7 @@ pub fn run(args: &BenchArgs) -> Result<(), CliError> {
         package: args.package.display().to_string(),
         device,
         load_seconds,
+        load: stages.into(),
         memory,
         cost: cost.per_token(),
         limits: machine.report(cost.weight_bytes),
@@ -116,7 +117,7 @@ fn profiles(
     options: CpuOptions,
 ) -> Result<Measured<profile::Run>, CliError> {
     let device = Arc::new(Profiled::new(Cpu::new(options)?));
-    let (mut engine, _) = engine(args, opened, Arc::clone(&device))?;
+    let (mut engine, ..) = engine(args, opened, Arc::clone(&device))?;
     each_row(args, |prompt, batch| {
         let mut run = profile::Run::default();
         device.take();
@@ -129,21 +130,22 @@ fn profiles(
     })
 }
 
-/// The package on a device, with room for the longest row and the widest, and its description.
+/// The package on a device, with room for the longest row and the widest, its description, and what loading took.
 fn engine<D: Device>(
     args: &BenchArgs,
     opened: &Opened,
     device: Arc<D>,
-) -> Result<(Engine, String), CliError> {
+) -> Result<(Engine, String, LoadReport), CliError> {
     let (longest, widest) = (most(&args.prompt), most(&args.batch));
     let options = LoadOptions {
+        threads: args.threads,
         max_tokens: step_tokens(args),
         max_logit_rows: widest,
         kv_tokens: kv_tokens(args),
         block_size: BLOCK,
         cache_dtype: cache_dtype(args),
     };
-    let decoder = engine_setup::decoder(opened, device, options)?;
+    let (decoder, stages) = engine_setup::decoder(opened, device, options)?;
     let description = Model::describe(&decoder);
     let limits = EngineLimits {
         max_sequences: narrow(widest),
@@ -152,7 +154,7 @@ fn engine<D: Device>(
         max_prompt: narrow(longest),
         max_output: narrow(args.generate + overlap(args)),
     };
-    Ok((Engine::new(Box::new(decoder), limits)?, description))
+    Ok((Engine::new(Box::new(decoder), limits)?, description, stages))
 }
 
 fn load(args: &BenchArgs, cost: &ModelCost, prompt: usize, batch: usize) -> Load {

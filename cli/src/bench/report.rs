@@ -9,6 +9,7 @@ use super::cost::{ModelCost, PerToken};
 use super::limits::{Bound, LimitsReport, Machine};
 use super::measure::Speeds;
 use super::profile::Profile;
+use crate::engine_setup::LoadFigures;
 use crate::error::CliError;
 use crate::output;
 
@@ -21,6 +22,8 @@ pub struct Report {
     pub device: String,
     /// From the opened header to a decoder that is ready.
     pub load_seconds: f64,
+    /// The stages of loading the weights.
+    pub load: LoadFigures,
     /// Before the limits were measured.
     pub memory: Memory,
     /// What a token costs.

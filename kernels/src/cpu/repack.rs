@@ -108,6 +108,7 @@ impl Task for Quantities<'_> {
 }
 
 /// Types that store 32 values together: scale, minimum if `MIN` is one, fifth bits, codes.
+#[expect(clippy::needless_pass_by_value, reason = "a bundle of borrows")]
 #[inline(always)]
 fn simple<S: Simd, const BITS: usize, const MIN: usize>(simd: S, pair: Quantities<'_>) {
     let stride = pair.row_bytes;
@@ -143,6 +144,7 @@ fn simple<S: Simd, const BITS: usize, const MIN: usize>(simd: S, pair: Quantitie
 }
 
 /// K types: 256 values stored together, eight groups of 32.
+#[expect(clippy::needless_pass_by_value, reason = "a bundle of borrows")]
 #[inline(always)]
 fn super_groups<S: Simd, const BITS: usize>(simd: S, pair: Quantities<'_>) {
     let (format, stride) = (pair.format, pair.row_bytes);

@@ -33,7 +33,7 @@ pub(crate) fn engine(
             dims: &tensor.dims,
         })
         .collect();
-    let mut loader = WeightLoader::new(&device, &config, &specs)?;
+    let loader = WeightLoader::new(&device, &config, &specs)?;
     let mut bytes = Vec::new();
     for index in 0..source.tensors().len() {
         source.read(index, &mut bytes)?;

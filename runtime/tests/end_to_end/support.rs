@@ -128,6 +128,7 @@ impl Model {
         let package = Package::open(&files.main().unwrap(), self.key.as_ref()).unwrap();
         let device = Cpu::new(CpuOptions { threads: Some(1), ..CpuOptions::default() });
         let options = LoadOptions {
+            threads: Some(2),
             max_tokens: 64,
             max_logit_rows: 1,
             kv_tokens: 256,
@@ -135,7 +136,8 @@ impl Model {
             cache_dtype: CacheDtype::F16,
         };
         let device = Arc::new(device.unwrap());
-        let decoder = load::decoder(device, &package, files.blobs(), options, |_| {}).unwrap();
+        let loaded = load::decoder(device, &package, || files.blobs(), options, |_| {});
+        let (decoder, _) = loaded.unwrap();
         let limits = EngineLimits {
             max_sequences: 1,
             max_waiting: 0,
