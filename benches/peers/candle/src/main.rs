@@ -1,7 +1,8 @@
 //! Times candle on a GGUF file: one shape in one process, in the conventions of `chrysalis bench`.
 //!
 //! `candle-peer MODEL PROMPT GENERATE BATCH REPEAT`, threads from `RAYON_NUM_THREADS`; JSON on standard output. BATCH
-//! sequences of PROMPT random tokens each in one call (prefill), then GENERATE - 1 steps of one token a sequence
+//! sequences of PROMPT random tokens each (prefill: one call for one sequence, a token at a time for more, which candle
+//! cannot do otherwise, so that only their decode is worth a look), then GENERATE - 1 steps of one token a sequence
 //! (decode), after a short pass that is not counted. No sampling. candle's cache is f32 and of its own making.
 
 use std::env;
@@ -29,9 +30,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     let args: Vec<String> = env::args().collect();
     let [_, path, numbers @ ..] = args.as_slice() else { return Err(USAGE.into()) };
     let numbers = numbers.iter().map(|n| n.parse()).collect::<Result<Vec<usize>, _>>()?;
-    let &[prompt, generate @ 2.., batch, repeat] = numbers.as_slice() else {
-        return Err(USAGE.into());
-    };
+    let &[prompt, generate, batch, repeat] = numbers.as_slice() else { return Err(USAGE.into()) };
+    if generate < 2 {
+        return Err("GENERATE is 2 or more".into());
+    }
     let shape = Shape { prompt, generate, batch, repeat };
     let start = Instant::now();
     let (mut model, vocab) = load(path)?;
@@ -78,7 +80,11 @@ fn load(path: &str) -> Result<(Model, usize), Box<dyn Error>> {
 fn run(model: &mut Model, shape: &Shape, vocab: usize) -> candle_core::Result<(f64, f64)> {
     let mut state = 1u64;
     let start = Instant::now();
-    forward(model, shape.batch, shape.prompt, 0, vocab, &mut state)?;
+    // Its models take the last row of a batch as a view that its matrix product refuses, unless that is the only row.
+    let part = if shape.batch == 1 { shape.prompt } else { 1 };
+    for position in (0..shape.prompt).step_by(part) {
+        forward(model, shape.batch, part, position, vocab, &mut state)?;
+    }
     let prefilled = start.elapsed().as_secs_f64();
     for step in 0..shape.generate - 1 {
         forward(model, shape.batch, 1, shape.prompt + step, vocab, &mut state)?;
