@@ -61,7 +61,7 @@ fn a_row_is_the_same_in_any_batch_and_on_any_number_of_threads() {
             for dtype in Dtype::ALL {
                 let mut random = Random(7);
                 let weight = random.matrix(dtype, out, cols);
-                let x = random.values(rows * cols);
+                let x = with_spikes(random.values(rows * cols));
                 let mut seen = Vec::new();
                 for threads in [1, 3] {
                     let options =
@@ -82,6 +82,40 @@ fn a_row_is_the_same_in_any_batch_and_on_any_number_of_threads() {
                 }
                 assert_eq!(seen[0], seen[1], "{dtype:?} {isa:?} threads");
             }
+        }
+    }
+}
+
+/// A model's activations: a few values far above the others, here in some groups of 32 and not in most.
+fn with_spikes(mut x: Vec<f32>) -> Vec<f32> {
+    x.iter_mut().step_by(173).for_each(|x| *x *= 40.0);
+    x
+}
+
+#[test]
+fn adaptive_activations_are_fine_where_the_large_values_are() {
+    let (out, cols, rows) = (70, 1792, 7);
+    let quantised = Dtype::ALL.into_iter().filter(|dtype| {
+        !matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::Bf16) && cols % dtype.group_len() == 0
+    });
+    for dtype in quantised {
+        let mut random = Random(11);
+        let weight = random.matrix(dtype, out, cols);
+        let x = with_spikes(random.values(rows * cols));
+        let expected = product(&Reference, dtype, (out, cols, rows), &weight, &x, None);
+        for isa in Isa::available() {
+            let error = |activation_bits| {
+                let cpu =
+                    Cpu::new(CpuOptions { threads: Some(2), isa: Some(isa), activation_bits });
+                let found = product(&cpu.unwrap(), dtype, (out, cols, rows), &weight, &x, None);
+                relative_error(&found, &expected)
+            };
+            let eight = error(ActivationBits::Eight);
+            let adaptive = error(ActivationBits::Adaptive);
+            let sixteen = error(ActivationBits::Sixteen);
+            let case = format!("{dtype:?} {isa:?}: {eight:e} {adaptive:e} {sixteen:e}");
+            // Groups without a spike keep eight bits: finer than eight everywhere, coarser than sixteen.
+            assert!(adaptive < eight / 4.0 && adaptive > 2.0 * sixteen, "{case}");
         }
     }
 }
