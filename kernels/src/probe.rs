@@ -50,7 +50,8 @@ impl Limits {
     }
 }
 
-/// Measures for roughly `budget`, reading working sets of the `sizes`.
+/// Measures for roughly `budget`, reading working sets of the `sizes`. Everything is measured in
+/// several rounds, so that a neighbour's busy second spoils no figure.
 ///
 /// # Errors
 /// [`DeviceError`] when threads or memory cannot be had.
@@ -63,29 +64,37 @@ pub fn measure(
     sizes.sort_unstable();
     let all = Probe::new(options, sizes.last().copied().unwrap_or(0))?;
     let one = Probe::new(CpuOptions { threads: Some(1), ..options }, 0)?;
-    let slice = budget / (2 * (sizes.len() as u32 + 3));
-    let rate = |run: &dyn Fn(&Probe, usize) -> f64| {
-        let one = best(slice, |turn| run(&one, turn));
+    let slice = budget / (ROUNDS * 2 * (sizes.len() as u32 + 3));
+    let raise = |rate: &mut Rate, before: usize, run: &dyn Fn(&Probe, usize) -> f64| {
+        rate.one = rate.one.max(best(slice, before, |turn| run(&one, turn)));
         // All threads can do what one can, even if neighbours kept them from showing it.
-        Rate { one, all: best(slice, |turn| run(&all, turn)).max(one) }
+        rate.all = rate.all.max(best(slice, before, |turn| run(&all, turn))).max(rate.one);
     };
-    let reads = sizes.into_iter();
-    Ok(Limits {
-        threads: all.num_threads(),
-        reads: reads
-            .map(|bytes| ReadRate { bytes, rate: rate(&|p, turn| p.read(&all, bytes, turn)) })
-            .collect(),
-        int8: rate(&|p, _| p.int8()),
-        f32: rate(&|p, _| p.f32()),
-        bf16: all.has_bf16().then(|| rate(&|p, _| p.bf16().unwrap_or(0.0))),
-    })
+    let none = Rate { one: 0.0, all: 0.0 };
+    let reads = sizes.into_iter().map(|bytes| ReadRate { bytes, rate: none }).collect();
+    let bf16 = all.has_bf16().then_some(none);
+    let mut limits = Limits { threads: all.num_threads(), reads, int8: none, f32: none, bf16 };
+    for _ in 0..ROUNDS {
+        for ReadRate { bytes, rate } in &mut limits.reads {
+            raise(rate, READS_BEFORE, &|probe, turn| probe.read(&all, *bytes, turn));
+        }
+        raise(&mut limits.int8, 0, &|probe, _| probe.int8());
+        raise(&mut limits.f32, 0, &|probe, _| probe.f32());
+        if let Some(rate) = &mut limits.bf16 {
+            raise(rate, 0, &|probe, _| probe.bf16().unwrap_or(0.0));
+        }
+    }
+    Ok(limits)
 }
 
 /// The highest rate of repeated runs; `run` does its work for the n-th time and returns how much it
-/// was.
-fn best(budget: Duration, run: impl Fn(usize) -> f64) -> f64 {
+/// was. The first runs, `before` the others, do not count.
+fn best(budget: Duration, before: usize, run: impl Fn(usize) -> f64) -> f64 {
+    for turn in 0..before {
+        run(turn);
+    }
     let (start, mut best) = (Instant::now(), 0.0);
-    for turn in 0.. {
+    for turn in before.. {
         let begin = Instant::now();
         let work = run(turn);
         best = f64::max(best, work / begin.elapsed().as_secs_f64().max(1e-9));
@@ -96,6 +105,9 @@ fn best(budget: Duration, run: impl Fn(usize) -> f64) -> f64 {
     best
 }
 
+const ROUNDS: u32 = 4;
+/// Reads that put what was read last, by another probe, out of the caches: 256 MiB of a large set.
+const READS_BEFORE: usize = 4;
 /// From what fits the first cache of a core to what fits none.
 pub const READ_SIZES: [usize; 7] =
     [16 << 10, 256 << 10, 2 << 20, 16 << 20, 64 << 20, 256 << 20, 1 << 30];
