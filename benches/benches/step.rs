@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chrysalis_benches::{Random, assert_near, assert_same, print_limits};
-use chrysalis_kernels::cpu::{Cpu, CpuOptions};
+use chrysalis_kernels::cpu::{ActivationBits, Cpu, CpuOptions};
 use chrysalis_kernels::device::{CacheDtype, Device};
 use chrysalis_kernels::reference::Reference;
 use chrysalis_kernels::{Batch, Dtype, WantLogits};
@@ -28,6 +28,8 @@ const BLOCKS: usize = PROMPT / BLOCK;
 const SHORT: usize = 6;
 /// Activations in 16 bits, through all layers.
 const TOLERANCE: f64 = 1e-3;
+/// Adaptive ones, which are measured: random values have hardly a group that gets more than 8 bits.
+const ADAPTIVE_TOLERANCE: f64 = 5e-2;
 
 /// Six layers of the width of SmolLM2-135M.
 fn architecture() -> Architecture {
@@ -120,7 +122,11 @@ fn bench(c: &mut Criterion) -> Result<(), Box<dyn Error>> {
     print_limits()?;
     let mut model = decoder(Cpu::new(CpuOptions::default())?)?;
     let truth = forward(&mut decoder(Reference)?, &batch(1, 0, SHORT))?;
-    assert_near("logits", &forward(&mut model, &batch(1, 0, SHORT))?, &truth, TOLERANCE);
+    let short = batch(1, 0, SHORT);
+    assert_near("logits", &forward(&mut model, &short)?, &truth, ADAPTIVE_TOLERANCE);
+    let activation_bits = ActivationBits::Sixteen;
+    let exact = Cpu::new(CpuOptions { activation_bits, ..CpuOptions::default() })?;
+    assert_near("exact logits", &forward(&mut decoder(exact)?, &short)?, &truth, TOLERANCE);
 
     // A prompt read at once and one read token by token end in the same bits, so one is the other's check.
     for position in 0..PROMPT - 1 {
