@@ -6,12 +6,16 @@
 //! lanes, else over ascending positions. So a token's result does not depend on the chunk it came in,
 //! on its neighbours in a tile, or on whether its spans were computed by one thread or by several.
 
+mod records;
+
 use std::ops::Range;
 
 use super::cache::{Element, Layout};
 use super::rows;
 use super::simd::{LANES, Simd, Task};
 use crate::memory;
+use records::join;
+pub(super) use records::{Finish, Join, record_len};
 
 /// What the tiles of one call share.
 #[derive(Clone, Copy)]
@@ -69,11 +73,6 @@ impl Drop for Scratch {
     }
 }
 
-/// Values of a record: a head, whole vectors, then the weight, the largest score, and room.
-pub(super) fn record_len(head_dim: usize) -> usize {
-    head_dim.next_multiple_of(LANES) + LANES
-}
-
 /// Spans that the tokens `rows` see.
 pub(super) fn spans(positions: &[u32], rows: Range<usize>, window: Option<usize>) -> Range<usize> {
     let seen = positions[rows].iter().map(|position| seen(*position, window));
@@ -99,6 +98,8 @@ struct Query {
 #[derive(Clone, Copy)]
 struct Slots<'a, T> {
     k: &'a [[T; LANES]],
+    /// What will be read after these and those beside them.
+    ahead: &'a [[T; LANES]],
     position: usize,
     /// Slots that are there.
     len: usize,
@@ -129,68 +130,6 @@ impl<T: Element> Task for AttentionTile<'_, '_, T> {
                 }
                 first += together;
             }
-        }
-    }
-}
-
-/// Joins the records of a later span, one query after the other, to those of the spans before.
-pub(super) struct Join<'a> {
-    pub(super) head_dim: usize,
-    pub(super) records: &'a mut [f32],
-    pub(super) span: &'a [f32],
-}
-
-impl Task for Join<'_> {
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let (len, values) = (record_len(self.head_dim), self.head_dim.next_multiple_of(LANES));
-        for (record, span) in self.records.chunks_exact_mut(len).zip(self.span.chunks_exact(len)) {
-            join(s, values, record, span);
-        }
-    }
-}
-
-/// One query's sum over spans so far, and that of the next. A span that it does not see has no weight.
-#[inline(always)]
-fn join<S: Simd>(s: S, values: usize, record: &mut [f32], span: &[f32]) {
-    let (weight, largest) = (record[values], record[values + 1]);
-    let (span_weight, span_largest) = (span[values], span[values + 1]);
-    if span_weight == 0.0 {
-        return;
-    }
-    if weight == 0.0 {
-        record.copy_from_slice(span);
-        return;
-    }
-    let highest = largest.max(span_largest);
-    let mut factors = [0.0; LANES];
-    (factors[0], factors[1]) = (largest - highest, span_largest - highest);
-    let e = s.exp(s.load(&factors));
-    s.store(e, &mut factors);
-    let (a, b) = (s.splat(factors[0]), s.splat(factors[1]));
-    let sums = record[..values].chunks_exact_mut(LANES).zip(span.chunks_exact(LANES));
-    for (record, span) in sums {
-        let sum = s.fma(s.load(record), a, s.mul(s.load(span), b));
-        s.store(sum, record);
-    }
-    record[values] = weight * factors[0] + span_weight * factors[1];
-    record[values + 1] = highest;
-}
-
-/// Writes the heads of one row: sums of V over their weights.
-pub(super) struct Finish<'a> {
-    pub(super) head_dim: usize,
-    pub(super) records: &'a [f32],
-    pub(super) out: &'a mut [f32],
-}
-
-impl Task for Finish<'_> {
-    #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
-        let records = self.records.chunks_exact(record_len(self.head_dim));
-        for (out, record) in self.out.chunks_exact_mut(self.head_dim).zip(records) {
-            let factor = 1.0 / record[self.head_dim.next_multiple_of(LANES)];
-            out.iter_mut().zip(record).for_each(|(out, x)| *out = x * factor);
         }
     }
 }
@@ -268,6 +207,20 @@ impl<T: Element> Shared<'_, T> {
         }
     }
 
+    /// K of one head in one block.
+    #[inline(always)]
+    fn k_block(&self, block: u32, kv_head: usize) -> &[T] {
+        let head = block as usize * self.layout.shape.num_kv_heads + kv_head;
+        &self.k[head * self.layout.k_head()..][..self.layout.k_head()]
+    }
+
+    /// V of one head in one block.
+    #[inline(always)]
+    fn v_block(&self, block: u32, kv_head: usize) -> &[T] {
+        let head = block as usize * self.layout.shape.num_kv_heads + kv_head;
+        &self.v[head * self.layout.v_head()..][..self.layout.v_head()]
+    }
+
     /// `scores[n][p - base] = q[n] · k[p]`, scaled and capped, for `p` in `range`.
     #[inline(always)]
     fn score<S: Simd, const N: usize>(
@@ -282,18 +235,26 @@ impl<T: Element> Shared<'_, T> {
         let shape = &self.layout.shape;
         let size = shape.block_size;
         // Four vectors of slots at a time keep the multipliers busy; each score is the same alone.
-        let mut waiting: [Slots<'_, T>; 4] = [Slots { k: &[], position: 0, len: 0 }; 4];
+        let nothing = Slots { k: &[], ahead: &[], position: 0, len: 0 };
+        let mut waiting: [Slots<'_, T>; 4] = [nothing; 4];
         let mut count = 0;
         let held = range.start / size..range.end.div_ceil(size);
-        for (index, block) in held.clone().zip(&blocks[held]) {
-            let head = *block as usize * shape.num_kv_heads + kv_head;
-            let k = &self.k[head * self.layout.k_head()..][..self.layout.k_head()];
+        for (index, block) in held.clone().zip(&blocks[held.clone()]) {
+            let k = self.k_block(*block, kv_head);
+            // After the last K of the span comes its first V.
+            let later = index + AHEAD;
+            let ahead = if later < held.end {
+                self.k_block(blocks[later], kv_head)
+            } else {
+                self.v_block(blocks[held.start + (later - held.end).min(held.len() - 1)], kv_head)
+            };
             for slot in (0..size).step_by(LANES) {
                 let (position, len) = (index * size + slot, LANES.min(size - slot));
                 if position + len <= range.start || position >= range.end {
                     continue;
                 }
-                waiting[count] = Slots { k: &k.as_chunks().0[slot / LANES..], position, len };
+                let k = &k.as_chunks().0[slot / LANES..];
+                waiting[count] = Slots { k, ahead: ahead.as_chunks().0, position, len };
                 count += 1;
                 let to = (&mut *scores, base, stride);
                 if S::MANY_REGISTERS && count == 4 {
@@ -325,6 +286,11 @@ impl<T: Element> Shared<'_, T> {
         let mut sums = [[s.splat(0.0); C]; N];
         let k = slots.map(|slots| &slots.k[..(q.len() - 1) * step + 1]);
         for (d, q) in q.iter().enumerate() {
+            if d % 2 == 0 {
+                for slots in &slots {
+                    s.prefetch(slots.ahead, d * step * size_of::<[T; LANES]>());
+                }
+            }
             let mut k16 = [T::load(s, &k[0][d * step]); C];
             for c in 1..C {
                 k16[c] = T::load(s, &k[c][d * step]);
@@ -392,9 +358,14 @@ impl<T: Element> Shared<'_, T> {
         let size = shape.block_size;
         let mut sums = [[s.splat(0.0); D]; N];
         let held = first / size..end.div_ceil(size);
-        for (index, block) in held.clone().zip(&blocks[held]) {
-            let head = *block as usize * shape.num_kv_heads + kv_head;
-            let v = &self.v[head * self.layout.v_head()..][..self.layout.v_head()];
+        for (index, block) in held.clone().zip(&blocks[held.clone()]) {
+            let v = self.v_block(*block, kv_head);
+            // After the last V of the span comes the first K of the next.
+            let ahead = match blocks.get(index + AHEAD) {
+                Some(later) if index + AHEAD < held.end => self.v_block(*later, kv_head),
+                Some(later) => self.k_block(*later, kv_head),
+                None => v,
+            };
             let from = (index * size).max(first);
             let to = ((index + 1) * size).min(end);
             let v = &v.as_chunks::<LANES>().0[(from - index * size) * vectors + d..];
@@ -404,6 +375,10 @@ impl<T: Element> Shared<'_, T> {
                 weights.map(|weights| <&[f32; 16]>::try_from(weights).unwrap_or(&[0.0; 16]));
             if to - from == 16 {
                 for p in 0..16 {
+                    let at = (p * vectors + d) * size_of::<[T; LANES]>();
+                    for line in 0..(D * size_of::<[T; LANES]>()).div_ceil(LINE) {
+                        s.prefetch(ahead, at + line * LINE);
+                    }
                     let v = &v[p * vectors..][..D];
                     add_weighed(s, whole.map(|weights| weights[p]), v, &mut sums);
                 }
@@ -467,6 +442,9 @@ fn softmax<S: Simd>(s: S, query: &Query, base: usize, scores: &mut [f32]) -> (f3
 /// Positions that are gone through together. K and V of a span stay in the second-level cache while
 /// the queries of a tile pass. Part of the order of sums.
 pub(super) const SPAN: usize = 256;
+const LINE: usize = 64;
+/// Blocks of K or V by which reads are announced before they are due.
+const AHEAD: usize = 4;
 /// Queries that go through a span together: four by four vectors keep AVX-512's
 /// multipliers busy, and more of them spill.
 const TOGETHER: usize = 4;
