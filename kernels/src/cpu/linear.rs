@@ -7,6 +7,8 @@
 //! The chain is the same in every kernel below, so a row's results do not depend on how many rows
 //! there are, how they are tiled or who computes them.
 
+use std::ops::Range;
+
 use super::activations::{self, Activations, Part, Record};
 use super::float;
 use super::matrix::{Data, Format, Matrix, PAIR, Quantised};
@@ -113,7 +115,7 @@ struct Strip<'a, 'b, 'c> {
     pair: usize,
     input: Input<'a>,
     /// Columns of the tile that this pair fills.
-    cols: std::ops::Range<usize>,
+    cols: Range<usize>,
     out: &'b mut Tile<'c, f32>,
 }
 
@@ -124,6 +126,8 @@ struct Block<'a> {
     groups: usize,
     /// `[group][panel]` packed or unpacked codes.
     codes: &'a [u8],
+    /// The same, packed, behind which lie those of the next block.
+    packed: &'a [u8],
     /// Records of the groups' scales.
     scales: &'a [f32],
 }
@@ -147,7 +151,7 @@ impl Strip<'_, '_, '_> {
             scales::expand(s, format, range, halves, small, &mut scratch.scales);
             let codes = &codes[first * group_bytes..][..groups * group_bytes];
             let scales = &scratch.scales[..];
-            let block = Block { first, groups, codes, scales };
+            let block = Block { first, groups, codes, packed: codes, scales };
             // Few rows: the codes are unpacked in registers. More: once into the scratch memory.
             if (self.out.rows.len() <= 4 && !S::PLAIN) || format.bits == 8 {
                 self.rows_of::<S>(s, format, format.bits, block);
@@ -241,6 +245,7 @@ impl<const BITS: usize, const SUBS: usize, const WIDE: bool, const R: usize, con
         let start = activations::start(dtype) & 15;
         let rows: [_; R] = std::array::from_fn(|m| strip.input.quantised.row(t + m));
         let records: [&[Record]; R] = rows.map(|row| &row.groups(block.first)[..block.groups]);
+        let ahead = Ahead::new(block, &strip.out.rows, t);
         let mut carry = [[0f32; PAIR]; R];
         if block.first > 0 {
             for (m, carry) in carry.iter_mut().enumerate() {
@@ -256,10 +261,10 @@ impl<const BITS: usize, const SUBS: usize, const WIDE: bool, const R: usize, con
                 std::array::from_fn(|n| s.load(&carry[m][(panel + n) * 16..]))
             });
             for g in 0..block.groups {
-                let group = Group::<BITS>::new(block, g, panel);
-                if BITS != 8 || R == 1 {
-                    group.prefetch(s, N);
+                if panel == 0 {
+                    ahead.prefetch::<S, BITS>(s, g);
                 }
+                let group = Group::<BITS>::new(block, g, panel);
                 let records = records.map(|records| &records[g]);
                 group.dot::<S, SUBS, WIDE, R, N>(s, start, records, &mut sums);
                 if min {
@@ -294,6 +299,52 @@ impl<const BITS: usize, const SUBS: usize, const WIDE: bool, const R: usize, con
     }
 }
 
+/// Weights that will be read later, asked for while rows pass through a block.
+#[derive(Clone, Copy)]
+struct Ahead<'a> {
+    packed: &'a [u8],
+    /// Bytes of a packed group, both panels.
+    group: usize,
+    /// From the packed block to the first byte that this chunk of rows asks for.
+    distance: usize,
+    /// Cache lines of each group that it asks for; all, when nothing is said.
+    lines: Option<usize>,
+}
+
+impl<'a> Ahead<'a> {
+    /// What the chunk of rows from `t` on asks for: where one chunk is all, what comes [`STREAM`]
+    /// later; else the first four chunks share the next block.
+    #[inline(always)]
+    fn new(block: Block<'a>, rows: &Range<usize>, t: usize) -> Self {
+        let packed = block.packed;
+        let group = packed.len() / block.groups;
+        let (chunk, chunks) = ((t - rows.start) / 4, (rows.len() / 4).clamp(1, 4));
+        if rows.len() <= 4 {
+            let lines = if t == rows.start { None } else { Some(0) };
+            return Self { packed, group, distance: STREAM, lines };
+        }
+        let lines = (group / LINE).div_ceil(chunks);
+        let distance = packed.len() + chunk * lines * LINE;
+        let first = (t - rows.start).is_multiple_of(4) && chunk < chunks;
+        Self { packed, group, distance, lines: Some(if first { lines } else { 0 }) }
+    }
+
+    /// For each group `g` of the block.
+    #[inline(always)]
+    fn prefetch<S: Simd, const BITS: usize>(self, s: S, g: usize) {
+        if let Some(lines) = self.lines {
+            for line in 0..lines {
+                s.prefetch(self.packed, self.distance + g * self.group + line * LINE);
+            }
+        } else {
+            // The codes are packed, so their width is known: no loop.
+            for line in 0..2 * BITS {
+                s.prefetch(self.packed, STREAM + g * 2 * BITS * LINE + line * LINE);
+            }
+        }
+    }
+}
+
 /// One group of a block, from panel `panel` on.
 #[derive(Clone, Copy)]
 struct Group<'a, const BITS: usize> {
@@ -309,14 +360,6 @@ impl<'a, const BITS: usize> Group<'a, BITS> {
         let codes = &block.codes[g * 2 * BITS * 64..][..2 * BITS * 64];
         let scales = &block.scales[g * RECORD..][..RECORD];
         Self { codes: &codes[panel * BITS * 64..], scales: &scales[panel * 16..] }
-    }
-
-    /// Asks for what a later group will need, where each is used once.
-    #[inline(always)]
-    fn prefetch<S: Simd>(self, s: S, panels: usize) {
-        for line in 0..panels * BITS {
-            s.prefetch(self.codes, PREFETCH + 64 * line);
-        }
     }
 
     /// `sums[m][n] += scale of the weights * (scale of the record * integer sum)`.
@@ -377,4 +420,5 @@ impl<'a, const BITS: usize> Group<'a, BITS> {
 /// of the 8 groups that a K type stores together. Part of the order of sums.
 pub(super) const BLOCK_GROUPS: usize = 24;
 /// How far ahead weights are asked for when each is used once.
-const PREFETCH: usize = 4096;
+const STREAM: usize = 4096;
+const LINE: usize = 64;
