@@ -420,5 +420,5 @@ impl<'a, const BITS: usize> Group<'a, BITS> {
 /// of the 8 groups that a K type stores together. Part of the order of sums.
 pub(super) const BLOCK_GROUPS: usize = 24;
 /// How far ahead weights are asked for when each is used once.
-const STREAM: usize = 4096;
+const STREAM: usize = 8192;
 const LINE: usize = 64;
