@@ -228,6 +228,8 @@ pub enum KvDtype {
     F16,
     /// IEEE single
     F32,
+    /// A byte a value, one scale for each head of a position
+    Int8,
 }
 
 /// `chrysalis bench`.

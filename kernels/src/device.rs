@@ -62,6 +62,20 @@ pub enum CacheDtype {
     F32,
     /// The default.
     F16,
+    /// A signed byte a value, and one f32 scale for the head of a position: a little over half of f16's bytes, each
+    /// value within 1/254 of its head's largest.
+    I8,
+}
+
+impl CacheDtype {
+    /// Bytes that a head of one position takes in K, and again in V.
+    pub fn head_bytes(self, head_dim: usize) -> usize {
+        match self {
+            Self::F32 => 4 * head_dim,
+            Self::F16 => 2 * head_dim,
+            Self::I8 => head_dim + 4,
+        }
+    }
 }
 
 /// Shape of the paged KV cache: for every layer `[num_blocks, block_size, num_kv_heads, head_dim]`, K and V.

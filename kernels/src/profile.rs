@@ -14,8 +14,7 @@ use std::time::{Duration, Instant};
 
 use crate::batch::Batch;
 use crate::device::{
-    Activation, Attention, CacheDtype, CacheShape, Device, DeviceError, Linear, RopeParams,
-    RopeStore, Upload,
+    Activation, Attention, CacheShape, Device, DeviceError, Linear, RopeParams, RopeStore, Upload,
 };
 use crate::dtype::Dtype;
 
@@ -377,11 +376,7 @@ impl<M> Matrix<M> {
 impl<C> Cache<C> {
     /// Bytes of K and V of one position in one layer.
     fn position_bytes(&self) -> u64 {
-        let value = match self.shape.dtype {
-            CacheDtype::F32 => 4,
-            CacheDtype::F16 => 2,
-        };
-        (2 * value * self.shape.num_kv_heads * self.shape.head_dim) as u64
+        (2 * self.shape.num_kv_heads * self.shape.dtype.head_bytes(self.shape.head_dim)) as u64
     }
 }
 

@@ -247,6 +247,7 @@ impl Options {
                 ("--device", "reference") => options.reference = true,
                 ("--device", "cpu") => options.reference = false,
                 ("--cache", "f16") => options.cache = CacheDtype::F16,
+                ("--cache", "int8") => options.cache = CacheDtype::I8,
                 ("--cache", "f32") => options.cache = CacheDtype::F32,
                 ("--threads", value) => options.cpu.threads = Some(value.parse()?),
                 ("--activation-bits", "adaptive") => {}

@@ -15,7 +15,7 @@ use aws_lc_rs::digest;
 use chrysalis_attestation::attester::simulated::Simulated;
 use chrysalis_attestation::attester::{Attester, AttesterError};
 use chrysalis_kernels::cpu::{Cpu, CpuOptions};
-use chrysalis_kernels::device::{CacheDtype, DeviceError};
+use chrysalis_kernels::device::DeviceError;
 use chrysalis_models::decoder::Model;
 use chrysalis_protocol::package::{
     BlobSource, Generation, MetaError, Package, PackageError, PackageKey, PublicHeader,
@@ -278,7 +278,7 @@ impl Boot {
             max_logit_rows: config.max_logit_rows(),
             kv_tokens: config.kv_tokens(),
             block_size: config.block_size(),
-            cache_dtype: CacheDtype::F16,
+            cache_dtype: config.cache_dtype(),
         };
         let counters = Arc::clone(&self.counters);
         let stop = Arc::new(AtomicBool::new(false));

@@ -5,6 +5,7 @@
 //! or out of its range is an error that names the line.
 
 use aws_lc_rs::digest;
+use chrysalis_kernels::device::CacheDtype;
 use chrysalis_protocol::statement::{PadProfile, ServingPolicy};
 
 use crate::engine::StepShape;
@@ -97,8 +98,9 @@ const MAX_TOKENS_PER_STEP: usize = 13;
 const KV_TOKENS: usize = 14;
 const BLOCK_SIZE: usize = 15;
 const MAX_PREFILL_WITH_DECODE: usize = 16;
+const KV_INT8: usize = 17;
 
-const KEYS: [Key; 17] = [
+const KEYS: [Key; 18] = [
     key("pad_profile", 1, 0, 2),
     key("tick_ms", 50, 1, 10_000),
     key("length_quantum", 16, 1, 4_096),
@@ -116,6 +118,7 @@ const KEYS: [Key; 17] = [
     key("kv_tokens", 32_768, 16, 1 << 28),
     key("block_size", 16, 1, 256),
     key("max_prefill_with_decode", 128, 1, 65_536),
+    key("kv_int8", 0, 0, 1),
 ];
 
 /// A launch config that was read and is within its ranges.
@@ -232,6 +235,11 @@ impl LaunchConfig {
     /// Token positions of the KV cache, over all sequences.
     pub fn kv_tokens(&self) -> usize {
         self.values[KV_TOKENS] as usize
+    }
+
+    /// Element type of the KV cache.
+    pub fn cache_dtype(&self) -> CacheDtype {
+        if self.values[KV_INT8] == 1 { CacheDtype::I8 } else { CacheDtype::F16 }
     }
 
     /// Token positions of one KV block.

@@ -48,10 +48,6 @@ impl ModelCost {
     pub fn new(meta: &Meta, cache: CacheDtype) -> Result<Self, CliError> {
         let a = &meta.architecture;
         let config = ModelConfig::try_from(a).map_err(chrysalis_runtime::load::LoadError::from)?;
-        let value = match cache {
-            CacheDtype::F16 => 2,
-            CacheDtype::F32 => 4,
-        };
         let (mut layers, mut output) = (Work::default(), Work::default());
         for tensor in &meta.tensors {
             let (&[rows, cols], Some(dtype)) = (&tensor.dims[..], Dtype::from_code(tensor.dtype))
@@ -75,7 +71,7 @@ impl ModelCost {
             output,
             windows: (0..config.num_layers()).map(|layer| config.layer_window(layer)).collect(),
             q_size: u64::from(a.num_heads) * u64::from(a.head_dim),
-            kv_bytes: 2 * value * u64::from(a.num_kv_heads) * u64::from(a.head_dim),
+            kv_bytes: 2 * u64::from(a.num_kv_heads) * cache.head_bytes(a.head_dim as usize) as u64,
         })
     }
 

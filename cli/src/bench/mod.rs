@@ -188,6 +188,7 @@ fn cache_dtype(args: &BenchArgs) -> CacheDtype {
     match args.kv_dtype {
         KvDtype::F16 => CacheDtype::F16,
         KvDtype::F32 => CacheDtype::F32,
+        KvDtype::Int8 => CacheDtype::I8,
     }
 }
 

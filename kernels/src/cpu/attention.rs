@@ -10,7 +10,7 @@ mod records;
 
 use std::ops::Range;
 
-use super::cache::{Element, Layout};
+use super::cache::{Element, Head, Layer};
 use super::rows;
 use super::simd::{LANES, Simd, Task};
 use crate::memory;
@@ -20,10 +20,7 @@ pub(super) use records::{Finish, Join, record_len};
 /// What the tiles of one call share.
 #[derive(Clone, Copy)]
 pub(super) struct Shared<'a, T> {
-    pub(super) layout: Layout,
-    /// The layer's K and V.
-    pub(super) k: &'a [T],
-    pub(super) v: &'a [T],
+    pub(super) cache: Layer<'a, T>,
     /// Position of each token of the step.
     pub(super) positions: &'a [u32],
     /// `[tokens, num_heads * head_dim]`.
@@ -98,6 +95,8 @@ struct Query {
 #[derive(Clone, Copy)]
 struct Slots<'a, T> {
     k: &'a [[T; LANES]],
+    /// Their scales, an f32 each, or nothing.
+    scales: &'a [u8],
     /// What will be read after these and those beside them.
     ahead: &'a [[T; LANES]],
     position: usize,
@@ -109,7 +108,7 @@ impl<T: Element> Task for AttentionTile<'_, '_, T> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let Self { shared, part, spans, records, scratch } = self;
-        let len = record_len(shared.layout.shape.head_dim);
+        let len = record_len(shared.cache.layout.shape.head_dim);
         let count = part.rows.len() * part.heads.len();
         records[..count * len].fill(0.0);
         memory::resize(&mut scratch.scores, TOGETHER * SPAN);
@@ -148,7 +147,7 @@ impl<T: Element, const N: usize> Task for Together<'_, '_, T, N> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let Self { shared, part, span, first, records, scratch } = self;
-        let dim = shared.layout.shape.head_dim;
+        let dim = shared.cache.layout.shape.head_dim;
         let queries: [Query; N] = std::array::from_fn(|n| {
             let row = part.rows.start + (first + n) / part.heads.len();
             let seen = seen(shared.positions[row], shared.window);
@@ -161,7 +160,7 @@ impl<T: Element, const N: usize> Task for Together<'_, '_, T, N> {
         if queries.iter().all(|q| q.first == q.end) {
             return;
         }
-        let kv_head = part.heads.start * shared.layout.shape.num_kv_heads / shared.num_heads;
+        let kv_head = part.heads.start * shared.cache.layout.shape.num_kv_heads / shared.num_heads;
         let (len, values) = (record_len(dim), dim.next_multiple_of(LANES));
         let base = first / LANES * LANES;
         let stride = (end - base).next_multiple_of(LANES);
@@ -175,8 +174,13 @@ impl<T: Element, const N: usize> Task for Together<'_, '_, T, N> {
             let (weight, largest) = softmax(s, query, base, scores);
             (sums[n * len + values], sums[n * len + values + 1]) = (weight, largest);
         }
-        let weights: [&[f32]; N] = std::array::from_fn(|n| &scores[n * stride..][..stride]);
         let range = (first, end, base);
+        if T::SCALED {
+            for scores in scores.chunks_exact_mut(stride).take(N) {
+                shared.scale_weights((blocks, kv_head), range, scores);
+            }
+        }
+        let weights: [&[f32]; N] = std::array::from_fn(|n| &scores[n * stride..][..stride]);
         if S::MANY_REGISTERS {
             shared.weigh(s, (blocks, kv_head), weights, range, sums);
         } else {
@@ -194,7 +198,7 @@ impl<T: Element, const N: usize> Task for Together<'_, '_, T, N> {
 impl<T: Element> Shared<'_, T> {
     /// Brings the queries of a part into the order of [`Scratch::q`].
     fn gather(&self, part: &Part<'_>, out: &mut Vec<f32>) {
-        let dim = self.layout.shape.head_dim;
+        let dim = self.cache.layout.shape.head_dim;
         let count = part.rows.len() * part.heads.len();
         let len = TOGETHER * dim;
         memory::resize(out, count.div_ceil(TOGETHER) * len);
@@ -205,20 +209,6 @@ impl<T: Element> Shared<'_, T> {
             let out: &mut [[f32; TOGETHER]] = out[n / TOGETHER * len..][..len].as_chunks_mut().0;
             out.iter_mut().zip(q).for_each(|(out, q)| out[n % TOGETHER] = *q);
         }
-    }
-
-    /// K of one head in one block.
-    #[inline(always)]
-    fn k_block(&self, block: u32, kv_head: usize) -> &[T] {
-        let head = block as usize * self.layout.shape.num_kv_heads + kv_head;
-        &self.k[head * self.layout.k_head()..][..self.layout.k_head()]
-    }
-
-    /// V of one head in one block.
-    #[inline(always)]
-    fn v_block(&self, block: u32, kv_head: usize) -> &[T] {
-        let head = block as usize * self.layout.shape.num_kv_heads + kv_head;
-        &self.v[head * self.layout.v_head()..][..self.layout.v_head()]
     }
 
     /// `scores[n][p - base] = q[n] · k[p]`, scaled and capped, for `p` in `range`.
@@ -232,21 +222,22 @@ impl<T: Element> Shared<'_, T> {
         scores: &mut [f32],
         (base, stride): (usize, usize),
     ) {
-        let shape = &self.layout.shape;
+        let shape = &self.cache.layout.shape;
         let size = shape.block_size;
         // Four vectors of slots at a time keep the multipliers busy; each score is the same alone.
-        let nothing = Slots { k: &[], ahead: &[], position: 0, len: 0 };
+        let nothing = Slots { k: &[], scales: &[], ahead: &[], position: 0, len: 0 };
         let mut waiting: [Slots<'_, T>; 4] = [nothing; 4];
         let mut count = 0;
         let held = range.start / size..range.end.div_ceil(size);
         for (index, block) in held.clone().zip(&blocks[held.clone()]) {
-            let k = self.k_block(*block, kv_head);
+            let Head { values: k, scales } = self.cache.k(*block, kv_head);
             // After the last K of the span comes its first V.
             let later = index + AHEAD;
             let ahead = if later < held.end {
-                self.k_block(blocks[later], kv_head)
+                self.cache.k(blocks[later], kv_head).values
             } else {
-                self.v_block(blocks[held.start + (later - held.end).min(held.len() - 1)], kv_head)
+                let later = held.start + (later - held.end).min(held.len() - 1);
+                self.cache.v(blocks[later], kv_head).values
             };
             for slot in (0..size).step_by(LANES) {
                 let (position, len) = (index * size + slot, LANES.min(size - slot));
@@ -254,7 +245,9 @@ impl<T: Element> Shared<'_, T> {
                     continue;
                 }
                 let k = &k.as_chunks().0[slot / LANES..];
-                waiting[count] = Slots { k, ahead: ahead.as_chunks().0, position, len };
+                let scales = if T::SCALED { &scales[slot * size_of::<f32>()..] } else { scales };
+                let ahead = ahead.as_chunks().0;
+                waiting[count] = Slots { k, scales, ahead, position, len };
                 count += 1;
                 let to = (&mut *scores, base, stride);
                 if S::MANY_REGISTERS && count == 4 {
@@ -282,7 +275,7 @@ impl<T: Element> Shared<'_, T> {
         range: &Range<usize>,
         (scores, base, stride): (&mut [f32], usize, usize),
     ) {
-        let step = self.layout.slots / LANES;
+        let step = self.cache.layout.slots / LANES;
         let mut sums = [[s.splat(0.0); C]; N];
         let k = slots.map(|slots| &slots.k[..(q.len() - 1) * step + 1]);
         for (d, q) in q.iter().enumerate() {
@@ -305,6 +298,9 @@ impl<T: Element> Shared<'_, T> {
         for (n, sums) in sums.into_iter().enumerate() {
             for (slots, sum) in slots.iter().zip(sums) {
                 let mut sum = s.mul(sum, s.splat(self.scale));
+                if T::SCALED {
+                    sum = s.mul(sum, s.b_to_f(s.load_b(slots.scales)));
+                }
                 if let Some(cap) = self.softcap {
                     sum = rows::softcap(s, cap, sum);
                 }
@@ -322,6 +318,25 @@ impl<T: Element> Shared<'_, T> {
         }
     }
 
+    /// Multiplies the weight of each position by the scale of its V.
+    #[inline(always)]
+    fn scale_weights(
+        &self,
+        (blocks, kv_head): (&[u32], usize),
+        (first, end, base): (usize, usize, usize),
+        weights: &mut [f32],
+    ) {
+        let size = self.cache.layout.shape.block_size;
+        let held = first / size..end.div_ceil(size);
+        for (index, block) in held.clone().zip(&blocks[held]) {
+            let (from, to) = ((index * size).max(first), ((index + 1) * size).min(end));
+            let scales = self.cache.v(*block, kv_head).scales.as_chunks().0;
+            let scales = &scales[from - index * size..];
+            let weights = weights[from - base..to - base].iter_mut();
+            weights.zip(scales).for_each(|(weight, scale)| *weight *= f32::from_le_bytes(*scale));
+        }
+    }
+
     /// `sums[n] = sum over p of weights[n][p - base] * v[p]`, `p` ascending from `first` to `end`. A
     /// query that does not see a position has no weight for it, and adding nothing changes nothing.
     #[inline(always)]
@@ -333,7 +348,7 @@ impl<T: Element> Shared<'_, T> {
         range: (usize, usize, usize),
         sums: &mut [f32],
     ) {
-        let (vectors, mut d) = (self.layout.values / LANES, 0);
+        let (vectors, mut d) = (self.cache.layout.values / LANES, 0);
         while d + 4 <= vectors {
             self.weigh_values::<S, N, 4>(s, sequence, weights, range, (sums, d));
             d += 4;
@@ -354,16 +369,16 @@ impl<T: Element> Shared<'_, T> {
         (first, end, base): (usize, usize, usize),
         (out, d): (&mut [f32], usize),
     ) {
-        let (shape, vectors) = (self.layout.shape, self.layout.values / LANES);
+        let (shape, vectors) = (self.cache.layout.shape, self.cache.layout.values / LANES);
         let size = shape.block_size;
         let mut sums = [[s.splat(0.0); D]; N];
         let held = first / size..end.div_ceil(size);
         for (index, block) in held.clone().zip(&blocks[held.clone()]) {
-            let v = self.v_block(*block, kv_head);
+            let v = self.cache.v(*block, kv_head).values;
             // After the last V of the span comes the first K of the next.
             let ahead = match blocks.get(index + AHEAD) {
-                Some(later) if index + AHEAD < held.end => self.v_block(*later, kv_head),
-                Some(later) => self.k_block(*later, kv_head),
+                Some(later) if index + AHEAD < held.end => self.cache.v(*later, kv_head).values,
+                Some(later) => self.cache.k(*later, kv_head).values,
                 None => v,
             };
             let from = (index * size).max(first);

@@ -2,11 +2,13 @@
 //!
 //! In a layer, K is `[block][head][value][slot]` (slots rounded up to 16), so that 16 scores at
 //! 16 positions come from one vector of lanes without a sum across them; V is
-//! `[block][head][slot][value]` (values rounded up to 16).
+//! `[block][head][slot][value]` (values rounded up to 16). Where values are bytes, those of a head in
+//! a block are followed by their scales, one f32 to a slot.
 
 use std::fmt;
 
 use super::pool::Pool;
+use super::rows;
 use super::simd::{LANES, Simd, Task};
 use super::tiles::{self, Grid};
 use crate::batch::Batch;
@@ -23,6 +25,7 @@ pub struct Cache {
 pub(super) enum Data {
     F32([Aligned<f32>; 2]),
     F16([Aligned<u16>; 2]),
+    I8([Aligned<u8>; 2]),
 }
 
 /// Where things lie.
@@ -36,14 +39,19 @@ pub(super) struct Layout {
 }
 
 impl Layout {
-    /// K values of a head in a block.
-    pub(super) fn k_head(&self) -> usize {
-        self.shape.head_dim * self.slots
+    /// Elements of K of a head in a block, scales included.
+    fn k_head(&self) -> usize {
+        self.shape.head_dim * self.slots + self.scales()
     }
 
-    /// V values of a head in a block.
-    pub(super) fn v_head(&self) -> usize {
-        self.shape.block_size * self.values
+    /// Elements of V of a head in a block, scales included.
+    fn v_head(&self) -> usize {
+        self.shape.block_size * self.values + self.scales()
+    }
+
+    /// Bytes of the scales of a head in a block.
+    fn scales(&self) -> usize {
+        if self.shape.dtype == CacheDtype::I8 { size_of::<f32>() * self.slots } else { 0 }
     }
 
     /// Values of a whole layer, given those of a head in a block.
@@ -59,10 +67,22 @@ pub(super) trait Element: Plain {
     /// 16 of them.
     fn store<S: Simd>(s: S, x: S::F, out: &mut [Self]);
     const ZERO: Self;
+    /// Writes the scale of slot `slot`, where there are scales.
+    fn set_scale(scales: &mut [Self], slot: usize, scale: f32);
+    /// The scales as bytes, none where there are none.
+    fn scales(scales: &[Self]) -> &[u8];
+    /// Whether the values of a head have a scale.
+    const SCALED: bool;
 }
 
 impl Element for f32 {
     const ZERO: Self = 0.0;
+    const SCALED: bool = false;
+    fn set_scale(_: &mut [Self], _: usize, _: f32) {}
+    #[inline(always)]
+    fn scales(_: &[Self]) -> &[u8] {
+        &[]
+    }
     #[inline(always)]
     fn load<S: Simd>(s: S, x: &[Self]) -> S::F {
         s.load(x)
@@ -75,6 +95,12 @@ impl Element for f32 {
 
 impl Element for u16 {
     const ZERO: Self = 0;
+    const SCALED: bool = false;
+    fn set_scale(_: &mut [Self], _: usize, _: f32) {}
+    #[inline(always)]
+    fn scales(_: &[Self]) -> &[u8] {
+        &[]
+    }
     #[inline(always)]
     fn load<S: Simd>(s: S, x: &[Self]) -> S::F {
         s.load_f16(x)
@@ -82,6 +108,71 @@ impl Element for u16 {
     #[inline(always)]
     fn store<S: Simd>(s: S, x: S::F, out: &mut [Self]) {
         s.store_f16(x, out);
+    }
+}
+
+/// A signed byte.
+impl Element for u8 {
+    const ZERO: Self = 0;
+    const SCALED: bool = true;
+    fn set_scale(scales: &mut [Self], slot: usize, scale: f32) {
+        scales.as_chunks_mut().0[slot] = scale.to_le_bytes();
+    }
+    #[inline(always)]
+    fn scales(scales: &[Self]) -> &[u8] {
+        scales
+    }
+    #[inline(always)]
+    fn load<S: Simd>(s: S, x: &[Self]) -> S::F {
+        s.load_i8(x)
+    }
+    #[inline(always)]
+    fn store<S: Simd>(s: S, x: S::F, out: &mut [Self]) {
+        let words = s.pack_i8(s.round(x));
+        for (out, word) in out[..LANES].as_chunks_mut::<4>().0.iter_mut().zip(words) {
+            *out = word.to_le_bytes();
+        }
+    }
+}
+
+/// K or V of one head in one block.
+#[derive(Clone, Copy)]
+pub(super) struct Head<'a, T> {
+    /// K `[value][slot]`, V `[slot][value]`.
+    pub(super) values: &'a [T],
+    /// An f32 to a slot, or nothing.
+    pub(super) scales: &'a [u8],
+}
+
+/// K and V of one layer.
+#[derive(Clone, Copy)]
+pub(super) struct Layer<'a, T> {
+    pub(super) layout: Layout,
+    k: &'a [T],
+    v: &'a [T],
+}
+
+impl<'a, T: Element> Layer<'a, T> {
+    pub(super) fn new(layout: Layout, [k, v]: &'a [Aligned<T>; 2], layer: usize) -> Self {
+        let (k_len, v_len) = (layout.layer(layout.k_head()), layout.layer(layout.v_head()));
+        Self { layout, k: &k[layer * k_len..][..k_len], v: &v[layer * v_len..][..v_len] }
+    }
+
+    #[inline(always)]
+    pub(super) fn k(&self, block: u32, kv_head: usize) -> Head<'a, T> {
+        self.head(self.k, self.layout.k_head(), block, kv_head)
+    }
+
+    #[inline(always)]
+    pub(super) fn v(&self, block: u32, kv_head: usize) -> Head<'a, T> {
+        self.head(self.v, self.layout.v_head(), block, kv_head)
+    }
+
+    #[inline(always)]
+    fn head(&self, all: &'a [T], len: usize, block: u32, kv_head: usize) -> Head<'a, T> {
+        let head = block as usize * self.layout.shape.num_kv_heads + kv_head;
+        let (values, scales) = all[head * len..][..len].split_at(len - self.layout.scales());
+        Head { values, scales: T::scales(scales) }
     }
 }
 
@@ -100,6 +191,10 @@ impl Cache {
                 Aligned::zeroed_sparse("KV cache", k)?,
                 Aligned::zeroed_sparse("KV cache", v)?,
             ]),
+            CacheDtype::I8 => Data::I8([
+                Aligned::zeroed_sparse("KV cache", k)?,
+                Aligned::zeroed_sparse("KV cache", v)?,
+            ]),
         };
         Ok(Self { layout, data })
     }
@@ -109,6 +204,7 @@ impl Cache {
         match &mut self.data {
             Data::F32(data) => clear(&self.layout, data, blocks),
             Data::F16(data) => clear(&self.layout, data, blocks),
+            Data::I8(data) => clear(&self.layout, data, blocks),
         }
     }
 }
@@ -122,16 +218,6 @@ fn clear<T: Element>(layout: &Layout, [k, v]: &mut [Aligned<T>; 2], blocks: &[u3
             }
         }
     }
-}
-
-/// K and V of one layer.
-pub(super) fn layer<'a, T: Element>(
-    layout: &Layout,
-    [k, v]: &'a [Aligned<T>; 2],
-    layer: usize,
-) -> (&'a [T], &'a [T]) {
-    let (k_len, v_len) = (layout.layer(layout.k_head()), layout.layer(layout.v_head()));
-    (&k[layer * k_len..][..k_len], &v[layer * v_len..][..v_len])
 }
 
 /// What a step writes to the cache of a layer.
@@ -150,6 +236,7 @@ impl Store<'_> {
         match &mut cache.data {
             Data::F32(data) => self.tiles(pool, level, &layout, data),
             Data::F16(data) => self.tiles(pool, level, &layout, data),
+            Data::I8(data) => self.tiles(pool, level, &layout, data),
         }
     }
 
@@ -179,38 +266,50 @@ impl Store<'_> {
                     let position = self.batch.positions[t] as usize;
                     let slot = position % layout.shape.block_size;
                     let out = tile.row(blocks[position / layout.shape.block_size] as usize);
-                    if which == 0 {
-                        let out = &mut out[slot..];
-                        level.run(Write { values, out, stride: layout.slots });
+                    let (out, scales) = out.split_at_mut(width - layout.scales());
+                    let (out, stride) = if which == 0 {
+                        (&mut out[slot..], layout.slots)
                     } else {
-                        let out = &mut out[slot * layout.values..][..layout.values];
-                        level.run(Write { values, out, stride: 1 });
-                    }
+                        (&mut out[slot * layout.values..][..layout.values], 1)
+                    };
+                    level.run(Write { values, out, stride, scales, slot });
                 }
             }
         });
     }
 }
 
-/// Converts values and writes them at a stride.
+/// Converts values and writes them at a stride, and their scale, if they have one.
 struct Write<'a, T> {
     values: &'a [f32],
     out: &'a mut [T],
     stride: usize,
+    scales: &'a mut [T],
+    slot: usize,
 }
 
 impl<T: Element> Task for Write<'_, T> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Self { values, out, stride } = self;
+        let Self { values, out, stride, scales, slot } = self;
+        let mut factor = 1.0;
+        if T::SCALED {
+            let scale = rows::largest_magnitude(s, values) / CODE_MAX;
+            T::set_scale(scales, slot, scale);
+            factor = if scale > 0.0 { 1.0 / scale } else { 0.0 };
+            factor = if factor.is_finite() { factor } else { 0.0 };
+        }
         for (i, values) in values.chunks(LANES).enumerate() {
             let mut converted = [T::ZERO; LANES];
-            T::store(s, super::rows::load_tail(s, values), &mut converted);
+            let x = rows::load_tail(s, values);
+            T::store(s, if T::SCALED { s.mul(x, s.splat(factor)) } else { x }, &mut converted);
             let out = out[i * LANES * stride..].iter_mut().step_by(stride);
             out.zip(&converted[..values.len()]).for_each(|(out, x)| *out = *x);
         }
     }
 }
+
+const CODE_MAX: f32 = 127.0;
 
 impl fmt::Debug for Cache {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -37,6 +37,7 @@ use activations::Activations;
 use attention::{AttentionTile, Shared};
 pub use buffers::{Buffer, Rope, Step, Vector};
 pub use cache::Cache;
+use cache::Layer;
 pub use isa::Isa;
 use isa::Level;
 use linear::{Input, LinearTile};
@@ -261,13 +262,16 @@ impl Device for Cpu {
     }
 
     fn attention(&self, step: &Step, args: Attention<'_, Self>) {
-        let cache = args.cache;
-        match &cache.data {
+        let Cache { layout, data } = args.cache;
+        match data {
             cache::Data::F32(data) => {
-                self.attend(step, cache::layer(&cache.layout, data, args.layer), args);
+                self.attend(step, Layer::new(*layout, data, args.layer), args);
             }
             cache::Data::F16(data) => {
-                self.attend(step, cache::layer(&cache.layout, data, args.layer), args);
+                self.attend(step, Layer::new(*layout, data, args.layer), args);
+            }
+            cache::Data::I8(data) => {
+                self.attend(step, Layer::new(*layout, data, args.layer), args);
             }
         }
     }
@@ -359,19 +363,19 @@ impl Cpu {
     fn attend<T: cache::Element>(
         &self,
         step: &Step,
-        (k, v): (&[T], &[T]),
+        cache: Layer<'_, T>,
         args: Attention<'_, Self>,
     ) {
-        let Attention { q, cache, scale, softcap, window, out, .. } = args;
-        let layout = cache.layout;
-        let (dim, num_kv_heads) = (layout.shape.head_dim, layout.shape.num_kv_heads);
+        let Attention { q, scale, softcap, window, out, .. } = args;
+        let shape = cache.layout.shape;
+        let (dim, num_kv_heads) = (shape.head_dim, shape.num_kv_heads);
         let num_heads = q.cols / dim;
         assert_eq!((q.cols, num_heads * dim), (out.cols, out.cols), "width of attention");
         let group = num_heads / num_kv_heads;
         assert_eq!(group * num_kv_heads, num_heads, "heads share K and V evenly");
         let positions = &step.batch.positions[..];
         let (q, work) = (&q.data[..], positions.iter().map(|p| *p as usize + 1).sum::<usize>());
-        let shared = Shared { layout, k, v, positions, q, num_heads, scale, softcap, window };
+        let shared = Shared { cache, positions, q, num_heads, scale, softcap, window };
         let small = work * out.cols < SMALL;
         if !small && step.sequences.len() * num_kv_heads < 4 * self.pool.num_threads() {
             return self.attend_by_spans(step, shared, out);
@@ -400,8 +404,8 @@ impl Cpu {
         shared: Shared<'_, T>,
         out: &mut Buffer,
     ) {
-        let (dim, positions) = (shared.layout.shape.head_dim, shared.positions);
-        let group = shared.num_heads / shared.layout.shape.num_kv_heads;
+        let (dim, positions) = (shared.cache.layout.shape.head_dim, shared.positions);
+        let group = shared.num_heads / shared.cache.layout.shape.num_kv_heads;
         let len = attention::record_len(dim);
         let Common { splits, partial, spans, .. } = &mut *lock(&self.shared);
         spans.clear();
@@ -412,7 +416,7 @@ impl Cpu {
         splits.clear();
         splits.extend(0..=spans.len());
         let tile_width = TOKENS_PER_TILE * group * len;
-        let width = tile_width * shared.layout.shape.num_kv_heads;
+        let width = tile_width * shared.cache.layout.shape.num_kv_heads;
         memory::resize(partial, spans.len() * width);
         let grid = Grid::new(partial, width, splits, tile_width);
         tiles::for_each(&self.pool, false, &mut [grid], &|_, mut tile, worker| {
@@ -423,7 +427,7 @@ impl Cpu {
             let (spans, records) = (*span..span + 1, tile.row(row));
             self.level.run(AttentionTile { shared, part, spans, records, scratch });
         });
-        for kv_head in 0..shared.layout.shape.num_kv_heads {
+        for kv_head in 0..shared.cache.layout.shape.num_kv_heads {
             let cols = kv_head * group * dim..(kv_head + 1) * group * dim;
             let mut rest = &mut partial[..];
             for same in spans.chunk_by(|a, b| a.0 == b.0) {

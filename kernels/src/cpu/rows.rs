@@ -198,6 +198,21 @@ fn mean_square<S: Simd>(s: S, x: &[f32]) -> f32 {
     s.sum(sum) / x.len() as f32
 }
 
+/// The largest magnitude, infinity where a value is not a number.
+#[inline(always)]
+pub(super) fn largest_magnitude<S: Simd>(s: S, x: &[f32]) -> f32 {
+    let (mut largest, zero) = (s.splat(0.0), s.splat(0.0));
+    let mut sum = zero;
+    for x in x.chunks(LANES) {
+        let x = load_tail(s, x);
+        let magnitude = s.max(x, s.sub(zero, x));
+        largest = s.max(largest, magnitude);
+        sum = s.add(sum, s.mul(x, zero));
+    }
+    // A maximum may drop what is not a number; a sum does not.
+    if s.sum(sum) == 0.0 { s.largest(largest) } else { f32::INFINITY }
+}
+
 /// The values, then zeros.
 #[inline(always)]
 pub(super) fn load_tail<S: Simd>(s: S, x: &[f32]) -> S::F {

@@ -181,8 +181,13 @@ impl Device for Reference {
                 let heads = args.k.row_mut(t).chunks_exact_mut(shape.head_dim);
                 heads.for_each(|k| args.rope.apply(k, position, args.k_norm, args.eps));
                 let slot = args.cache.slot(args.layer, blocks, position);
-                ops::store(shape.dtype, args.k.row(t), &mut args.cache.k[slot.clone()]);
-                ops::store(shape.dtype, args.v.row(t), &mut args.cache.v[slot]);
+                let (k, v) = (&mut args.cache.k[slot.clone()], &mut args.cache.v[slot]);
+                for (x, out) in [(args.k.row(t), k), (args.v.row(t), v)] {
+                    let heads = out.chunks_exact_mut(shape.head_dim);
+                    for (x, out) in x.chunks_exact(shape.head_dim).zip(heads) {
+                        ops::store(shape.dtype, x, out);
+                    }
+                }
             }
         }
     }

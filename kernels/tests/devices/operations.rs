@@ -15,6 +15,9 @@ const ERROR: f64 = 2e-6;
 /// other way, by one part in 2,048.
 const F16_CACHE_ERROR: f64 = 3e-4;
 
+/// The same for bytes, by one part in 127 of a head's largest value.
+const I8_CACHE_ERROR: f64 = 2e-3;
+
 const WIDTHS: [usize; 5] = [1, 15, 16, 100, 576];
 
 #[test]
@@ -55,6 +58,7 @@ fn attention_agrees_with_the_reference() {
             let limit = match case.cache.dtype {
                 CacheDtype::F32 => ERROR,
                 CacheDtype::F16 => F16_CACHE_ERROR,
+                CacheDtype::I8 => I8_CACHE_ERROR,
             };
             assert!(error < limit, "case {n} {}: {error:e}", cpu.describe());
         }
@@ -206,6 +210,9 @@ fn cases() -> Vec<Case> {
         },
         Case { norms: true, window: Some(33), ..case(70, 8, cache(7, 8, 8, CacheDtype::F32), 8) },
         case(1, 1, cache(16, 1, 16, CacheDtype::F16), 16),
+        case(75, 9, cache(16, 3, 64, CacheDtype::I8), 64),
+        Case { window: Some(20), ..case(90, 4, cache(32, 2, 80, CacheDtype::I8), 80) },
+        Case { softcap: Some(5.0), ..case(40, 2, cache(5, 2, 24, CacheDtype::I8), 16) },
     ]
 }
 
