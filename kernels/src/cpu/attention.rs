@@ -295,23 +295,30 @@ impl<T: Element> Shared<'_, T> {
                 }
             }
         }
-        for (n, sums) in sums.into_iter().enumerate() {
-            for (slots, sum) in slots.iter().zip(sums) {
-                let mut sum = s.mul(sum, s.splat(self.scale));
+        // Through memory: what follows is too large to be repeated for each register.
+        let mut products = [[[0.0; LANES]; C]; N];
+        for n in 0..N {
+            for c in 0..C {
+                s.store(sums[n][c], &mut products[n][c]);
+            }
+        }
+        for (n, products) in products.iter().enumerate() {
+            for (slots, product) in slots.iter().zip(products) {
+                let mut score = s.mul(s.load(product), s.splat(self.scale));
                 if T::SCALED {
-                    sum = s.mul(sum, s.b_to_f(s.load_b(slots.scales)));
+                    score = s.mul(score, s.b_to_f(s.load_b(slots.scales)));
                 }
                 if let Some(cap) = self.softcap {
-                    sum = rows::softcap(s, cap, sum);
+                    score = rows::softcap(s, cap, score);
                 }
                 let from = slots.position.max(range.start);
                 let to = (slots.position + slots.len).min(range.end);
                 let out = &mut scores[n * stride + from - base..n * stride + to - base];
                 if let Ok(out) = <&mut [f32; LANES]>::try_from(&mut *out) {
-                    s.store(sum, out);
+                    s.store(score, out);
                 } else {
                     let mut values = [0.0; LANES];
-                    s.store(sum, &mut values);
+                    s.store(score, &mut values);
                     out.copy_from_slice(&values[from - slots.position..to - slots.position]);
                 }
             }
@@ -375,11 +382,16 @@ impl<T: Element> Shared<'_, T> {
         let held = first / size..end.div_ceil(size);
         for (index, block) in held.clone().zip(&blocks[held.clone()]) {
             let v = self.cache.v(*block, kv_head).values;
-            // After the last V of the span comes the first K of the next.
-            let ahead = match blocks.get(index + AHEAD) {
-                Some(later) if index + AHEAD < held.end => self.cache.v(*later, kv_head).values,
-                Some(later) => self.cache.k(*later, kv_head).values,
-                None => v,
+            // After the last V of the span comes the first K of the next, then that of the next head.
+            let later = index + AHEAD;
+            let ahead = if later < held.end {
+                self.cache.v(blocks[later], kv_head).values
+            } else if let Some(block) = blocks.get(later) {
+                self.cache.k(*block, kv_head).values
+            } else if kv_head + 1 < shape.num_kv_heads {
+                self.cache.k(blocks[(later - blocks.len()).min(index)], kv_head + 1).values
+            } else {
+                v
             };
             let from = (index * size).max(first);
             let to = ((index + 1) * size).min(end);
@@ -405,9 +417,9 @@ impl<T: Element> Shared<'_, T> {
             }
         }
         let len = record_len(shape.head_dim);
-        for (n, sums) in sums.into_iter().enumerate() {
-            for (i, sum) in sums.into_iter().enumerate() {
-                s.store(sum, &mut out[n * len + (d + i) * LANES..]);
+        for n in 0..N {
+            for i in 0..D {
+                s.store(sums[n][i], &mut out[n * len + (d + i) * LANES..]);
             }
         }
     }
