@@ -12,7 +12,7 @@ use super::linear::BLOCK_GROUPS;
 use super::pool::Pool;
 use super::simd::{LANES, Simd, Task};
 use super::tiles::{self, Grid};
-use super::{ActivationBits, rows};
+use super::{ActivationBits, bf16, rows};
 use crate::device::DeviceError;
 use crate::dtype::Dtype;
 use crate::memory::Aligned;
@@ -28,6 +28,8 @@ pub(super) struct Activations {
     words: Aligned<i32>,
     splits: Vec<usize>,
     groups: usize,
+    /// The same rows for BF16 weights.
+    pub(super) bf16: bf16::Words,
 }
 
 /// What follows the codes of a group, a word each.
@@ -89,7 +91,8 @@ impl std::fmt::Debug for Activations {
 
 impl Activations {
     pub(super) fn new() -> Result<Self, DeviceError> {
-        Ok(Self { words: Aligned::zeroed("quantised", 0)?, splits: Vec::new(), groups: 0 })
+        let (words, bf16) = (Aligned::zeroed("quantised", 0)?, bf16::Words::new()?);
+        Ok(Self { words, splits: Vec::new(), groups: 0, bf16 })
     }
 
     /// Makes room for `rows` rows of `cols` values.

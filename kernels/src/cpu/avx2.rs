@@ -92,14 +92,15 @@ impl Simd for Avx2 {
         proven!(_mm_storeu_si128(high, x1));
     }
     #[inline(always)]
-    fn load_bf16(self, x: &[u16]) -> F {
-        let (low, high) = (x[..8].as_ptr().cast(), x[8..16].as_ptr().cast());
-        let (low, high) = (proven!(_mm_loadu_si128(low)), proven!(_mm_loadu_si128(high)));
-        let (low, high) =
-            (proven!(_mm256_cvtepu16_epi32(low)), proven!(_mm256_cvtepu16_epi32(high)));
-        let (low, high) =
-            (proven!(_mm256_slli_epi32::<16>(low)), proven!(_mm256_slli_epi32::<16>(high)));
-        F(proven!(_mm256_castsi256_ps(low)), proven!(_mm256_castsi256_ps(high)))
+    fn load_bf16_pairs(self, x: &[u8]) -> [F; 2] {
+        let words = self.load_b(x);
+        let low = self.shl_i::<16>(words);
+        let mask = self.splat_i(0xffff_0000u32.cast_signed());
+        let high = I(
+            proven!(_mm256_and_si256(words.0, mask.0)),
+            proven!(_mm256_and_si256(words.1, mask.1)),
+        );
+        [self.bits_to_f(low), self.bits_to_f(high)]
     }
     #[inline(always)]
     fn load_u8(self, x: &[u8]) -> F {

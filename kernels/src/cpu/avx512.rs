@@ -82,12 +82,11 @@ impl Simd for Avx512 {
         proven!(_mm256_storeu_si256(out, x));
     }
     #[inline(always)]
-    fn load_bf16(self, x: &[u16]) -> __m512 {
-        let x = x[..16].as_ptr().cast::<__m256i>();
-        let x = proven!(_mm256_loadu_si256(x));
-        let x = proven!(_mm512_cvtepu16_epi32(x));
-        let x = proven!(_mm512_slli_epi32::<16>(x));
-        proven!(_mm512_castsi512_ps(x))
+    fn load_bf16_pairs(self, x: &[u8]) -> [__m512; 2] {
+        let words = self.load_b(x);
+        let mask = self.splat_i(0xffff_0000u32.cast_signed());
+        let high = proven!(_mm512_and_si512(words, mask));
+        [self.bits_to_f(self.shl_i::<16>(words)), self.bits_to_f(high)]
     }
     #[inline(always)]
     fn load_u8(self, x: &[u8]) -> __m512 {

@@ -1,4 +1,4 @@
-//! Products with F32, F16 and BF16 weights: exact widening, f32 accumulation.
+//! Products with F32 and F16 weights: exact widening, f32 accumulation.
 
 use std::ops::Range;
 
@@ -7,30 +7,30 @@ use super::simd::{Simd, Task};
 use super::tiles::Tile;
 use crate::memory::Plain;
 
-/// A stored float of 16 or 32 bits.
+/// f32, or the bits of an f16.
 pub(super) trait Stored: Plain {
-    /// 16 of them as f32; `BF16` says which 16-bit type.
-    fn widen<S: Simd, const BF16: bool>(s: S, x: &[Self]) -> S::F;
+    /// 16 of them as f32.
+    fn widen<S: Simd>(s: S, x: &[Self]) -> S::F;
 }
 
 impl Stored for f32 {
     #[inline(always)]
-    fn widen<S: Simd, const BF16: bool>(s: S, x: &[Self]) -> S::F {
+    fn widen<S: Simd>(s: S, x: &[Self]) -> S::F {
         s.load(x)
     }
 }
 
 impl Stored for u16 {
     #[inline(always)]
-    fn widen<S: Simd, const BF16: bool>(s: S, x: &[Self]) -> S::F {
-        if BF16 { s.load_bf16(x) } else { s.load_f16(x) }
+    fn widen<S: Simd>(s: S, x: &[Self]) -> S::F {
+        s.load_f16(x)
     }
 }
 
 /// One pair of panels, `weights` `[width, 32]`, over all rows of the tile; results go to the
 /// columns `cols` of the tile.
 #[inline(always)]
-pub(super) fn pair<S: Simd, T: Stored, const BF16: bool>(
+pub(super) fn pair<S: Simd, T: Stored>(
     s: S,
     x: &[f32],
     width: usize,
@@ -46,19 +46,19 @@ pub(super) fn pair<S: Simd, T: Stored, const BF16: bool>(
         let (mut t, resume) = (rows.start, first > 0);
         while S::MANY_REGISTERS && t + 8 <= rows.end {
             let (x, cols, out) = (std::array::from_fn(|m| x(t + m)), cols.clone(), &mut *out);
-            s.call(Chunk::<T, BF16, 8> { x, weights, resume, t, cols, out });
+            s.call(Chunk::<T, 8> { x, weights, resume, t, cols, out });
             t += 8;
         }
         while t < rows.end {
             let (x, cols, out) = ([x(t)], cols.clone(), &mut *out);
-            s.call(Chunk::<T, BF16, 1> { x, weights, resume, t, cols, out });
+            s.call(Chunk::<T, 1> { x, weights, resume, t, cols, out });
             t += 1;
         }
     }
 }
 
 /// `R` rows by both panels of a block; sums continue those in `out` when `resume`.
-struct Chunk<'a, 'b, T, const BF16: bool, const R: usize> {
+struct Chunk<'a, 'b, T, const R: usize> {
     x: [&'a [f32]; R],
     weights: &'a [T],
     resume: bool,
@@ -67,7 +67,7 @@ struct Chunk<'a, 'b, T, const BF16: bool, const R: usize> {
     out: &'a mut Tile<'b, f32>,
 }
 
-impl<T: Stored, const BF16: bool, const R: usize> Task for Chunk<'_, '_, T, BF16, R> {
+impl<T: Stored, const R: usize> Task for Chunk<'_, '_, T, R> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let Self { x, weights, resume, t, cols, out } = self;
@@ -80,7 +80,7 @@ impl<T: Stored, const BF16: bool, const R: usize> Task for Chunk<'_, '_, T, BF16
         let mut sums: [[S::F; 2]; R] =
             std::array::from_fn(|m| [s.load(&carry[m]), s.load(&carry[m][16..])]);
         for (k, weights) in weights.chunks_exact(PAIR).enumerate() {
-            let w = [T::widen::<S, BF16>(s, weights), T::widen::<S, BF16>(s, &weights[16..])];
+            let w = [T::widen::<S>(s, weights), T::widen::<S>(s, &weights[16..])];
             for m in 0..R {
                 let x = s.splat(x[m][k]);
                 sums[m] = [s.fma(x, w[0], sums[m][0]), s.fma(x, w[1], sums[m][1])];

@@ -2,6 +2,7 @@
 
 use super::avx2::Avx2;
 use super::avx512::Avx512;
+use super::avx512_bf16::Avx512Bf16;
 use super::scalar::Scalar;
 use super::simd::Task;
 
@@ -12,20 +13,21 @@ pub enum Isa {
     Scalar,
     /// AVX2 with FMA and F16C.
     Avx2,
-    /// AVX-512 F, BW, VL and VNNI.
+    /// AVX-512 F, BW, VL, DQ and VNNI.
     Avx512,
+    /// The same, and BF16.
+    Avx512Bf16,
 }
 
 impl Isa {
     /// The best one that this CPU has.
     pub fn detect() -> Self {
-        let best = [Self::Avx512, Self::Avx2].into_iter().find(|isa| Level::new(*isa).is_some());
-        best.unwrap_or(Self::Scalar)
+        Self::available().pop().unwrap_or(Self::Scalar)
     }
 
     /// Those that this CPU has, slowest first.
     pub fn available() -> Vec<Self> {
-        let all = [Self::Scalar, Self::Avx2, Self::Avx512].into_iter();
+        let all = [Self::Scalar, Self::Avx2, Self::Avx512, Self::Avx512Bf16].into_iter();
         all.filter(|isa| Level::new(*isa).is_some()).collect()
     }
 }
@@ -36,6 +38,7 @@ pub(super) enum Level {
     Scalar(Scalar),
     Avx2(Avx2),
     Avx512(Avx512),
+    Avx512Bf16(Avx512, Avx512Bf16),
 }
 
 impl Level {
@@ -45,6 +48,9 @@ impl Level {
             Isa::Scalar => Some(Self::Scalar(Scalar)),
             Isa::Avx2 => Avx2::detect().map(Self::Avx2),
             Isa::Avx512 => Avx512::detect().map(Self::Avx512),
+            Isa::Avx512Bf16 => {
+                Avx512::detect().zip(Avx512Bf16::detect()).map(|(a, b)| Self::Avx512Bf16(a, b))
+            }
         }
     }
 
@@ -53,6 +59,15 @@ impl Level {
             Self::Scalar(_) => Isa::Scalar,
             Self::Avx2(_) => Isa::Avx2,
             Self::Avx512(_) => Isa::Avx512,
+            Self::Avx512Bf16(..) => Isa::Avx512Bf16,
+        }
+    }
+
+    /// The proof that sums of bf16 are to be used.
+    pub(super) fn bf16(self) -> Option<Avx512Bf16> {
+        match self {
+            Self::Avx512Bf16(_, proof) => Some(proof),
+            Self::Scalar(_) | Self::Avx2(_) | Self::Avx512(_) => None,
         }
     }
 
@@ -61,7 +76,7 @@ impl Level {
         match self {
             Self::Scalar(simd) => task.run(simd),
             Self::Avx2(simd) => simd.run(task),
-            Self::Avx512(simd) => simd.run(task),
+            Self::Avx512(simd) | Self::Avx512Bf16(simd, _) => simd.run(task),
         }
     }
 }

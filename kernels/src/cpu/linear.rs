@@ -3,20 +3,22 @@
 //! Every output is one chain. For quantised types, block after block of 24 groups: group after group
 //! of 32 (Q6_K: 16) an exact integer sum, times the activation's scale, then one fused multiply-add
 //! with the weight's scale and one with its minimum; then the same for those groups of the block that
-//! have a second record, without minima. For float types column after column one fused multiply-add.
+//! have a second record, without minima. For F32 and F16 column after column one fused multiply-add; for BF16
+//! see `bf16.rs`.
 //! The chain is the same in every kernel below, so a row's results do not depend on how many rows
 //! there are, how they are tiled or who computes them.
 
 use std::ops::Range;
 
 use super::activations::{self, Activations, Part, Record};
+use super::avx512_bf16::Avx512Bf16;
+use super::bf16;
 use super::float;
 use super::matrix::{Data, Format, Matrix, PAIR, Quantised};
 use super::scales::{self, RECORD};
 use super::simd::{Simd, Task};
 use super::tiles::Tile;
 use crate::device::DeviceError;
-use crate::dtype::Dtype;
 use crate::memory::Aligned;
 
 /// A worker's memory for one unpacked block of weights; wiped on drop.
@@ -41,6 +43,8 @@ pub(super) struct Input<'a> {
     pub(super) x: &'a [f32],
     /// The same, quantised, where an output needs it.
     pub(super) quantised: &'a Activations,
+    /// How BF16 weights are taken, where the CPU has sums of their products.
+    pub(super) bf16: Option<Avx512Bf16>,
 }
 
 /// One tile of one product.
@@ -62,35 +66,18 @@ impl Task for LinearTile<'_, '_> {
             match &weight.data {
                 Data::F32(data) => {
                     let data = &data[first * weight.cols..][..PAIR * weight.cols];
-                    float::pair::<S, f32, false>(
-                        s,
-                        input.x,
-                        weight.cols,
-                        data,
-                        cols.clone(),
-                        &mut out,
-                    );
+                    float::pair(s, input.x, weight.cols, data, cols.clone(), &mut out);
                 }
-                Data::Half(data) => {
+                Data::F16(data) => {
                     let data = &data[first * weight.cols..][..PAIR * weight.cols];
-                    if weight.dtype == Dtype::Bf16 {
-                        float::pair::<S, u16, true>(
-                            s,
-                            input.x,
-                            weight.cols,
-                            data,
-                            cols.clone(),
-                            &mut out,
-                        );
+                    float::pair(s, input.x, weight.cols, data, cols.clone(), &mut out);
+                }
+                Data::Bf16(_) => {
+                    let columns = weight.word_columns(first / PAIR);
+                    if let Some(proof) = input.bf16 {
+                        input.quantised.bf16.pair(proof, columns, &cols, &mut out);
                     } else {
-                        float::pair::<S, u16, false>(
-                            s,
-                            input.x,
-                            weight.cols,
-                            data,
-                            cols.clone(),
-                            &mut out,
-                        );
+                        bf16::pair(s, input.x, weight.cols, columns, &cols, &mut out);
                     }
                 }
                 Data::Quantised(q) => {

@@ -1,8 +1,9 @@
 //! Weights in the layout of the kernels; `upload.rs` and `repack.rs` bring them there.
 //!
 //! Rows are stored in pairs of panels: 32 rows, two vectors of 16 lanes, one lane to a row (rows
-//! beyond the last are as if their stored bytes were zero). Float types keep their values: `[pair][column][32 rows]`. Quantised
-//! types keep the width of their codes (4, 5, 6 or 8 bits a value) and the stored form of their
+//! beyond the last are as if their stored bytes were zero). F32 and F16 keep their values:
+//! `[pair][column][32 rows]`. BF16 keeps two columns in a word, `[pair][two columns][32 rows]`, the first
+//! in its low half; an odd last column has zeros beside it. Quantised types keep the width of their codes (4, 5, 6 or 8 bits a value) and the stored form of their
 //! scales, so that a pass over the weights reads as many bytes as ggml's file has:
 //!
 //! - codes `[pair][group of 32][panel]`: eight steps of 64 bytes, byte `4 * lane + i` of step `s` is
@@ -14,6 +15,7 @@
 //! - K types: before the codes of a pair, `[stored group][panel]` 256 bytes of small scales: for each
 //!   sub-group 16 scales and 16 minima (Q6_K: 16 times 16 signed scales).
 
+use super::bf16::WordColumn;
 use crate::dtype::Dtype;
 use crate::memory::Aligned;
 use crate::quant;
@@ -24,7 +26,6 @@ pub(super) const PAIR: usize = 32;
 /// Weights of a linear layer or an embedding.
 #[derive(Debug)]
 pub struct Matrix {
-    pub(super) dtype: Dtype,
     pub(super) rows: usize,
     pub(super) cols: usize,
     pub(super) data: Data,
@@ -34,8 +35,8 @@ pub struct Matrix {
 #[derive(Debug)]
 pub(super) enum Data {
     F32(Aligned<f32>),
-    /// f16 or bf16.
-    Half(Aligned<u16>),
+    F16(Aligned<u16>),
+    Bf16(Aligned<u8>),
     Quantised(Quantised),
 }
 
@@ -112,17 +113,31 @@ impl Matrix {
                 let values = values[first..].iter().step_by(PAIR);
                 out.iter_mut().zip(values).for_each(|(out, x)| *out = *x);
             }
-            Data::Half(values) => {
+            Data::F16(values) => {
                 let values = values[first..].iter().step_by(PAIR);
                 out.iter_mut().zip(values).for_each(|(out, x)| {
-                    *out = match self.dtype {
-                        Dtype::Bf16 => half::bf16::from_bits(*x).to_f32(),
-                        _ => half::f16::from_bits(*x).to_f32(),
-                    };
+                    *out = half::f16::from_bits(*x).to_f32();
                 });
+            }
+            Data::Bf16(_) => {
+                for (out, column) in out.chunks_mut(2).zip(self.word_columns(pair)) {
+                    let values = column[4 * lane..].as_chunks().0;
+                    out.iter_mut().zip(values).for_each(|(out, x)| {
+                        *out = half::bf16::from_le_bytes(*x).to_f32();
+                    });
+                }
             }
             Data::Quantised(q) => q.read_row(pair, lane / 16, lane % 16, out),
         }
+    }
+}
+
+impl Matrix {
+    /// The pair of panels `pair` of BF16 weights; nothing of others.
+    pub(super) fn word_columns(&self, pair: usize) -> &[WordColumn] {
+        let Data::Bf16(bytes) = &self.data else { return &[] };
+        let columns = self.cols.div_ceil(2);
+        &bytes.as_chunks().0[pair * columns..][..columns]
     }
 }
 

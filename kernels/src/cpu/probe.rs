@@ -1,10 +1,9 @@
 //! The loops behind [`crate::probe`]: the instructions of the kernels with nothing else around.
-#![expect(unsafe_code, reason = "an instruction that not every CPU with AVX-512 has")]
 
-use std::arch::x86_64::{__m512, __m512bh, _mm512_dpbf16_ps, _mm512_set1_ps};
 use std::hint::black_box;
 
-use super::isa::{Isa, Level};
+use super::avx512_bf16::Avx512Bf16;
+use super::isa::Level;
 use super::pool::Pool;
 use super::simd::{Simd, Task};
 use super::{CpuOptions, open};
@@ -26,8 +25,7 @@ impl Probe {
         let mut buffer = Aligned::zeroed("probe", bytes)?;
         // Touched, so that the pages are there.
         buffer.fill(1);
-        let bf16 = Avx512Bf16::detect().filter(|_| level.isa() == Isa::Avx512);
-        Ok(Self { level, bf16, pool, buffer })
+        Ok(Self { level, bf16: level.bf16(), pool, buffer })
     }
 
     pub(crate) fn num_threads(&self) -> usize {
@@ -69,7 +67,7 @@ impl Probe {
     /// Sums of bf16 products in registers; operations done.
     pub(crate) fn bf16(&self) -> Option<f64> {
         let proof = self.bf16?;
-        Some(self.tiles(&|| proof.sums()) * 64.0)
+        Some(self.tiles(&|| proof.sums::<MANY>(VECTORS)) * 64.0)
     }
 
     /// Some tiles to a thread, of [`VECTORS`] instructions each; instructions done.
@@ -183,40 +181,6 @@ fn float<S: Simd, const CHAINS: usize>(s: S) {
         }
     }
     black_box(sums.map(|sum| s.sum(sum)));
-}
-
-/// Proof that the CPU has AVX-512 F and BF16.
-#[derive(Clone, Copy, Debug)]
-struct Avx512Bf16(());
-
-impl Avx512Bf16 {
-    fn detect() -> Option<Self> {
-        let has = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bf16");
-        has.then_some(Self(()))
-    }
-
-    /// [`VECTORS`] sums.
-    fn sums(self) {
-        // SAFETY: `self` proves that the CPU has every feature that `bf16` enables.
-        unsafe { bf16() }
-    }
-}
-
-#[inline(never)]
-#[target_feature(enable = "avx512f,avx512bf16")]
-fn bf16() {
-    let mut sums: [__m512; MANY] = [_mm512_set1_ps(0.0); MANY];
-    // 32 times 0.5, as bf16.
-    let halves = [0x3f00u16; 32];
-    for _ in 0..VECTORS / MANY {
-        let halves = black_box(&halves);
-        // SAFETY: both are 64 bytes of plain numbers.
-        let w: __m512bh = unsafe { std::mem::transmute(*halves) };
-        for sum in &mut sums {
-            *sum = _mm512_dpbf16_ps(*sum, w, w);
-        }
-    }
-    black_box(sums);
 }
 
 /// Instructions of a tile.

@@ -17,13 +17,22 @@ pub(super) struct Floats<'a> {
     pub(super) out: &'a mut [f32],
 }
 
-/// A pair of f16 or bf16 rows.
+/// A pair of f16 rows.
 pub(super) struct Halves<'a> {
     /// 32 rows of `row_bytes`.
     pub(super) rows: &'a [u8],
     pub(super) row_bytes: usize,
     /// `[column][32 rows]`.
     pub(super) out: &'a mut [u16],
+}
+
+/// A pair of bf16 rows.
+pub(super) struct Words<'a> {
+    /// 32 rows of `row_bytes`.
+    pub(super) rows: &'a [u8],
+    pub(super) row_bytes: usize,
+    /// `[two columns][32 rows]`, four bytes each; zero.
+    pub(super) out: &'a mut [u8],
 }
 
 /// A pair of quantised rows.
@@ -76,6 +85,29 @@ impl Task for Halves<'_> {
                     for (column, x) in row.as_chunks().0.iter().enumerate() {
                         out[column * 32 + panel * LANES + lane] = u16::from_le_bytes(*x);
                     }
+                }
+            }
+        }
+    }
+}
+
+impl Task for Words<'_> {
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Self { rows, row_bytes: stride, out } = self;
+        let whole = stride / BLOCK * BLOCK;
+        for (panel, rows) in rows.chunks_exact((LANES * stride).max(1)).enumerate() {
+            for at in (0..whole).step_by(BLOCK) {
+                let out = &mut out[at * 32 + panel * 64..];
+                for (j, x) in simd.columns(&rows[at..], stride).into_iter().enumerate() {
+                    simd.store_b(x, &mut out[j * 128..]);
+                }
+            }
+            // Up to seven columns; the word of the last may lack its second half.
+            for (lane, row) in rows.chunks_exact(stride).enumerate() {
+                for (j, x) in row[whole..].chunks(4).enumerate() {
+                    out[whole * 32 + j * 128 + panel * 64 + 4 * lane..][..x.len()]
+                        .copy_from_slice(x);
                 }
             }
         }
@@ -401,10 +433,14 @@ mod tests {
         stored.resize(pairs * PAIR * row_bytes, 0);
         let Some(format) = Format::new(dtype, cols) else {
             let width = dtype.group_bytes();
-            let mut out = vec![0; stored.len()];
+            // BF16: two columns to a word.
+            let of_word = if dtype == Dtype::Bf16 { 2 } else { 1 };
+            let words = cols.div_ceil(of_word);
+            let mut out = vec![0; pairs * PAIR * words * of_word * width];
             for (at, value) in stored.chunks_exact(width).enumerate() {
                 let (row, col) = (at / cols, at % cols);
-                let to = (row / PAIR * cols + col) * PAIR + row % PAIR;
+                let word = (row / PAIR * words + col / of_word) * PAIR + row % PAIR;
+                let to = word * of_word + col % of_word;
                 out[to * width..][..width].copy_from_slice(value);
             }
             return (out, Vec::new());
@@ -467,7 +503,8 @@ mod tests {
     fn values(matrix: &Matrix) -> (Vec<u8>, Vec<u16>) {
         match &matrix.data {
             Data::F32(x) => (x.iter().flat_map(|x| x.to_le_bytes()).collect(), Vec::new()),
-            Data::Half(x) => (x.iter().flat_map(|x| x.to_le_bytes()).collect(), Vec::new()),
+            Data::F16(x) => (x.iter().flat_map(|x| x.to_le_bytes()).collect(), Vec::new()),
+            Data::Bf16(x) => (x.to_vec(), Vec::new()),
             Data::Quantised(q) => (q.codes.to_vec(), q.halves.to_vec()),
         }
     }

@@ -41,8 +41,9 @@ impl Simd for Scalar {
     fn store_f16(self, x: Self::F, out: &mut [u16]) {
         out[..16].copy_from_slice(&x.map(|x| half::f16::from_f32(x).to_bits()));
     }
-    fn load_bf16(self, x: &[u16]) -> Self::F {
-        first::<_, 16>(x).map(|x| f32::from_bits(u32::from(x) << 16))
+    fn load_bf16_pairs(self, x: &[u8]) -> [Self::F; 2] {
+        let words = first::<_, 16>(x.as_chunks().0).map(u32::from_le_bytes);
+        [words.map(|x| f32::from_bits(x << 16)), words.map(|x| f32::from_bits(x & 0xffff_0000))]
     }
     fn load_u8(self, x: &[u8]) -> Self::F {
         first::<_, 16>(x).map(f32::from)

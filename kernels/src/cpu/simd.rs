@@ -36,7 +36,8 @@ pub(super) trait Simd: Copy + Send + Sync + 'static {
     fn store(self, x: Self::F, out: &mut [f32]);
     fn load_f16(self, x: &[u16]) -> Self::F;
     fn store_f16(self, x: Self::F, out: &mut [u16]);
-    fn load_bf16(self, x: &[u16]) -> Self::F;
+    /// 16 words of two bf16: the low halves, and the high ones.
+    fn load_bf16_pairs(self, x: &[u8]) -> [Self::F; 2];
     /// 16 unsigned bytes as f32.
     fn load_u8(self, x: &[u8]) -> Self::F;
     /// 16 signed bytes as f32.

@@ -12,7 +12,7 @@ use zeroize::Zeroize;
 
 use super::isa::Level;
 use super::matrix::{Data, Format, Matrix, PAIR, Quantised};
-use super::repack::{Floats, Halves, Quantities};
+use super::repack::{Floats, Halves, Quantities, Words};
 use crate::arrived::Arrived;
 use crate::device::{DeviceError, Upload};
 use crate::dtype::Dtype;
@@ -35,7 +35,8 @@ pub struct Pending {
 /// The values by the width of their storage, a pair to a part.
 enum Target {
     F32(Parts<f32>),
-    Half(Parts<u16>),
+    F16(Parts<u16>),
+    Bf16(Parts<u8>),
     Quantised { format: Format, halves: Parts<u16>, codes: Parts<u8> },
 }
 
@@ -78,7 +79,11 @@ impl Pending {
                 codes: Parts::zeroed(arena, "weights", pairs, format.pair_bytes())?,
             },
             (Dtype::F32, None) => Target::F32(Parts::zeroed(arena, "weights", pairs, PAIR * cols)?),
-            (_, None) => Target::Half(Parts::zeroed(arena, "weights", pairs, PAIR * cols)?),
+            (Dtype::Bf16, None) => {
+                let pair_bytes = PAIR * 4 * cols.div_ceil(2);
+                Target::Bf16(Parts::zeroed(arena, "weights", pairs, pair_bytes)?)
+            }
+            (_, None) => Target::F16(Parts::zeroed(arena, "weights", pairs, PAIR * cols)?),
         };
         let (arrived, cut) = (Arrived::new(row_bytes * rows), Mutex::default());
         Ok(Self { level, dtype, rows, cols, row_bytes, arrived, cut, target })
@@ -105,9 +110,13 @@ impl Pending {
                 let out = parts.take(pair).ok_or_else(twice)?;
                 self.level.run(Floats { rows, row_bytes, out });
             }
-            Target::Half(parts) => {
+            Target::F16(parts) => {
                 let out = parts.take(pair).ok_or_else(twice)?;
                 self.level.run(Halves { rows, row_bytes, out });
+            }
+            Target::Bf16(parts) => {
+                let out = parts.take(pair).ok_or_else(twice)?;
+                self.level.run(Words { rows, row_bytes, out });
             }
             Target::Quantised { format, halves, codes } => {
                 let halves = halves.take(pair).ok_or_else(twice)?;
@@ -143,12 +152,13 @@ impl Upload for Pending {
         self.arrived.finish()?;
         let data = match self.target {
             Target::F32(parts) => Data::F32(parts.whole()),
-            Target::Half(parts) => Data::Half(parts.whole()),
+            Target::F16(parts) => Data::F16(parts.whole()),
+            Target::Bf16(parts) => Data::Bf16(parts.whole()),
             Target::Quantised { format, halves, codes } => {
                 let (halves, codes) = (halves.whole(), codes.whole());
                 Data::Quantised(Quantised { format, halves, codes })
             }
         };
-        Ok(Matrix { dtype: self.dtype, rows: self.rows, cols: self.cols, data })
+        Ok(Matrix { rows: self.rows, cols: self.cols, data })
     }
 }

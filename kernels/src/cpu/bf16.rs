@@ -1,0 +1,240 @@
+//! Products with BF16 weights: two columns to a word, as `vdpbf16ps` takes them.
+//!
+//! Where the CPU has that instruction ([`Avx512Bf16`]), an activation is the sum of two bf16: the
+//! nearest one, and the one nearest to the rest, so that its relative error is 2^-17 at most. Eight-bit
+//! activations have the first alone (2^-8). Every output is a chain for each of the two, block after
+//! block of [`BLOCK_WORDS`] words; at the end of a block the second chain is added to the first. On other
+//! CPUs it is one fused multiply-add a column, from the first to the last, in f32.
+
+use std::ops::Range;
+
+use super::ActivationBits;
+use super::avx512_bf16::Avx512Bf16;
+use super::buffers::Buffer;
+use super::matrix::PAIR;
+use super::pool::Pool;
+use super::simd::{Simd, Task};
+use super::tiles::{self, Grid, Tile};
+use crate::device::DeviceError;
+use crate::memory::Aligned;
+
+/// Two columns of the 32 rows of a pair of panels: 32 words of two bf16, the first in the low half.
+pub(super) type WordColumn = [u8; 4 * PAIR];
+
+/// Rows of activations as words of two bf16; the memory is kept between calls and wiped at the end.
+pub(super) struct Words {
+    words: Aligned<i32>,
+    splits: Vec<usize>,
+    /// Words of one part of a row.
+    width: usize,
+    /// Whether rows have a second part.
+    fine: bool,
+}
+
+impl Words {
+    pub(super) fn new() -> Result<Self, DeviceError> {
+        let words = Aligned::zeroed("bf16 activations", 0)?;
+        Ok(Self { words, splits: Vec::new(), width: 0, fine: false })
+    }
+
+    /// Rounds the first `rows` rows of `x`. Makes room for all of them when there is none.
+    ///
+    /// # Panics
+    /// When there is no memory.
+    pub(super) fn set(
+        &mut self,
+        (proof, pool): (Avx512Bf16, &Pool),
+        bits: ActivationBits,
+        rows: usize,
+        x: &Buffer,
+    ) {
+        let len = x.rows * 2 * x.cols.div_ceil(2);
+        if self.words.len() < len {
+            let room = Aligned::zeroed("bf16 activations", len).map(|words| self.words = words);
+            assert!(room.is_ok(), "memory for bf16 activations");
+        }
+        self.fine = bits != ActivationBits::Eight;
+        self.width = x.cols.div_ceil(2);
+        self.splits.clear();
+        self.splits.extend((0..rows).step_by(ROWS_PER_TILE));
+        self.splits.push(rows);
+        let (fine, row_words) = (self.fine, self.row_words());
+        let grid = Grid::new(&mut self.words, row_words, &self.splits, row_words.max(1));
+        let small = rows <= ROWS_PER_TILE;
+        tiles::for_each(pool, small, &mut [grid], &|_, mut tile, _| {
+            for t in tile.rows.clone() {
+                let row = tile.row(t);
+                let (high, low) = row.split_at_mut(if fine { row.len() / 2 } else { row.len() });
+                proof.split(x.row(t), high, low);
+            }
+        });
+    }
+
+    fn row_words(&self) -> usize {
+        if self.fine { 2 * self.width } else { self.width }
+    }
+
+    /// One pair of panels, `[width]`, over all rows of the tile; results go to the columns `cols` of it.
+    pub(super) fn pair(
+        &self,
+        proof: Avx512Bf16,
+        weights: &[WordColumn],
+        cols: &Range<usize>,
+        out: &mut Tile<'_, f32>,
+    ) {
+        let (words, width) = (&self.words[..], self.width);
+        let strip = Strip { proof, words, width, row_words: self.row_words(), cols };
+        for (n, weights) in weights.chunks(BLOCK_WORDS).enumerate() {
+            let block = Block { first: n * BLOCK_WORDS, weights };
+            if self.fine {
+                strip.rows::<FINE_ROWS, 2>(block, out);
+            } else {
+                strip.rows::<COARSE_ROWS, 1>(block, out);
+            }
+        }
+        if weights.is_empty() {
+            for t in out.rows.clone() {
+                out.row(t)[cols.clone()].fill(0.0);
+            }
+        }
+    }
+}
+
+/// One pair of panels and the rows of activations.
+#[derive(Clone, Copy)]
+struct Strip<'a> {
+    proof: Avx512Bf16,
+    words: &'a [i32],
+    width: usize,
+    row_words: usize,
+    cols: &'a Range<usize>,
+}
+
+/// Some word columns of a pair.
+#[derive(Clone, Copy)]
+struct Block<'a> {
+    first: usize,
+    weights: &'a [WordColumn],
+}
+
+impl Strip<'_> {
+    /// All rows of the tile, `R` at a time and what is left by smaller numbers.
+    fn rows<const R: usize, const PARTS: usize>(self, block: Block<'_>, out: &mut Tile<'_, f32>) {
+        let rows = out.rows.clone();
+        let mut t = rows.start;
+        while t < rows.end {
+            let left = rows.end - t;
+            t += match (left, t == rows.start) {
+                (left, true) if left >= R => self.chunk::<R, PARTS, true>(block, t, out),
+                (left, false) if left >= R => self.chunk::<R, PARTS, false>(block, t, out),
+                (4.., true) => self.chunk::<4, PARTS, true>(block, t, out),
+                (4.., false) => self.chunk::<4, PARTS, false>(block, t, out),
+                (2.., true) => self.chunk::<2, PARTS, true>(block, t, out),
+                (2.., false) => self.chunk::<2, PARTS, false>(block, t, out),
+                (_, true) => self.chunk::<1, PARTS, true>(block, t, out),
+                (_, false) => self.chunk::<1, PARTS, false>(block, t, out),
+            };
+        }
+    }
+
+    /// Rows from `t` on; sums continue those in `out` behind the first block. Returns their number.
+    fn chunk<const R: usize, const PARTS: usize, const FIRST: bool>(
+        self,
+        block: Block<'_>,
+        t: usize,
+        out: &mut Tile<'_, f32>,
+    ) -> usize {
+        let mut sums = [[0f32; PAIR]; R];
+        let row = |m: usize| &self.words[(t + m) * self.row_words..][..self.row_words];
+        let rows: [&[i32]; R] = std::array::from_fn(|m| &row(m)[block.first..]);
+        if block.first > 0 {
+            for (m, sums) in sums.iter_mut().enumerate() {
+                sums[..self.cols.len()].copy_from_slice(&out.row(t + m)[self.cols.clone()]);
+            }
+        }
+        self.proof.multiply::<R, PARTS, FIRST>(rows, self.width, block.weights, &mut sums);
+        for (m, sums) in sums.iter().enumerate() {
+            out.row(t + m)[self.cols.clone()].copy_from_slice(&sums[..self.cols.len()]);
+        }
+        R
+    }
+}
+
+/// One pair of panels over all rows of the tile, where the CPU has no sum of bf16.
+#[inline(always)]
+pub(super) fn pair<S: Simd>(
+    s: S,
+    x: &[f32],
+    width: usize,
+    weights: &[WordColumn],
+    cols: &Range<usize>,
+    out: &mut Tile<'_, f32>,
+) {
+    let rows = out.rows.clone();
+    for n in 0..weights.len().div_ceil(BLOCK_WORDS).max(1) {
+        let first = n * BLOCK_WORDS;
+        let weights = &weights[first..weights.len().min(first + BLOCK_WORDS)];
+        let resume = first > 0;
+        let x = |t: usize| &x[t * width..][..width][2 * first..];
+        let mut t = rows.start;
+        while S::MANY_REGISTERS && t + 8 <= rows.end {
+            let x = std::array::from_fn(|m| x(t + m));
+            s.call(Chunk::<8> { x, weights, resume, t, cols, out: &mut *out });
+            t += 8;
+        }
+        while t < rows.end {
+            s.call(Chunk::<1> { x: [x(t)], weights, resume, t, cols, out: &mut *out });
+            t += 1;
+        }
+    }
+}
+
+/// `R` rows by both panels of a block; sums continue those in `out` when `resume`.
+struct Chunk<'a, 'b, const R: usize> {
+    /// From the first column of the block on.
+    x: [&'a [f32]; R],
+    weights: &'a [WordColumn],
+    resume: bool,
+    t: usize,
+    cols: &'a Range<usize>,
+    out: &'a mut Tile<'b, f32>,
+}
+
+impl<const R: usize> Task for Chunk<'_, '_, R> {
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self { x, weights, resume, t, cols, out } = self;
+        let mut carry = [[0f32; PAIR]; R];
+        if resume {
+            for (m, carry) in carry.iter_mut().enumerate() {
+                carry[..cols.len()].copy_from_slice(&out.row(t + m)[cols.clone()]);
+            }
+        }
+        let mut sums: [[S::F; 2]; R] =
+            std::array::from_fn(|m| [s.load(&carry[m]), s.load(&carry[m][16..])]);
+        for (k, word) in weights.iter().enumerate() {
+            let (first, second) = (s.load_bf16_pairs(word), s.load_bf16_pairs(&word[64..]));
+            // The last word may have one column only; its other half is zero.
+            for half in 0..2.min(x[0].len() - 2 * k) {
+                for m in 0..R {
+                    let x = s.splat(x[m][2 * k + half]);
+                    let [a, b] = sums[m];
+                    sums[m] = [s.fma(x, first[half], a), s.fma(x, second[half], b)];
+                }
+            }
+        }
+        for (m, carry) in carry.iter_mut().enumerate() {
+            s.store(sums[m][0], carry);
+            s.store(sums[m][1], &mut carry[16..]);
+            out.row(t + m)[cols.clone()].copy_from_slice(&carry[..cols.len()]);
+        }
+    }
+}
+
+/// Words of weights that stay in the first-level cache while rows pass: 16 KiB. Part of the order of sums.
+pub(super) const BLOCK_WORDS: usize = 128;
+/// Rows that go over a block together: as many chains as the instruction's latency and the registers
+/// want.
+const FINE_ROWS: usize = 4;
+const COARSE_ROWS: usize = 8;
+const ROWS_PER_TILE: usize = 8;
