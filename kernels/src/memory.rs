@@ -66,6 +66,12 @@ impl<T: Plain> Aligned<T> {
         Self::reserve(what, len, false)
     }
 
+    /// No values.
+    pub(crate) fn empty() -> Self {
+        let ptr = NonNull::<Line>::dangling().cast();
+        Self { ptr, len: 0, home: Home::Nowhere, wiped: true, owned: PhantomData }
+    }
+
     fn reserve(what: &'static str, len: usize, huge: bool) -> Result<Self, DeviceError> {
         let bytes = Self::bytes(what, len)?;
         let out_of_memory = || DeviceError::OutOfMemory { what, bytes };
@@ -235,9 +241,7 @@ impl<T: Plain> Parts<T> {
 
     /// All of it.
     pub(crate) fn whole(mut self) -> Aligned<T> {
-        let ptr = NonNull::<Line>::dangling().cast();
-        let nothing = Aligned { ptr, len: 0, home: Home::Nowhere, wiped: true, owned: PhantomData };
-        std::mem::replace(&mut self.memory, nothing)
+        std::mem::replace(&mut self.memory, Aligned::empty())
     }
 }
 

@@ -1,4 +1,4 @@
-//! What the CPU device holds beside weights and the cache: activations, norms, angles, steps.
+//! What the CPU device holds beside weights and the cache: activations, norms, steps.
 
 use std::fmt;
 use std::ops::Range;
@@ -6,7 +6,7 @@ use std::ops::Range;
 use super::TOKENS_PER_TILE;
 use super::attention::Part;
 use crate::batch::Batch;
-use crate::device::{DeviceError, RopeParams};
+use crate::device::DeviceError;
 use crate::memory::Aligned;
 
 /// Activations, `[rows, cols]`; wiped on drop and never printed.
@@ -18,14 +18,6 @@ pub struct Buffer {
 
 /// Weights of a norm or a bias.
 pub struct Vector(pub(super) Aligned<f32>);
-
-/// Cosines and sines of every position, `[max_positions, half]` each.
-#[derive(Debug)]
-pub struct Rope {
-    pub(super) half: usize,
-    pub(super) cos: Aligned<f32>,
-    pub(super) sin: Aligned<f32>,
-}
 
 /// The batch of the step, and its tokens cut into the tiles of attention.
 #[derive(Debug, Default)]
@@ -53,24 +45,6 @@ impl Buffer {
     pub(super) fn row_mut(&mut self, t: usize) -> &mut [f32] {
         assert!(t < self.rows, "row {t} of {}", self.rows);
         &mut self.data[t * self.cols..][..self.cols]
-    }
-}
-
-impl Rope {
-    /// The angles as an original implementation has them: position times frequency in f32.
-    pub(super) fn new(params: &RopeParams) -> Result<Self, DeviceError> {
-        let half = params.inv_freq.len();
-        let len = half * params.max_positions;
-        let mut cos = Aligned::zeroed("rotation angles", len)?;
-        let mut sin = Aligned::zeroed("rotation angles", len)?;
-        let rows = cos.chunks_exact_mut(half.max(1)).zip(sin.chunks_exact_mut(half.max(1)));
-        for (position, (cos, sin)) in rows.enumerate() {
-            for ((cos, sin), inv_freq) in cos.iter_mut().zip(sin).zip(&params.inv_freq) {
-                let (s, c) = (position as f32 * inv_freq).sin_cos();
-                (*sin, *cos) = (s * params.attention_factor, c * params.attention_factor);
-            }
-        }
-        Ok(Self { half, cos, sin })
     }
 }
 

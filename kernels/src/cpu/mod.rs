@@ -19,6 +19,7 @@ mod matrix;
 mod pool;
 mod probe;
 mod repack;
+mod rope;
 mod rows;
 mod scalar;
 mod scales;
@@ -37,7 +38,7 @@ use crate::dtype::Dtype;
 use crate::memory::{self, Aligned, Arena};
 use activations::Activations;
 use attention::{AttentionTile, Shared};
-pub use buffers::{Buffer, Rope, Step, Vector};
+pub use buffers::{Buffer, Step, Vector};
 pub use cache::Cache;
 use cache::Layer;
 pub use isa::Isa;
@@ -46,6 +47,7 @@ use linear::{Input, LinearTile};
 pub use matrix::Matrix;
 use pool::Pool;
 pub(crate) use probe::Probe;
+pub use rope::Rope;
 use tiles::Grid;
 pub use upload::Pending;
 
@@ -202,7 +204,7 @@ impl Device for Cpu {
     }
 
     fn rope(&self, params: &RopeParams) -> Result<Rope, DeviceError> {
-        Rope::new(params)
+        Ok(Rope::new(params))
     }
 
     fn cache(&self, shape: CacheShape) -> Result<Cache, DeviceError> {
@@ -250,13 +252,12 @@ impl Device for Cpu {
     fn rope_store(&self, step: &Step, args: RopeStore<'_, Self>) {
         let RopeStore { layer, q, k, v, q_norm, k_norm, eps, rope, cache } = args;
         let (batch, shape) = (&step.batch, cache.layout.shape);
-        let (head_dim, half) = (shape.head_dim, rope.half);
+        let (head_dim, angles) = (shape.head_dim, rope.at(&self.pool, &batch.positions));
         assert_eq!(shape.num_kv_heads * head_dim, k.cols, "K width");
         for (heads, norm) in [(q, q_norm), (&mut *k, k_norm)] {
             let norm = norm.map(|norm| &norm.0[..]);
             self.each_row(batch.num_tokens(), heads, &|t, row| {
-                let at = batch.positions[t] as usize * half;
-                let (cos, sin) = (&rope.cos[at..at + half], &rope.sin[at..at + half]);
+                let (cos, sin) = angles.row(t);
                 self.level.run(rows::Rotate { row, head_dim, norm, eps, cos, sin });
             });
         }
