@@ -104,13 +104,39 @@ fn run(args: Args) -> Result<(), CommandError> {
         }
         Progress::Loading(..) => {}
         Progress::Loaded(report) => say(&report.to_string()),
-        Progress::Serving => say(&format!("serving on {address}")),
+        Progress::Serving => {
+            let memory = fs::read_to_string("/proc/self/status").unwrap_or_default();
+            let memory = resident_mib(&memory).map(|mib| format!(", {mib} MiB resident"));
+            say(&format!("serving on {address}{}", memory.unwrap_or_default()));
+        }
     })?;
     Ok(enclave.wait()?)
+}
+
+/// Memory that the process has, by its `/proc/self/status` (proc(5)); the host sees it anyway.
+fn resident_mib(status: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kib: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
+    Some(kib.div_ceil(1024))
 }
 
 /// A named state for whoever started the process; nothing in it comes from a request.
 fn say(text: &str) {
     // Nobody need listen.
     drop(writeln!(io::stderr().lock(), "chrysalis-enclave: {text}"));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn resident_memory_is_read_where_the_system_tells() {
+        let status = "VmHWM:\t  4096 kB\nVmRSS:\t    2049 kB\n";
+        assert_eq!(resident_mib(status), Some(3));
+        assert_eq!(resident_mib("VmRSS:\tmuch\n"), None);
+        assert_eq!(resident_mib(""), None);
+        let own = fs::read_to_string("/proc/self/status").unwrap_or_default();
+        assert!(resident_mib(&own).is_none_or(|mib| mib > 0));
+    }
 }
