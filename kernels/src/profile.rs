@@ -334,6 +334,17 @@ impl<D: Device> Device for Profiled<D> {
         self.count(("clear_blocks", None), work, |d| d.clear_blocks(&mut cache.inner, blocks));
     }
 
+    fn argmax(
+        &self,
+        x: &Self::Buffer,
+        rows: &[u32],
+        out: &mut [Option<u32>],
+    ) -> Result<(), DeviceError> {
+        let work = elementwise(rows.len() as u64, x.cols, 1, 1);
+        self.count(("argmax", None), work, |d| d.argmax(&x.inner, rows, out))?;
+        self.finish()
+    }
+
     fn download(&self, x: &Self::Buffer, row: usize, out: &mut [f32]) -> Result<(), DeviceError> {
         let work = elementwise(1, out.len(), 2, 0);
         self.count(("download", None), work, |d| d.download(&x.inner, row, out))?;

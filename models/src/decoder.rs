@@ -83,6 +83,16 @@ pub trait Model: Send {
     /// [`ModelError::LogitRow`], [`ModelError::LogitLength`], [`ModelError::Device`].
     fn logits(&self, index: usize, out: &mut [f32]) -> Result<(), ModelError>;
 
+    /// Waits, and finds the likeliest token of each of these rows of `batch.logit_rows` of the last step, the lowest of
+    /// equals; nothing where a logit is infinite or not a number. `out` has a place for each.
+    ///
+    /// # Errors
+    /// [`ModelError::LogitRow`], [`ModelError::Device`].
+    ///
+    /// # Panics
+    /// When `out` has another length than `rows`.
+    fn argmax(&self, rows: &[u32], out: &mut [Option<u32>]) -> Result<(), ModelError>;
+
     /// Zeroes freed blocks in every layer, before another sequence gets them.
     ///
     /// # Errors
@@ -281,6 +291,13 @@ impl<D: Device> Model for Decoder<D> {
             });
         }
         Ok(self.device.download(&self.head.logits, index, out)?)
+    }
+
+    fn argmax(&self, rows: &[u32], out: &mut [Option<u32>]) -> Result<(), ModelError> {
+        if let Some(&row) = rows.iter().find(|&&row| row as usize >= self.logit_rows) {
+            return Err(ModelError::LogitRow { index: row as usize, rows: self.logit_rows });
+        }
+        Ok(self.device.argmax(&self.head.logits, rows, out)?)
     }
 
     fn clear_blocks(&mut self, blocks: &[u32]) -> Result<(), ModelError> {

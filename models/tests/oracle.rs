@@ -15,7 +15,7 @@ use chrysalis_kernels::cpu::{Cpu, CpuOptions, Isa};
 use chrysalis_kernels::device::{CacheDtype, Device};
 use chrysalis_kernels::reference::Reference;
 use chrysalis_models::config::ModelConfig;
-use chrysalis_models::decoder::{Decoder, DecoderLimits, Model};
+use chrysalis_models::decoder::{Decoder, DecoderLimits, Model, ModelError};
 use chrysalis_models::source::{self, Source};
 use chrysalis_models::weights::{TensorSpec, WeightLoader};
 use chrysalis_protocol::package::Architecture;
@@ -182,6 +182,16 @@ fn step(model: &mut impl Model, batch: &Batch) -> Vec<f32> {
     for (index, row) in logits.chunks_mut(vocab_size).enumerate() {
         model.logits(index, row).unwrap();
     }
+    let rows: Vec<u32> = (0..batch.logit_rows.len() as u32).collect();
+    let mut likeliest = vec![None; rows.len()];
+    model.argmax(&rows, &mut likeliest).unwrap();
+    for (token, row) in likeliest.into_iter().zip(logits.chunks(vocab_size)) {
+        let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let first = row.iter().position(|x| *x == max);
+        assert_eq!(token.map(|token| token as usize), first, "{}", model.describe());
+    }
+    let beyond = model.argmax(&[batch.logit_rows.len() as u32], &mut [None]);
+    assert!(matches!(beyond, Err(ModelError::LogitRow { .. })));
     logits
 }
 

@@ -5,6 +5,7 @@
 //! between batches, chunks, tilings or numbers of threads.
 
 mod activations;
+mod argmax;
 mod attention;
 mod avx2;
 mod avx512;
@@ -313,6 +314,11 @@ impl Device for Cpu {
 
     fn clear_blocks(&self, cache: &mut Cache, blocks: &[u32]) {
         cache.clear(blocks);
+    }
+
+    fn argmax(&self, x: &Buffer, rows: &[u32], out: &mut [Option<u32>]) -> Result<(), DeviceError> {
+        self.largest(x, rows, out);
+        Ok(())
     }
 
     fn download(&self, x: &Buffer, row: usize, out: &mut [f32]) -> Result<(), DeviceError> {

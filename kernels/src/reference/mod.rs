@@ -275,6 +275,14 @@ impl Device for Reference {
         }
     }
 
+    fn argmax(&self, x: &Buffer, rows: &[u32], out: &mut [Option<u32>]) -> Result<(), DeviceError> {
+        assert_eq!(rows.len(), out.len(), "a token for each row");
+        for (out, row) in out.iter_mut().zip(rows) {
+            *out = ops::argmax(x.row(*row as usize));
+        }
+        Ok(())
+    }
+
     fn download(&self, x: &Buffer, row: usize, out: &mut [f32]) -> Result<(), DeviceError> {
         out.copy_from_slice(x.row(row));
         Ok(())

@@ -78,6 +78,20 @@ fn erf(x: f64) -> f64 {
 
 const SQRT_2_OVER_PI: f32 = 0.797_884_6;
 
+/// The lowest index of the largest value; nothing when there is none, or one is infinite or not a number.
+pub(super) fn argmax(x: &[f32]) -> Option<u32> {
+    let mut best: Option<(u32, f32)> = None;
+    for (index, x) in (0..).zip(x) {
+        if !x.is_finite() {
+            return None;
+        }
+        if best.is_none_or(|(_, max)| *x > max) {
+            best = Some((index, *x));
+        }
+    }
+    best.map(|(index, _)| index)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

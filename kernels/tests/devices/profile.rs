@@ -68,6 +68,14 @@ fn a_device_that_counts_computes_the_same_and_counts_what_there_is() {
     assert_eq!(bits(&layer(&profiled)), bits(&layer(&plain)));
     assert!(profiled.describe().starts_with(&plain.describe()));
 
+    let values = Random(2).values(2 * WIDTH);
+    let x = buffer(&profiled, 2, WIDTH, &values);
+    let mut largest = [None; 2];
+    profiled.argmax(&x, &[0, 1], &mut largest).unwrap();
+    for (found, row) in largest.iter().zip(values.chunks(WIDTH)) {
+        assert!(row.iter().all(|x| *x <= row[found.unwrap() as usize]));
+    }
+
     let operations = profiled.take();
     let work = |name: &str| {
         let operation = operations.iter().find(|operation| operation.name == name);
@@ -93,6 +101,8 @@ fn a_device_that_counts_computes_the_same_and_counts_what_there_is() {
         (attention.stored_bytes, attention.f32),
         (tokens * kv_bytes, 4 * 64 * (10 + 16 * 5))
     );
+    let argmax = Work { activation_bytes: 2 * 4 * 64, f32: 2 * 64, ..Work::default() };
+    assert_eq!(work("argmax"), argmax);
     let downloads = operations.iter().find(|operation| operation.name == "download").unwrap();
     assert_eq!(downloads.calls, tokens);
     assert!(profiled.take().is_empty());

@@ -121,7 +121,7 @@ pub enum EngineError {
         /// The limit.
         name: &'static str,
     },
-    /// The model failed; every sequence of the step ended with an error. The engine can go on;
+    /// The model failed, or lost what it had made; every sequence of the step ended with an error. The engine can go on;
     /// `failures` tells how often in a row this happened.
     #[error("the forward pass failed {failures} times in a row")]
     Forward {

@@ -10,6 +10,7 @@ use chrysalis_kernels::device::{CacheDtype, DeviceError};
 use chrysalis_models::decoder::{DecoderLimits, Model, ModelError};
 
 use super::random::uniform;
+use super::softmax;
 
 pub(super) struct Fake {
     vocab_size: usize,
@@ -30,6 +31,7 @@ pub(super) struct Fake {
 #[derive(Default)]
 pub(super) struct Faults {
     pub(super) forward: bool,
+    pub(super) argmax: bool,
     pub(super) clear: bool,
     pub(super) not_finite: bool,
     /// Slots that hold a token.
@@ -124,6 +126,19 @@ impl Model for Fake {
 
     fn logits(&self, index: usize, out: &mut [f32]) -> Result<(), ModelError> {
         out.copy_from_slice(&self.logits[index]);
+        Ok(())
+    }
+
+    fn argmax(&self, rows: &[u32], out: &mut [Option<u32>]) -> Result<(), ModelError> {
+        if std::mem::take(&mut self.faults.lock().unwrap().argmax) {
+            return Err(self.failure());
+        }
+        assert_eq!(rows.len(), out.len(), "a token for each row");
+        for (out, row) in out.iter_mut().zip(rows) {
+            let row = &self.logits[*row as usize];
+            let max = softmax::max(row).ok();
+            *out = max.and_then(|max| softmax::argmax(row, max));
+        }
         Ok(())
     }
 

@@ -9,6 +9,7 @@
 mod batch;
 mod blocks;
 mod error;
+mod likeliest;
 mod lookup;
 mod random;
 mod report;
@@ -38,6 +39,7 @@ pub use sequence::{
 };
 
 use blocks::BlockPool;
+use likeliest::Likeliest;
 use sampler::{Choice, Sampler};
 use scheduler::{Chunk, Scheduler};
 use sequence::Sequence;
@@ -65,6 +67,7 @@ pub struct Engine {
     sampler: Sampler,
     plan: Vec<Chunk>,
     batch: Batch,
+    likeliest: Likeliest,
     /// One row, `[vocab_size]`.
     logits: Zeroizing<Vec<f32>>,
     /// Ends that the next step reports.
@@ -103,6 +106,7 @@ impl Engine {
             sampler: Sampler::new(vocab_size),
             plan: Vec::with_capacity(max_running),
             batch,
+            likeliest: Likeliest::new(reserved.max_logit_rows),
             logits: Zeroizing::new(vec![0.0; vocab_size]),
             ended: Vec::new(),
             next_ticket: 0,
@@ -254,7 +258,10 @@ impl Engine {
             return Ok(StepStatus::Idle);
         }
         batch::fill(&mut self.batch, plan, &mut self.scheduler);
-        if let Err(source) = self.model.forward(&self.batch) {
+        let ran = self.model.forward(&self.batch);
+        let found =
+            ran.and_then(|()| self.likeliest.find(self.model.as_ref(), plan, &mut self.scheduler));
+        if let Err(source) = found {
             for chunk in plan {
                 self.finish(chunk.ticket, FinishReason::Error, events);
             }
@@ -314,8 +321,7 @@ impl Engine {
         self.counters.drafted_tokens += chunk.num_drafted() as u64;
         let mut right = 0;
         loop {
-            self.model.logits(first_row + right, &mut self.logits)?;
-            if let Some(reason) = self.take_token(chunk.ticket, events) {
+            if let Some(reason) = self.take_token(chunk.ticket, first_row + right, events)? {
                 return Ok(Some(reason));
             }
             let (Some(draft), Some(sequence)) =
@@ -332,26 +338,35 @@ impl Engine {
         }
     }
 
-    /// Chooses a token from `logits`. Returns how the sequence ends, if it does.
-    fn take_token(&mut self, ticket: u64, events: &mut Vec<Event>) -> Option<FinishReason> {
-        let sequence = self.scheduler.running(ticket)?;
-        let (prompt, output) = sequence.parts();
-        let choice = Choice {
-            sampling: &sequence.sampling,
-            prompt,
-            output,
-            seed: sequence.seed,
-            logprobs: sequence.logprobs,
+    /// Chooses a token from a row of logits. Returns how the sequence ends, if it does.
+    fn take_token(
+        &mut self,
+        ticket: u64,
+        row: usize,
+        events: &mut Vec<Event>,
+    ) -> Result<Option<FinishReason>, ModelError> {
+        let Some(sequence) = self.scheduler.running(ticket) else {
+            return Ok(None);
         };
-        let Ok((token, logprobs)) = self.sampler.choose(&mut self.logits, choice) else {
-            return Some(FinishReason::Error);
+        let chosen = if let Some(token) = self.likeliest.of(row) {
+            token.map(|token| (token, None))
+        } else {
+            self.model.logits(row, &mut self.logits)?;
+            let (prompt, output) = sequence.parts();
+            let (sampling, seed) = (&sequence.sampling, sequence.seed);
+            let logprobs = sequence.logprobs;
+            let choice = Choice { sampling, prompt, output, seed, logprobs };
+            self.sampler.choose(&mut self.logits, choice)
+        };
+        let Ok((token, logprobs)) = chosen else {
+            return Ok(Some(FinishReason::Error));
         };
         let (put_out, end) = sequence.accept(token);
         if put_out {
             self.counters.output_tokens += 1;
             events.push(Event::Token { id: sequence.id, token, logprobs });
         }
-        end
+        Ok(end)
     }
 
     /// Takes a sequence out and reports its end.

@@ -50,6 +50,17 @@ impl Sampling {
         Self { temperature: 0.0, ..Self::default() }
     }
 
+    /// Whether the largest of the model's own logits wins: the cuts leave it, and nothing changes it.
+    pub(super) fn takes_likeliest(&self) -> bool {
+        let Self { repetition_penalty, presence_penalty, frequency_penalty, temperature, .. } =
+            *self;
+        temperature == 0.0
+            && self.logit_bias.is_empty()
+            && repetition_penalty == 1.0
+            && presence_penalty == 0.0
+            && frequency_penalty == 0.0
+    }
+
     /// Checks every range.
     ///
     /// # Errors

@@ -138,8 +138,10 @@ impl Simulation {
         if self.faulty {
             let (forward, clear, not_finite) =
                 (self.draw(0..=49) == 0, self.draw(0..=19) == 0, self.draw(0..=49) == 0);
+            let argmax = self.draw(0..=49) == 0;
             let mut faults = self.faults.lock().unwrap();
             (faults.forward, faults.clear, faults.not_finite) = (forward, clear, not_finite);
+            faults.argmax = argmax;
         }
     }
 

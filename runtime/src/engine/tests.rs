@@ -180,6 +180,44 @@ fn logits_that_are_not_finite_end_the_sequence() {
 }
 
 #[test]
+fn a_failure_to_find_the_likeliest_tokens_ends_the_sequences_of_the_step() {
+    let (mut engine, faults) = engine_with(LIMITS);
+    let greedy = |id| NewSequence { sampling: Sampling::greedy(), ..new(id, 5, 7) };
+    faults.lock().unwrap().argmax = true;
+    // Nobody asks for them.
+    engine.add(new(1, 5, 7)).unwrap();
+    assert_eq!(ends(&finish(&mut engine)), [(1, FinishReason::Length, 5, 7)]);
+    engine.add(greedy(2)).unwrap();
+    engine.add(new(3, 5, 7)).unwrap();
+    let mut events = Vec::new();
+    let error = engine.step(&mut events).unwrap_err();
+    assert!(matches!(error, EngineError::Forward { failures: 1, .. }), "{error}");
+    assert_eq!(ends(&events), [(2, FinishReason::Error, 5, 0), (3, FinishReason::Error, 5, 0)]);
+    engine.add(greedy(4)).unwrap();
+    faults.lock().unwrap().not_finite = true;
+    assert_eq!(ends(&finish(&mut engine)), [(4, FinishReason::Error, 5, 0)]);
+}
+
+#[test]
+fn the_device_finds_the_tokens_that_the_sampler_chooses() {
+    for max_draft in [0, 4] {
+        // Log-probabilities need the row, so that the sampler chooses.
+        let [with, without] = [Some(0), None].map(|logprobs| {
+            let mut engine = repeating(max_draft, LIMITS);
+            for id in 0..4 {
+                let greedy = NewSequence { logprobs, ..round(id, 9 + id as u32) };
+                let sampling = Sampling::default();
+                let other = NewSequence { sampling, logprobs: None, ..round(id, 12) };
+                engine.add(if id == 1 { other } else { greedy }).unwrap();
+            }
+            let events = finish(&mut engine);
+            (0..4).map(|id| tokens(&events, id)).collect::<Vec<_>>()
+        });
+        assert!(with == without && with[3].len() == 12, "drafts of {max_draft}");
+    }
+}
+
+#[test]
 fn nothing_runs_until_freed_blocks_are_clear() {
     let (mut engine, faults) = engine_with(LIMITS);
     engine.add(new(1, 5, 7)).unwrap();
