@@ -1,5 +1,5 @@
 //! The operations that go over activations row by row, at the widths of SmolLM2-135M: bytes read and written a second, of
-//! one row (decode) and of many (prefill).
+//! one row (decode) and of many (prefill). And `argmax` of the logits of a large vocabulary.
 
 #![expect(clippy::panic, reason = "a bench that cannot run has nobody to report to")]
 
@@ -20,6 +20,9 @@ const INNER: usize = 1536;
 const KV: usize = 192;
 const HEAD_DIM: usize = 64;
 const BLOCK: usize = 16;
+/// Tokens of Gemma 3.
+const VOCABULARY: usize = 262_144;
+const LOGIT_ROWS: usize = 16;
 /// Other orders of summation and an exponential within 2e-7.
 const TOLERANCE: f64 = 2e-6;
 
@@ -156,12 +159,37 @@ fn bench(c: &mut Criterion) -> Result<(), DeviceError> {
     Ok(())
 }
 
+fn argmax(c: &mut Criterion) {
+    bench_argmax(c).unwrap_or_else(|error| panic!("{error}"));
+}
+
+fn bench_argmax(c: &mut Criterion) -> Result<(), DeviceError> {
+    let cpu = Cpu::new(CpuOptions::default())?;
+    let values = Random(4).values(LOGIT_ROWS * VOCABULARY);
+    let x = buffer(&cpu, LOGIT_ROWS, VOCABULARY, &values)?;
+    let wanted: Vec<u32> = (0..LOGIT_ROWS as u32).collect();
+    let mut expected = [None; LOGIT_ROWS];
+    let truth = buffer(&Reference, LOGIT_ROWS, VOCABULARY, &values)?;
+    Reference.argmax(&truth, &wanted, &mut expected)?;
+    for rows in [1, LOGIT_ROWS] {
+        let mut found = [None; LOGIT_ROWS];
+        let mut group = c.benchmark_group("argmax");
+        group.throughput(Throughput::Bytes((rows * 4 * VOCABULARY) as u64));
+        group.bench_function(BenchmarkId::from_parameter(rows), |b| {
+            b.iter(|| cpu.argmax(&x, &wanted[..rows], &mut found[..rows]));
+        });
+        group.finish();
+        assert_eq!(found[..rows], expected[..rows], "the likeliest tokens");
+    }
+    Ok(())
+}
+
 criterion_group! {
     name = benches;
     config = Criterion::default()
         .sample_size(10)
         .warm_up_time(Duration::from_millis(100))
         .measurement_time(Duration::from_millis(400));
-    targets = rows
+    targets = rows, argmax
 }
 criterion_main!(benches);
