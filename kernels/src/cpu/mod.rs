@@ -19,6 +19,7 @@ mod linear;
 mod matrix;
 mod pool;
 mod probe;
+mod products;
 mod repack;
 mod rope;
 mod rows;
@@ -44,7 +45,6 @@ pub use cache::Cache;
 use cache::Layer;
 pub use isa::Isa;
 use isa::Level;
-use linear::{Input, LinearTile};
 pub use matrix::Matrix;
 use pool::Pool;
 pub(crate) use probe::Probe;
@@ -332,49 +332,6 @@ impl Device for Cpu {
 }
 
 impl Cpu {
-    fn products(
-        &self,
-        bits: ActivationBits,
-        rows: usize,
-        x: &Buffer,
-        outputs: &mut [Linear<'_, Self>],
-    ) {
-        assert!(rows <= x.rows, "{rows} rows of {}", x.rows);
-        let quantised = |matrix: &Matrix| matches!(matrix.data, matrix::Data::Quantised(_));
-        let shared = &mut *lock(&self.shared);
-        if outputs.iter().any(|output| quantised(output.weight)) {
-            let (how, rows_max) = ((self.level, &self.pool), x.rows);
-            let x = (&x.data[..], x.cols);
-            let room = shared.activations.reserve(rows_max, x.1);
-            assert!(room.is_ok(), "memory for quantised activations");
-            shared.activations.set(how, bits, rows, x);
-        }
-        let bf16 = |output: &Linear<'_, Self>| matches!(output.weight.data, matrix::Data::Bf16(_));
-        let bf16 = self.level.bf16().filter(|_| outputs.iter().any(bf16));
-        if let Some(bf16) = bf16 {
-            shared.activations.bf16.set((bf16, &self.pool), bits, rows, x);
-        }
-        let pairs = outputs.iter().map(|o| o.weight.rows.div_ceil(matrix::PAIR)).sum();
-        let (tile_rows, tile_pairs) = tile_shape(rows, x.cols, pairs, self.pool.num_threads());
-        shared.splits.clear();
-        shared.splits.extend((0..rows).step_by(tile_rows));
-        shared.splits.push(rows);
-        let (mut grids, mut weights) = (Vec::new(), Vec::new());
-        for Linear { weight, bias, out } in outputs {
-            assert_eq!((weight.cols, weight.rows), (x.cols, out.cols), "shape of a product");
-            let width = tile_pairs * matrix::PAIR;
-            grids.push(Grid::new(&mut out.data, out.cols, &shared.splits, width));
-            weights.push((*weight, bias.map(|bias| &bias.0[..])));
-        }
-        let input = Input { x: &x.data, quantised: &shared.activations, bf16 };
-        let small = rows * pairs * matrix::PAIR * x.cols < SMALL_PRODUCT;
-        tiles::for_each(&self.pool, small, &mut grids, &|which, out, worker| {
-            let (weight, bias) = weights[which];
-            let scratch = &mut self.worker(worker).linear;
-            self.level.run(LinearTile { input, weight, bias, out, scratch });
-        });
-    }
-
     fn attend<T: cache::Element>(
         &self,
         step: &Step,
@@ -476,18 +433,6 @@ fn open(options: CpuOptions) -> Result<(Level, Pool), DeviceError> {
     Ok((level, pool))
 }
 
-/// Rows and pairs of panels in a tile of a product: enough tiles for all threads, and activations
-/// that stay in the second-level cache. The cut shows in no result.
-fn tile_shape(rows: usize, cols: usize, pairs: usize, threads: usize) -> (usize, usize) {
-    if rows <= 16 {
-        return (rows.max(1), (pairs / (4 * threads)).max(1));
-    }
-    let wanted = 8 * threads;
-    let resident = (STRIP_BYTES / (2 * cols).max(1)).max(64);
-    let strips = wanted.div_ceil(pairs.max(1)).max(rows.div_ceil(resident));
-    (rows.div_ceil(strips).next_multiple_of(4).max(16), 1)
-}
-
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -502,8 +447,4 @@ impl fmt::Debug for Cpu {
 const TOKENS_PER_TILE: usize = 4;
 /// Values below which an operation stays on the caller's thread.
 const SMALL: usize = 16_384;
-/// Multiplications below which a product stays there.
-const SMALL_PRODUCT: usize = 65_536;
-/// Quantised activations (two bytes a value) that a strip of tiles goes over again and again.
-const STRIP_BYTES: usize = 1 << 20;
 const THREADS_MAX: usize = 1024;
