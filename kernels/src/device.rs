@@ -63,8 +63,8 @@ pub enum CacheDtype {
     F32,
     /// The default.
     F16,
-    /// A signed byte a value, and one f32 scale for the head of a position: a little over half of f16's bytes, each
-    /// value within 1/254 of its head's largest.
+    /// A signed byte a value, and an f32 scale for 32 neighbours of a head of a position: 9/16 of f16's bytes, each value
+    /// within 1/254 of its group's largest.
     I8,
 }
 
@@ -74,10 +74,13 @@ impl CacheDtype {
         match self {
             Self::F32 => 4 * head_dim,
             Self::F16 => 2 * head_dim,
-            Self::I8 => head_dim + 4,
+            Self::I8 => head_dim + size_of::<f32>() * head_dim.div_ceil(CACHE_GROUP),
         }
     }
 }
+
+/// Values of a head of K or V that share a scale in [`CacheDtype::I8`].
+pub(crate) const CACHE_GROUP: usize = 32;
 
 /// Shape of the paged KV cache: for every layer `[num_blocks, block_size, num_kv_heads, head_dim]`, K and V.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

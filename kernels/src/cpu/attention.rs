@@ -10,9 +10,10 @@ mod records;
 
 use std::ops::Range;
 
-use super::cache::{Element, Head, Layer};
+use super::cache::{Element, Head, Layer, VECTORS};
 use super::rows;
 use super::simd::{LANES, Simd, Task};
+use crate::device::CACHE_GROUP;
 use crate::memory;
 use records::join;
 pub(super) use records::{Finish, Join, record_len};
@@ -95,7 +96,7 @@ struct Query {
 #[derive(Clone, Copy)]
 struct Slots<'a, T> {
     k: &'a [[T; LANES]],
-    /// Their scales, an f32 each, or nothing.
+    /// `[group][slot]`: from these slots' on, or nothing.
     scales: &'a [u8],
     /// What will be read after these and those beside them.
     ahead: &'a [[T; LANES]],
@@ -175,11 +176,6 @@ impl<T: Element, const N: usize> Task for Together<'_, '_, T, N> {
             (sums[n * len + values], sums[n * len + values + 1]) = (weight, largest);
         }
         let range = (first, end, base);
-        if T::SCALED {
-            for scores in scores.chunks_exact_mut(stride).take(N) {
-                shared.scale_weights((blocks, kv_head), range, scores);
-            }
-        }
         let weights: [&[f32]; N] = std::array::from_fn(|n| &scores[n * stride..][..stride]);
         if S::MANY_REGISTERS {
             shared.weigh(s, (blocks, kv_head), weights, range, sums);
@@ -277,6 +273,7 @@ impl<T: Element> Shared<'_, T> {
     ) {
         let step = self.cache.layout.slots / LANES;
         let mut sums = [[s.splat(0.0); C]; N];
+        let mut scales = [s.splat(1.0); C];
         let k = slots.map(|slots| &slots.k[..(q.len() - 1) * step + 1]);
         for (d, q) in q.iter().enumerate() {
             if d % 2 == 0 {
@@ -284,9 +281,20 @@ impl<T: Element> Shared<'_, T> {
                     s.prefetch(slots.ahead, d * step * size_of::<[T; LANES]>());
                 }
             }
+            if T::SCALED && d % CACHE_GROUP == 0 {
+                let group = d / CACHE_GROUP * self.cache.layout.slots * size_of::<f32>();
+                for c in 0..C {
+                    scales[c] = s.b_to_f(s.load_b(&slots[c].scales[group..]));
+                }
+            }
             let mut k16 = [T::load(s, &k[0][d * step]); C];
             for c in 1..C {
                 k16[c] = T::load(s, &k[c][d * step]);
+            }
+            if T::SCALED {
+                for c in 0..C {
+                    k16[c] = s.mul(k16[c], scales[c]);
+                }
             }
             for n in 0..N {
                 let q = s.splat(q[n]);
@@ -305,9 +313,6 @@ impl<T: Element> Shared<'_, T> {
         for (n, products) in products.iter().enumerate() {
             for (slots, product) in slots.iter().zip(products) {
                 let mut score = s.mul(s.load(product), s.splat(self.scale));
-                if T::SCALED {
-                    score = s.mul(score, s.b_to_f(s.load_b(slots.scales)));
-                }
                 if let Some(cap) = self.softcap {
                     score = rows::softcap(s, cap, score);
                 }
@@ -322,25 +327,6 @@ impl<T: Element> Shared<'_, T> {
                     out.copy_from_slice(&values[from - slots.position..to - slots.position]);
                 }
             }
-        }
-    }
-
-    /// Multiplies the weight of each position by the scale of its V.
-    #[inline(always)]
-    fn scale_weights(
-        &self,
-        (blocks, kv_head): (&[u32], usize),
-        (first, end, base): (usize, usize, usize),
-        weights: &mut [f32],
-    ) {
-        let size = self.cache.layout.shape.block_size;
-        let held = first / size..end.div_ceil(size);
-        for (index, block) in held.clone().zip(&blocks[held]) {
-            let (from, to) = ((index * size).max(first), ((index + 1) * size).min(end));
-            let scales = self.cache.v(*block, kv_head).scales.as_chunks().0;
-            let scales = &scales[from - index * size..];
-            let weights = weights[from - base..to - base].iter_mut();
-            weights.zip(scales).for_each(|(weight, scale)| *weight *= f32::from_le_bytes(*scale));
         }
     }
 
@@ -377,11 +363,11 @@ impl<T: Element> Shared<'_, T> {
         (out, d): (&mut [f32], usize),
     ) {
         let (shape, vectors) = (self.cache.layout.shape, self.cache.layout.values / LANES);
-        let size = shape.block_size;
+        let (size, groups) = (shape.block_size, self.cache.layout.groups());
         let mut sums = [[s.splat(0.0); D]; N];
         let held = first / size..end.div_ceil(size);
         for (index, block) in held.clone().zip(&blocks[held.clone()]) {
-            let v = self.cache.v(*block, kv_head).values;
+            let Head { values: v, scales } = self.cache.v(*block, kv_head);
             // After the last V of the span comes the first K of the next, then that of the next head.
             let later = index + AHEAD;
             let ahead = if later < held.end {
@@ -396,6 +382,7 @@ impl<T: Element> Shared<'_, T> {
             let from = (index * size).max(first);
             let to = ((index + 1) * size).min(end);
             let v = &v.as_chunks::<LANES>().0[(from - index * size) * vectors + d..];
+            let scales = &scales.as_chunks().0[(from - index * size) * groups..];
             let weights: [&[f32]; N] = std::array::from_fn(|n| &weights[n][from - base..to - base]);
             // Whole blocks have a known length, which spares the loop its checks.
             let whole =
@@ -406,13 +393,13 @@ impl<T: Element> Shared<'_, T> {
                     for line in 0..(D * size_of::<[T; LANES]>()).div_ceil(LINE) {
                         s.prefetch(ahead, at + line * LINE);
                     }
-                    let v = &v[p * vectors..][..D];
-                    add_weighed(s, whole.map(|weights| weights[p]), v, &mut sums);
+                    let v = Values { v: &v[p * vectors..], d, scales: &scales[p * groups..] };
+                    v.add(s, whole.map(|weights| weights[p]), &mut sums);
                 }
             } else {
                 for p in 0..to - from {
-                    let v = &v[p * vectors..][..D];
-                    add_weighed(s, weights.map(|weights| weights[p]), v, &mut sums);
+                    let v = Values { v: &v[p * vectors..], d, scales: &scales[p * groups..] };
+                    v.add(s, weights.map(|weights| weights[p]), &mut sums);
                 }
             }
         }
@@ -425,19 +412,36 @@ impl<T: Element> Shared<'_, T> {
     }
 }
 
-/// `sums[n] += weights[n] * v`.
-#[inline(always)]
-fn add_weighed<S: Simd, T: Element, const N: usize, const D: usize>(
-    s: S,
-    weights: [f32; N],
-    v: &[[T; LANES]],
-    sums: &mut [[S::F; D]; N],
-) {
-    let v: [S::F; D] = std::array::from_fn(|i| T::load(s, &v[i]));
-    for n in 0..N {
-        let weight = s.splat(weights[n]);
-        for i in 0..D {
-            sums[n][i] = s.fma(weight, v[i], sums[n][i]);
+/// Some vectors of V of one position, from vector `d` on.
+struct Values<'a, T> {
+    v: &'a [[T; LANES]],
+    d: usize,
+    /// Of the groups of the position, an f32 each, or nothing.
+    scales: &'a [[u8; 4]],
+}
+
+impl<T: Element> Values<'_, T> {
+    /// `sums[n] += weights[n] * v`.
+    #[inline(always)]
+    fn add<S: Simd, const N: usize, const D: usize>(
+        self,
+        s: S,
+        weights: [f32; N],
+        sums: &mut [[S::F; D]; N],
+    ) {
+        let mut v: [S::F; D] = [s.splat(0.0); D];
+        for (i, v) in v.iter_mut().enumerate() {
+            *v = T::load(s, &self.v[i]);
+            if T::SCALED {
+                let scale = f32::from_le_bytes(self.scales[(self.d + i) / VECTORS]);
+                *v = s.mul(*v, s.splat(scale));
+            }
+        }
+        for n in 0..N {
+            let weight = s.splat(weights[n]);
+            for i in 0..D {
+                sums[n][i] = s.fma(weight, v[i], sums[n][i]);
+            }
         }
     }
 }

@@ -160,4 +160,4 @@ fn in_registers<const CHAINS: usize>(vectors: usize) {
 }
 
 /// How far ahead weights are asked for by the first rows that use them.
-const PREFETCH: usize = 4096;
+const PREFETCH: usize = 8192;

@@ -3,7 +3,7 @@
 //! In a layer, K is `[block][head][value][slot]` (slots rounded up to 16), so that 16 scores at
 //! 16 positions come from one vector of lanes without a sum across them; V is
 //! `[block][head][slot][value]` (values rounded up to 16). Where values are bytes, those of a head in
-//! a block are followed by their scales, one f32 to a slot.
+//! a block are followed by their f32 scales, K's `[group][slot]`, V's `[slot][group]`.
 
 use std::fmt;
 
@@ -12,7 +12,7 @@ use super::rows;
 use super::simd::{LANES, Simd, Task};
 use super::tiles::{self, Grid};
 use crate::batch::Batch;
-use crate::device::{CacheDtype, CacheShape, DeviceError};
+use crate::device::{CACHE_GROUP, CacheDtype, CacheShape, DeviceError};
 use crate::memory::{Aligned, Plain};
 
 /// K and V of all layers; wiped on drop.
@@ -41,17 +41,30 @@ pub(super) struct Layout {
 impl Layout {
     /// Elements of K of a head in a block, scales included.
     fn k_head(&self) -> usize {
-        self.shape.head_dim * self.slots + self.scales()
+        self.shape.head_dim * self.slots + self.k_scales()
     }
 
     /// Elements of V of a head in a block, scales included.
     fn v_head(&self) -> usize {
-        self.shape.block_size * self.values + self.scales()
+        self.shape.block_size * self.values + self.v_scales()
     }
 
-    /// Bytes of the scales of a head in a block.
-    fn scales(&self) -> usize {
-        if self.shape.dtype == CacheDtype::I8 { size_of::<f32>() * self.slots } else { 0 }
+    /// Groups of a head's values that have scales.
+    pub(super) fn groups(&self) -> usize {
+        match self.shape.dtype {
+            CacheDtype::F32 | CacheDtype::F16 => 0,
+            CacheDtype::I8 => self.shape.head_dim.div_ceil(CACHE_GROUP),
+        }
+    }
+
+    /// Bytes of the scales of K of a head in a block.
+    fn k_scales(&self) -> usize {
+        size_of::<f32>() * self.groups() * self.slots
+    }
+
+    /// Bytes of the scales of V of a head in a block.
+    fn v_scales(&self) -> usize {
+        size_of::<f32>() * self.groups() * self.shape.block_size
     }
 
     /// Values of a whole layer, given those of a head in a block.
@@ -67,12 +80,12 @@ pub(super) trait Element: Plain {
     /// 16 of them.
     fn store<S: Simd>(s: S, x: S::F, out: &mut [Self]);
     const ZERO: Self;
-    /// Writes the scale of slot `slot`, where there are scales.
-    fn set_scale(scales: &mut [Self], slot: usize, scale: f32);
+    /// Whether values have scales.
+    const SCALED: bool;
+    /// Writes scale number `at`, where there are scales.
+    fn set_scale(scales: &mut [Self], at: usize, scale: f32);
     /// The scales as bytes, none where there are none.
     fn scales(scales: &[Self]) -> &[u8];
-    /// Whether the values of a head have a scale.
-    const SCALED: bool;
 }
 
 impl Element for f32 {
@@ -115,8 +128,8 @@ impl Element for u16 {
 impl Element for u8 {
     const ZERO: Self = 0;
     const SCALED: bool = true;
-    fn set_scale(scales: &mut [Self], slot: usize, scale: f32) {
-        scales.as_chunks_mut().0[slot] = scale.to_le_bytes();
+    fn set_scale(scales: &mut [Self], at: usize, scale: f32) {
+        scales.as_chunks_mut().0[at] = scale.to_le_bytes();
     }
     #[inline(always)]
     fn scales(scales: &[Self]) -> &[u8] {
@@ -140,7 +153,7 @@ impl Element for u8 {
 pub(super) struct Head<'a, T> {
     /// K `[value][slot]`, V `[slot][value]`.
     pub(super) values: &'a [T],
-    /// An f32 to a slot, or nothing.
+    /// K `[group][slot]`, V `[slot][group]`, an f32 each; or nothing.
     pub(super) scales: &'a [u8],
 }
 
@@ -160,18 +173,24 @@ impl<'a, T: Element> Layer<'a, T> {
 
     #[inline(always)]
     pub(super) fn k(&self, block: u32, kv_head: usize) -> Head<'a, T> {
-        self.head(self.k, self.layout.k_head(), block, kv_head)
+        self.head(self.k, (self.layout.k_head(), self.layout.k_scales()), block, kv_head)
     }
 
     #[inline(always)]
     pub(super) fn v(&self, block: u32, kv_head: usize) -> Head<'a, T> {
-        self.head(self.v, self.layout.v_head(), block, kv_head)
+        self.head(self.v, (self.layout.v_head(), self.layout.v_scales()), block, kv_head)
     }
 
     #[inline(always)]
-    fn head(&self, all: &'a [T], len: usize, block: u32, kv_head: usize) -> Head<'a, T> {
+    fn head(
+        &self,
+        all: &'a [T],
+        (len, scales): (usize, usize),
+        block: u32,
+        kv_head: usize,
+    ) -> Head<'a, T> {
         let head = block as usize * self.layout.shape.num_kv_heads + kv_head;
-        let (values, scales) = all[head * len..][..len].split_at(len - self.layout.scales());
+        let (values, scales) = all[head * len..][..len].split_at(len - scales);
         Head { values, scales: T::scales(scales) }
     }
 }
@@ -266,40 +285,49 @@ impl Store<'_> {
                     let position = self.batch.positions[t] as usize;
                     let slot = position % layout.shape.block_size;
                     let out = tile.row(blocks[position / layout.shape.block_size] as usize);
-                    let (out, scales) = out.split_at_mut(width - layout.scales());
-                    let (out, stride) = if which == 0 {
-                        (&mut out[slot..], layout.slots)
+                    level.run(if which == 0 {
+                        let (out, scales) = out.split_at_mut(width - layout.k_scales());
+                        let (stride, scale_stride) = (layout.slots, layout.slots);
+                        let (out, scale) = (&mut out[slot..], slot);
+                        Write { values, out, stride, scales, scale, scale_stride }
                     } else {
-                        (&mut out[slot * layout.values..][..layout.values], 1)
-                    };
-                    level.run(Write { values, out, stride, scales, slot });
+                        let (out, scales) = out.split_at_mut(width - layout.v_scales());
+                        let (stride, scale_stride) = (1, 1);
+                        let out = &mut out[slot * layout.values..][..layout.values];
+                        let scale = slot * layout.groups();
+                        Write { values, out, stride, scales, scale, scale_stride }
+                    });
                 }
             }
         });
     }
 }
 
-/// Converts values and writes them at a stride, and their scale, if they have one.
+/// Converts values and writes them at a stride, and their scales, if they have some, from number
+/// `scale` on at a stride of their own.
 struct Write<'a, T> {
     values: &'a [f32],
     out: &'a mut [T],
     stride: usize,
     scales: &'a mut [T],
-    slot: usize,
+    scale: usize,
+    scale_stride: usize,
 }
 
 impl<T: Element> Task for Write<'_, T> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Self { values, out, stride, scales, slot } = self;
+        let Self { values: all, out, stride, scales, scale: first_scale, scale_stride } = self;
         let mut factor = 1.0;
-        if T::SCALED {
-            let scale = rows::largest_magnitude(s, values) / CODE_MAX;
-            T::set_scale(scales, slot, scale);
-            factor = if scale > 0.0 { 1.0 / scale } else { 0.0 };
-            factor = if factor.is_finite() { factor } else { 0.0 };
-        }
-        for (i, values) in values.chunks(LANES).enumerate() {
+        for (i, values) in all.chunks(LANES).enumerate() {
+            if T::SCALED && i % VECTORS == 0 {
+                let group = &all[i * LANES..];
+                let group = &group[..group.len().min(CACHE_GROUP)];
+                let scale = rows::largest_magnitude(s, group) / CODE_MAX;
+                T::set_scale(scales, first_scale + i / VECTORS * scale_stride, scale);
+                factor = if scale > 0.0 { 1.0 / scale } else { 0.0 };
+                factor = if factor.is_finite() { factor } else { 0.0 };
+            }
             let mut converted = [T::ZERO; LANES];
             let x = rows::load_tail(s, values);
             T::store(s, if T::SCALED { s.mul(x, s.splat(factor)) } else { x }, &mut converted);
@@ -309,6 +337,8 @@ impl<T: Element> Task for Write<'_, T> {
     }
 }
 
+/// Vectors of a group.
+pub(super) const VECTORS: usize = CACHE_GROUP / LANES;
 const CODE_MAX: f32 = 127.0;
 
 impl fmt::Debug for Cache {

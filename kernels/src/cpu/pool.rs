@@ -54,7 +54,8 @@ struct Job {
 #[derive(Default)]
 #[repr(align(128))]
 struct Run {
-    /// `operation << 32 | next tile`; of an earlier operation where nobody has begun.
+    /// The operation's number above [`TILE_BITS`] bits, the next tile in them; of an earlier operation
+    /// where nobody has begun.
     next: AtomicU64,
     /// Set by the thread before it looks whether the operation is still open. The caller closes the
     /// operation before it looks at this: one of both sees the other.
@@ -112,7 +113,7 @@ impl Pool {
         if count <= 1 || self.threads.is_empty() {
             return self.alone(count, tile);
         }
-        assert!(count < LAST as usize, "fewer than 2^32 tiles");
+        assert!(count < LAST as usize, "fewer than 2^24 tiles");
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let shared = &*self.shared;
         let job = std::ptr::from_ref(tile);
@@ -160,7 +161,7 @@ impl Drop for Close<'_> {
         if std::thread::panicking() {
             // There may be tiles left; none is taken any more.
             for run in &shared.runs {
-                run.next.store(operation << 32 | LAST, Ordering::Relaxed);
+                run.next.store(operation << TILE_BITS | LAST, Ordering::Relaxed);
             }
         }
         shared.board.state.store(operation << 1, Ordering::SeqCst);
@@ -248,12 +249,12 @@ impl Run {
     fn take(&self, operation: u64, start: usize, end: usize) -> Option<usize> {
         let mut next = self.next.load(Ordering::Relaxed);
         loop {
-            let begun = next >> 32 == operation & LAST;
+            let begun = next >> TILE_BITS == operation << TILE_BITS >> TILE_BITS;
             let i = if begun { (next & LAST) as usize } else { start };
             if i >= end {
                 return None;
             }
-            let taken = operation << 32 | (i as u64 + 1);
+            let taken = operation << TILE_BITS | (i as u64 + 1);
             match self.next.compare_exchange_weak(next, taken, Ordering::Relaxed, Ordering::Relaxed)
             {
                 Ok(_) => return Some(i),
@@ -268,8 +269,11 @@ fn is_open(state: u64, done: u64) -> bool {
 }
 
 const OPEN: u64 = 1;
-/// The low half of a word, and a tile that no operation has.
-const LAST: u64 = u32::MAX as u64;
+/// Bits of a tile's number. The rest tell operations apart for half a year at 60,000 a second, even in
+/// the run of a thread that had no tile since.
+const TILE_BITS: u32 = 24;
+/// A tile that no operation has.
+const LAST: u64 = (1 << TILE_BITS) - 1;
 /// How long an idle helper stays awake: longer than the gap between two operations of a step.
 const SPIN_TIME: Duration = Duration::from_micros(60);
 /// Roughly 20 µs; then the core is offered to whoever keeps the last tile from its end.

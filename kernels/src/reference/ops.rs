@@ -1,6 +1,6 @@
 //! The arithmetic of the reference device, on slices.
 
-use crate::device::{Activation, CacheDtype};
+use crate::device::{Activation, CACHE_GROUP, CacheDtype};
 
 /// Sum of products, first to last.
 pub(super) fn dot(x: &[f32], y: &[f32]) -> f32 {
@@ -46,15 +46,17 @@ pub(super) fn activate(activation: Activation, x: f32) -> f32 {
 
 /// Writes a head of K or V in the precision of the cache.
 pub(super) fn store(dtype: CacheDtype, values: &[f32], out: &mut [f32]) {
-    let largest = values.iter().fold(0f32, |largest, x| largest.max(x.abs()));
-    let scale = largest / 127.0;
-    let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
-    for (out, value) in out.iter_mut().zip(values) {
-        *out = match dtype {
-            CacheDtype::F32 => *value,
-            CacheDtype::F16 => half::f16::from_f32(*value).to_f32(),
-            CacheDtype::I8 => (value * inverse).round_ties_even() * scale,
-        };
+    for (values, out) in values.chunks(CACHE_GROUP).zip(out.chunks_mut(CACHE_GROUP)) {
+        let largest = values.iter().fold(0f32, |largest, x| largest.max(x.abs()));
+        let scale = largest / 127.0;
+        let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
+        for (out, value) in out.iter_mut().zip(values) {
+            *out = match dtype {
+                CacheDtype::F32 => *value,
+                CacheDtype::F16 => half::f16::from_f32(*value).to_f32(),
+                CacheDtype::I8 => (value * inverse).round_ties_even() * scale,
+            };
+        }
     }
 }
 
