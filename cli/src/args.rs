@@ -228,7 +228,7 @@ pub enum KvDtype {
     F16,
     /// IEEE single
     F32,
-    /// A byte a value, one scale for each head of a position
+    /// A byte a value, a scale for 32 of them
     Int8,
 }
 

@@ -4,19 +4,21 @@
 //! value is `scale * code`, within `scale / 2`. Where that is not fine enough, the group has a second
 //! record, for the rest, with 1/254 of the scale: its products are added after those of the first
 //! records of the same block of groups. Which groups have one depends on the row alone: in adaptive
-//! mode those whose largest value is over [`FINE_ABOVE`] times the row's root mean square, which
+//! mode those whose largest value is over [`quantise::FINE_ABOVE`] times the row's root mean square, which
 //! carry nearly all of the error.
+
+mod quantise;
 
 use super::isa::Level;
 use super::linear::BLOCK_GROUPS;
 use super::pool::Pool;
-use super::simd::{LANES, Simd, Task};
 use super::tiles::{self, Grid};
-use super::{ActivationBits, bf16, rows};
+use super::{ActivationBits, bf16};
 use crate::device::DeviceError;
 use crate::dtype::Dtype;
 use crate::memory::Aligned;
 use crate::quant;
+use quantise::Quantise;
 
 /// Words of a record.
 pub(super) const RECORD_WORDS: usize = 16;
@@ -140,103 +142,9 @@ fn width(groups: usize) -> usize {
     (2 * groups + groups.div_ceil(BLOCK_GROUPS).div_ceil(RECORD_WORDS)) * RECORD_WORDS
 }
 
-struct Quantise<'a> {
-    x: &'a [f32],
-    out: &'a mut [i32],
-    bits: ActivationBits,
-}
-
-impl Task for Quantise<'_> {
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let Self { x, out, bits } = self;
-        let groups = x.len() / 32;
-        let (first, rest) = out.split_at_mut(groups * RECORD_WORDS);
-        let (second, counts) = rest.split_at_mut(groups * RECORD_WORDS);
-        let above = match bits {
-            ActivationBits::Eight => f32::INFINITY,
-            ActivationBits::Adaptive => FINE_ABOVE * rows::root_mean_square(s, x),
-            ActivationBits::Sixteen => -1.0,
-        };
-        let first = first.as_chunks_mut::<RECORD_WORDS>().0.chunks_mut(BLOCK_GROUPS);
-        let second = second.as_chunks_mut::<RECORD_WORDS>().0.chunks_mut(BLOCK_GROUPS);
-        let blocks = x.chunks(32 * BLOCK_GROUPS).zip(first.zip(second)).zip(counts).enumerate();
-        for (block, ((x, (first, second)), count)) in blocks {
-            let mut fine = 0;
-            for (g, (x, first)) in x.as_chunks().0.iter().zip(first).enumerate() {
-                if quantise(s, x, above, first, &mut second[fine]) {
-                    second[fine][Part::SUM] = (block * BLOCK_GROUPS + g) as i32;
-                    fine += 1;
-                }
-            }
-            *count = fine as i32;
-        }
-    }
-}
-
-/// Writes the first record of a group and, when its largest value is `above` that, the second.
-/// Returns whether it did.
-#[inline(always)]
-fn quantise<S: Simd>(
-    s: S,
-    x: &[f32; 32],
-    above: f32,
-    first: &mut Record,
-    second: &mut Record,
-) -> bool {
-    // No closures here: one that the compiler declines to inline is compiled without the instructions.
-    let (zero, limit) = (s.splat(0.0), s.splat(CODE_MAX));
-    let (a, b) = (s.load(x), s.load(&x[LANES..]));
-    let magnitude = s.max(s.max(a, s.sub(zero, a)), s.max(b, s.sub(zero, b)));
-    let largest = s.largest(magnitude);
-    let scale = largest / CODE_MAX;
-    let inverse = if largest > 0.0 { CODE_MAX / largest } else { 0.0 };
-    let inverse = s.splat(if inverse.is_finite() { inverse } else { 0.0 });
-    let (a, b) = (s.mul(a, inverse), s.mul(b, inverse));
-    let (code_a, code_b) = (s.round(a), s.round(b));
-    let coarse = scale * put(s, scale, [code_a, code_b], first) as f32;
-    if largest <= above {
-        first[Part::SUM] = coarse.to_bits().cast_signed();
-        return false;
-    }
-    // Within half a code; a value that is not a number stays one in the first record's scale.
-    let (a, b) = (s.sub(a, s.to_f(code_a)), s.sub(b, s.to_f(code_b)));
-    let (a, b) = (s.mul(a, s.splat(FINER)), s.mul(b, s.splat(FINER)));
-    let lowest = s.sub(zero, limit);
-    let (a, b) = (s.max(s.min(a, limit), lowest), s.max(s.min(b, limit), lowest));
-    let finer = scale / FINER;
-    let fine = finer * put(s, finer, [s.round(a), s.round(b)], second) as f32;
-    first[Part::SUM] = (coarse + fine).to_bits().cast_signed();
-    true
-}
-
-/// Writes codes, scale and starts; returns the sum of the codes.
-#[inline(always)]
-fn put<S: Simd>(s: S, scale: f32, [a, b]: [S::I; 2], record: &mut Record) -> i32 {
-    record[..4].copy_from_slice(&s.pack_i8(a));
-    record[4..8].copy_from_slice(&s.pack_i8(b));
-    let (sum_a, sum_b) = (s.sum_i(a), s.sum_i(b));
-    let sum = sum_a + sum_b;
-    record[Part::SCALE] = scale.to_bits().cast_signed();
-    record[Part::START_8] = -8 * sum;
-    record[Part::START_16] = -16 * sum;
-    record[Part::START_128] = -128 * sum;
-    record[Part::START_32] = -32 * sum_a;
-    record[Part::START_32 + 1] = -32 * sum_b;
-    record[Part::START_0] = 0;
-    sum
-}
-
 /// The start for a weight type.
 pub(super) const fn start(dtype: Dtype) -> usize {
     Part::start(quant::offset(dtype))
 }
 
-const CODE_MAX: f32 = 127.0;
-/// Codes of a second record in one of the first.
-const FINER: f32 = 254.0;
-/// Groups whose largest value is over so many root mean squares of the row get a second record: a
-/// fifth of them on SmolLM2, and with them the likeliest token is the float model's at 99.3 % of all
-/// positions, without at 95.7 %.
-const FINE_ABOVE: f32 = 3.5;
 const ROWS_PER_TILE: usize = 8;

@@ -185,6 +185,31 @@ impl Simd for Avx2 {
         I(proven!(_mm256_sra_epi32(x.0, by)), proven!(_mm256_sra_epi32(x.1, by)))
     }
     #[inline(always)]
+    fn max_i(self, a: I, b: I) -> I {
+        I(proven!(_mm256_max_epi32(a.0, b.0)), proven!(_mm256_max_epi32(a.1, b.1)))
+    }
+    #[inline(always)]
+    fn store_i(self, x: I, out: &mut [i32]) {
+        let (low, high) = out[..16].split_at_mut(8);
+        let (low, high) = (low.as_mut_ptr().cast(), high.as_mut_ptr().cast());
+        proven!(_mm256_storeu_si256(low, x.0));
+        proven!(_mm256_storeu_si256(high, x.1));
+    }
+    #[inline(always)]
+    fn magnitude(self, x: F) -> I {
+        let mask = self.splat_i(i32::MAX).0;
+        let (low, high) = (proven!(_mm256_castps_si256(x.0)), proven!(_mm256_castps_si256(x.1)));
+        I(proven!(_mm256_and_si256(low, mask)), proven!(_mm256_and_si256(high, mask)))
+    }
+    #[inline(always)]
+    fn sum_rows(self, rows: &[[i32; 16]; 16]) -> I {
+        I(proven!(reduce_rows::<true>(&rows[..8])), proven!(reduce_rows::<true>(&rows[8..])))
+    }
+    #[inline(always)]
+    fn largest_rows(self, rows: &[[i32; 16]; 16]) -> I {
+        I(proven!(reduce_rows::<false>(&rows[..8])), proven!(reduce_rows::<false>(&rows[8..])))
+    }
+    #[inline(always)]
     fn sum_i(self, x: I) -> i32 {
         proven!(sum_i(x))
     }
@@ -311,6 +336,34 @@ fn largest(x: F) -> f32 {
     let x = _mm_max_ps(x, _mm_movehl_ps(x, x));
     let x = _mm_max_ss(x, _mm_shuffle_ps::<1>(x, x));
     _mm_cvtss_f32(x)
+}
+
+/// Sums or largest values of eight rows, a lane each: neighbouring rows are interleaved and joined until
+/// one vector is left.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn reduce_rows<const SUM: bool>(rows: &[[i32; 16]]) -> __m256i {
+    let join = |a, b| if SUM { _mm256_add_epi32(a, b) } else { _mm256_max_epi32(a, b) };
+    let one = |i: usize| {
+        let (low, high) = rows[i].split_at(8);
+        let (low, high) = (low.as_ptr().cast(), high.as_ptr().cast());
+        // SAFETY: each half of a row has eight words.
+        let low = unsafe { _mm256_loadu_si256(low) };
+        // SAFETY: as before.
+        join(low, unsafe { _mm256_loadu_si256(high) })
+    };
+    let two = |i: usize| {
+        let (a, b) = (one(i), one(i + 1));
+        join(_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b))
+    };
+    // Each half has a part of each of four rows.
+    let four = |i: usize| {
+        let (a, b) = (two(i), two(i + 2));
+        join(_mm256_unpacklo_epi64(a, b), _mm256_unpackhi_epi64(a, b))
+    };
+    let (a, b) = (four(0), four(4));
+    let even = _mm256_permute2x128_si256::<0b0010_0000>(a, b);
+    join(even, _mm256_permute2x128_si256::<0b0011_0001>(a, b))
 }
 
 #[inline]

@@ -167,6 +167,29 @@ impl Simd for Avx512 {
         proven!(_mm512_srai_epi32::<N>(x))
     }
     #[inline(always)]
+    fn max_i(self, a: __m512i, b: __m512i) -> __m512i {
+        proven!(_mm512_max_epi32(a, b))
+    }
+    #[inline(always)]
+    fn store_i(self, x: __m512i, out: &mut [i32]) {
+        let out = out[..16].as_mut_ptr().cast::<__m512i>();
+        proven!(_mm512_storeu_si512(out, x));
+    }
+    #[inline(always)]
+    fn magnitude(self, x: __m512) -> __m512i {
+        let mask = self.splat_i(i32::MAX);
+        let x = proven!(_mm512_castps_si512(x));
+        proven!(_mm512_and_si512(x, mask))
+    }
+    #[inline(always)]
+    fn sum_rows(self, rows: &[[i32; 16]; 16]) -> __m512i {
+        proven!(reduce_rows::<true>(rows))
+    }
+    #[inline(always)]
+    fn largest_rows(self, rows: &[[i32; 16]; 16]) -> __m512i {
+        proven!(reduce_rows::<false>(rows))
+    }
+    #[inline(always)]
     fn sum_i(self, x: __m512i) -> i32 {
         proven!(_mm512_reduce_add_epi32(x))
     }
@@ -260,6 +283,34 @@ fn sum(x: __m512) -> f32 {
     let x = _mm_add_ps(x, _mm_movehl_ps(x, x));
     let x = _mm_add_ss(x, _mm_shuffle_ps::<1>(x, x));
     _mm_cvtss_f32(x)
+}
+
+/// Sums or largest values of 16 rows, a lane each: neighbouring rows are interleaved and joined until
+/// one vector is left.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn reduce_rows<const SUM: bool>(rows: &[[i32; 16]; 16]) -> __m512i {
+    let load = |i: usize| {
+        let row = rows[i].as_ptr().cast::<__m512i>();
+        // SAFETY: a row has 16 words.
+        unsafe { _mm512_loadu_si512(row) }
+    };
+    let join = |a, b| if SUM { _mm512_add_epi32(a, b) } else { _mm512_max_epi32(a, b) };
+    let two = |i: usize| {
+        let (a, b) = (load(i), load(i + 1));
+        join(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b))
+    };
+    let four = |i: usize| {
+        let (a, b) = (two(i), two(i + 2));
+        join(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b))
+    };
+    // Each quarter now has a part of each of four rows.
+    let quarters = |a, b| {
+        let even = _mm512_shuffle_i32x4::<0b10_00_10_00>(a, b);
+        join(even, _mm512_shuffle_i32x4::<0b11_01_11_01>(a, b))
+    };
+    let low = quarters(four(0), four(4));
+    quarters(low, quarters(four(8), four(12)))
 }
 
 #[inline]

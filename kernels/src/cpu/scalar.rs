@@ -99,6 +99,21 @@ impl Simd for Scalar {
     fn shr_i<const N: u32>(self, x: Self::I) -> Self::I {
         x.map(|x| x >> N)
     }
+    fn max_i(self, a: Self::I, b: Self::I) -> Self::I {
+        std::array::from_fn(|i| a[i].max(b[i]))
+    }
+    fn store_i(self, x: Self::I, out: &mut [i32]) {
+        out[..16].copy_from_slice(&x);
+    }
+    fn magnitude(self, x: Self::F) -> Self::I {
+        x.map(|x| x.abs().to_bits().cast_signed())
+    }
+    fn sum_rows(self, rows: &[[i32; 16]; 16]) -> Self::I {
+        rows.map(|row| row.into_iter().sum())
+    }
+    fn largest_rows(self, rows: &[[i32; 16]; 16]) -> Self::I {
+        rows.map(|row| row.into_iter().fold(i32::MIN, i32::max))
+    }
     fn sum_i(self, x: Self::I) -> i32 {
         x.into_iter().sum()
     }

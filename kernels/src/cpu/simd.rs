@@ -66,8 +66,16 @@ pub(super) trait Simd: Copy + Send + Sync + 'static {
     fn shl_i<const N: u32>(self, x: Self::I) -> Self::I;
     /// Arithmetic shift.
     fn shr_i<const N: u32>(self, x: Self::I) -> Self::I;
+    fn max_i(self, a: Self::I, b: Self::I) -> Self::I;
+    fn store_i(self, x: Self::I, out: &mut [i32]);
+    /// The bits without the sign: as integers in the order of the magnitudes, and above all of them what is not a number.
+    fn magnitude(self, x: Self::F) -> Self::I;
     /// Sum of the lanes. Exact.
     fn sum_i(self, x: Self::I) -> i32;
+    /// Lane `i` is the sum of row `i`. Exact.
+    fn sum_rows(self, rows: &[[i32; LANES]; LANES]) -> Self::I;
+    /// Lane `i` is the largest of row `i`.
+    fn largest_rows(self, rows: &[[i32; LANES]; LANES]) -> Self::I;
     /// 16 values within -128..128 as bytes, four to a word, in order.
     fn pack_i8(self, x: Self::I) -> [i32; 4];
     /// To the nearest f32.
