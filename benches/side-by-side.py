@@ -231,7 +231,7 @@ class Campaign:
         try:
             command, env = system.command(model, job, self.args.threads, job.repeat, options)
             text, seen = process.measure(command, env, self.args.timeout)
-            return {**system.parse(text), **seen, "at": time.time()}
+            return {**seen, **system.parse(text), "at": time.time()}
         except process.Failed as error:
             return {"error": str(error)}
         except (ValueError, KeyError, IndexError) as error:

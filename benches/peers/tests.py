@@ -42,11 +42,13 @@ class Pure(unittest.TestCase):
         self.assertIsNone(chrysalis.limit({"decode_tokens_per_s": 0.0, "decode_share_of_limit": 0.0}, "decode"))
 
     def test_additions_to_our_report_do_no_harm(self):
-        text = """{"device": "d", "new": 1, "load_seconds": 2, "rows": [{"prefill_tokens_per_s": 10, "another": [],
-            "decode_tokens_per_s": 4, "prefill_share_of_limit": 0.5, "decode_share_of_limit": 0.25}]}"""
+        text = """{"device": "d", "new": 1, "load_seconds": 2, "memory": {"resident_bytes": 5},
+            "rows": [{"prefill_tokens_per_s": 10, "another": [], "decode_tokens_per_s": 4,
+                "prefill_share_of_limit": 0.5, "decode_share_of_limit": 0.25}]}"""
         found = chrysalis.Chrysalis.parse(None, text)
         self.assertEqual(found["limits"], {"prefill": 20.0, "decode": 16.0})
         self.assertEqual((found["prefill"], found["decode"], found["load_s"]), (10, 4, 2))
+        self.assertEqual(found["resident_bytes"], 5)
 
     def test_ratios_are_of_rounds_that_have_both(self):
         self.assertEqual(report.ratios({1: 4.0, 2: 9.0, 3: 5.0}, {1: 2.0, 3: 5.0, 4: 1.0}, True), [2.0, 1.0])

@@ -232,6 +232,19 @@ pub enum KvDtype {
     Int8,
 }
 
+/// How finely `bench` rounds activations in products with quantised and BF16 weights.
+#[derive(Clone, Copy, Debug, ValueEnum, PartialEq, Eq)]
+pub enum ActivationPrecision {
+    /// Eight bits, and eight more where a group's values are large: what an enclave does
+    Adaptive,
+    /// Eight bits, as llama.cpp: faster, and every 25th greedy token of a small model another one
+    #[value(name = "8")]
+    Eight,
+    /// Sixteen bits
+    #[value(name = "16")]
+    Sixteen,
+}
+
 /// `chrysalis bench`.
 #[derive(Debug, Args)]
 pub struct BenchArgs {
@@ -259,6 +272,9 @@ pub struct BenchArgs {
     /// How the KV cache is stored
     #[arg(long, value_enum, default_value_t = KvDtype::F16)]
     pub kv_dtype: KvDtype,
+    /// How finely activations are rounded
+    #[arg(long, value_enum, default_value_t = ActivationPrecision::Adaptive)]
+    pub activation_bits: ActivationPrecision,
     /// Measure each operation too, in runs of their own
     #[arg(long)]
     pub profile: bool,

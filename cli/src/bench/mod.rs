@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use chrysalis_kernels::cpu::{Cpu, CpuOptions};
+use chrysalis_kernels::cpu::{ActivationBits, Cpu, CpuOptions};
 use chrysalis_kernels::device::{CacheDtype, Device};
 use chrysalis_kernels::probe;
 use chrysalis_kernels::profile::Profiled;
@@ -22,7 +22,7 @@ use chrysalis_models::decoder::Model;
 use chrysalis_runtime::engine::{Engine, EngineLimits};
 use chrysalis_runtime::load::{LoadOptions, LoadReport};
 
-use crate::args::{BenchArgs, KvDtype};
+use crate::args::{ActivationPrecision, BenchArgs, KvDtype};
 use crate::bench::cost::ModelCost;
 use crate::bench::limits::Machine;
 use crate::bench::measure::{Load, Speeds};
@@ -44,7 +44,7 @@ pub fn run(args: &BenchArgs) -> Result<(), CliError> {
         ));
     }
     let opened = engine_setup::open(&args.package, args.key.as_deref())?;
-    let options = CpuOptions { threads: Some(threads(args)), ..CpuOptions::default() };
+    let options = cpu_options(args);
     let cost = ModelCost::new(opened.package.meta(), cache_dtype(args))?;
 
     let start = Instant::now();
@@ -182,6 +182,15 @@ fn step_tokens(args: &BenchArgs) -> usize {
 fn threads(args: &BenchArgs) -> usize {
     let all = || thread::available_parallelism().map_or(1, usize::from);
     args.threads.unwrap_or_else(all).max(1)
+}
+
+fn cpu_options(args: &BenchArgs) -> CpuOptions {
+    let activation_bits = match args.activation_bits {
+        ActivationPrecision::Adaptive => ActivationBits::Adaptive,
+        ActivationPrecision::Eight => ActivationBits::Eight,
+        ActivationPrecision::Sixteen => ActivationBits::Sixteen,
+    };
+    CpuOptions { threads: Some(threads(args)), activation_bits, ..CpuOptions::default() }
 }
 
 fn cache_dtype(args: &BenchArgs) -> CacheDtype {

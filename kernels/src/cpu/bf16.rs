@@ -1,10 +1,10 @@
 //! Products with BF16 weights: two columns to a word, as `vdpbf16ps` takes them.
 //!
-//! Where the CPU has that instruction ([`Avx512Bf16`]), an activation is the sum of two bf16: the
-//! nearest one, and the one nearest to the rest, so that its relative error is 2^-17 at most. Eight-bit
-//! activations have the first alone (2^-8). Every output is a chain for each of the two, block after
-//! block of [`BLOCK_WORDS`] words; at the end of a block the second chain is added to the first. On other
-//! CPUs it is one fused multiply-add a column, from the first to the last, in f32.
+//! Where the CPU has that instruction ([`Avx512Bf16`]), an activation is the nearest bf16 (relative error
+//! 2^-8 at most), as in the programs that such models come from; with sixteen bits, as the output matrix has
+//! them, the sum of that and the bf16 nearest to the rest (2^-17). Every output is a chain for each of the
+//! two, block after block of [`BLOCK_WORDS`] words; at the end of a block the second chain is added to the
+//! first. On other CPUs it is one fused multiply-add a column, from the first to the last, in f32.
 
 use std::ops::Range;
 
@@ -53,7 +53,7 @@ impl Words {
             let room = Aligned::zeroed("bf16 activations", len).map(|words| self.words = words);
             assert!(room.is_ok(), "memory for bf16 activations");
         }
-        self.fine = bits != ActivationBits::Eight;
+        self.fine = bits == ActivationBits::Sixteen;
         self.width = x.cols.div_ceil(2);
         self.splits.clear();
         self.splits.extend((0..rows).step_by(ROWS_PER_TILE));

@@ -64,7 +64,7 @@ pub struct CpuOptions {
 }
 
 /// Bits of an activation in integer dot products, with one scale to a group of 32. In bf16 dot products an activation is
-/// one bf16 with [`Eight`](Self::Eight), and the sum of two otherwise.
+/// the nearest bf16, and with [`Sixteen`](Self::Sixteen) the sum of two.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ActivationBits {
     /// As llama.cpp: relative error of a product about 0.5 %. On a 135M model every 25th greedy token differs from the

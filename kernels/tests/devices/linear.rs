@@ -59,8 +59,8 @@ fn products_agree_with_the_reference() {
 fn limit(cpu: &Cpu, dtype: Dtype) -> f64 {
     let how = cpu.describe();
     match dtype {
-        Dtype::Bf16 if how.contains("Bf16") && how.contains("8-bit") => ONE_BF16_ERROR,
-        Dtype::Bf16 if how.contains("Bf16") => TWO_BF16_ERROR,
+        Dtype::Bf16 if how.contains("Bf16") && how.contains("16-bit") => TWO_BF16_ERROR,
+        Dtype::Bf16 if how.contains("Bf16") => ONE_BF16_ERROR,
         Dtype::F32 | Dtype::F16 | Dtype::Bf16 => FLOAT_ERROR,
         _ if how.contains("16-bit") => SIXTEEN_BIT_ERROR,
         _ => EIGHT_BIT_ERROR,
