@@ -30,8 +30,8 @@ pub(super) struct Scratch {
 impl Scratch {
     pub(super) fn new() -> Result<Self, DeviceError> {
         Ok(Self {
-            codes: Aligned::zeroed("unpacked weights", BLOCK_GROUPS * 2 * 512)?,
-            scales: Aligned::zeroed("unpacked scales", BLOCK_GROUPS * RECORD)?,
+            codes: Aligned::zeroed("unpacked weights", BLOCK_GROUPS * 2 * 512 + APART)?,
+            scales: Aligned::zeroed("unpacked scales", BLOCK_GROUPS * RECORD + APART)?,
         })
     }
 }
@@ -300,7 +300,7 @@ struct Ahead<'a> {
 
 impl<'a> Ahead<'a> {
     /// What the chunk of rows from `t` on asks for: where one chunk is all, what comes [`STREAM`]
-    /// later; else the first four chunks share the next block.
+    /// groups later; else the first four chunks share the next block.
     #[inline(always)]
     fn new(block: Block<'a>, rows: &Range<usize>, t: usize) -> Self {
         let packed = block.packed;
@@ -308,7 +308,7 @@ impl<'a> Ahead<'a> {
         let (chunk, chunks) = ((t - rows.start) / 4, (rows.len() / 4).clamp(1, 4));
         if rows.len() <= 4 {
             let lines = if t == rows.start { None } else { Some(0) };
-            return Self { packed, group, distance: STREAM, lines };
+            return Self { packed, group, distance: 0, lines };
         }
         let lines = (group / LINE).div_ceil(chunks);
         let distance = packed.len() + chunk * lines * LINE;
@@ -326,7 +326,7 @@ impl<'a> Ahead<'a> {
         } else {
             // The codes are packed, so their width is known: no loop.
             for line in 0..2 * BITS {
-                s.prefetch(self.packed, STREAM + g * 2 * BITS * LINE + line * LINE);
+                s.prefetch(self.packed, (STREAM + g) * 2 * BITS * LINE + line * LINE);
             }
         }
     }
@@ -406,6 +406,10 @@ impl<'a, const BITS: usize> Group<'a, BITS> {
 /// Groups in a block: 768 columns, 24 KiB of unpacked codes in the first-level cache. A multiple
 /// of the 8 groups that a K type stores together. Part of the order of sums.
 pub(super) const BLOCK_GROUPS: usize = 24;
-/// How far ahead weights are asked for when each is used once.
-const STREAM: usize = 8192;
+/// Values behind a worker's memory that nobody uses. What goes through its own again and again is
+/// prefetched past the end, and would take the lines that another core is writing there: without
+/// this two cores did no more than one where they do not share a cache.
+const APART: usize = 64 << 10;
+/// Groups by which weights are asked for ahead when each is used once: 8 KiB of four bits.
+const STREAM: usize = 16;
 const LINE: usize = 64;

@@ -106,7 +106,8 @@ impl Drop for Common {
     }
 }
 
-/// Memory of one thread.
+/// Memory of one thread, on cache lines of its own.
+#[repr(align(256))]
 struct Worker {
     linear: linear::Scratch,
     attention: attention::Scratch,

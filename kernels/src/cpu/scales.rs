@@ -70,7 +70,9 @@ pub(super) fn expand<S: Simd>(
     small: &[u8],
     out: &mut [f32],
 ) {
-    for (g, out) in groups.zip(out.chunks_exact_mut(RECORD)) {
+    // Blocks hold whole stored groups.
+    let outs = out.chunks_mut(RECORD * format.per_stored);
+    for (g, out) in groups.step_by(format.per_stored).zip(outs) {
         let stored = g / format.per_stored;
         for panel in 0..2 {
             let half = &halves[(stored * 2 + panel) * format.halves_len()..][..format.halves_len()];
@@ -85,14 +87,19 @@ pub(super) fn expand<S: Simd>(
                 }
                 continue;
             }
-            let small = &small[(stored * 2 + panel) * 256 + g % 8 * 32..][..32];
+            let small = &small[(stored * 2 + panel) * 256..][..256];
+            let small = small.chunks_exact(32).zip(out.chunks_exact_mut(RECORD));
             if format.dtype == Dtype::Q6K {
-                s.store(s.mul(d, s.load_i8(small)), &mut out[first..]);
-                s.store(s.mul(d, s.load_i8(&small[16..])), &mut out[second..]);
+                for (small, out) in small {
+                    s.store(s.mul(d, s.load_i8(small)), &mut out[first..]);
+                    s.store(s.mul(d, s.load_i8(&small[16..])), &mut out[second..]);
+                }
             } else {
-                s.store(s.mul(d, s.load_u8(small)), &mut out[first..]);
-                let min = s.mul(s.load_f16(&half[16..]), s.load_u8(&small[16..]));
-                s.store(s.sub(s.splat(0.0), min), &mut out[second..]);
+                let minus_min = s.sub(s.splat(0.0), s.load_f16(&half[16..]));
+                for (small, out) in small {
+                    s.store(s.mul(d, s.load_u8(small)), &mut out[first..]);
+                    s.store(s.mul(minus_min, s.load_u8(&small[16..])), &mut out[second..]);
+                }
             }
         }
     }
