@@ -331,6 +331,15 @@ mod tests {
     }
 
     #[test]
+    fn the_kv_cache_holds_bytes_only_when_asked() {
+        let dtype = |text: &[u8]| LaunchConfig::parse(text).unwrap().cache_dtype();
+        assert_eq!(dtype(b""), CacheDtype::F16);
+        assert_eq!(dtype(b"kv_int8 = 0"), CacheDtype::F16);
+        assert_eq!(dtype(b"kv_int8 = 1"), CacheDtype::I8);
+        assert!(LaunchConfig::parse(b"kv_int8 = 2").is_err());
+    }
+
+    #[test]
     fn what_is_wrong_is_named_with_its_line() {
         let error = |text: &str| LaunchConfig::parse(text.as_bytes()).unwrap_err();
         assert_eq!(error("\nnonsense"), ConfigError::Form { line: 2 });
