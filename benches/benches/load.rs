@@ -8,6 +8,7 @@ use std::io;
 use std::thread;
 
 use aws_lc_rs::signature::Ed25519KeyPair;
+use chrysalis_benches::architecture;
 use chrysalis_kernels::cpu::{Cpu, CpuOptions};
 use chrysalis_kernels::device::{Device, DeviceError, Upload as _};
 use chrysalis_kernels::reference::Reference;
@@ -15,8 +16,8 @@ use chrysalis_kernels::{Batch, Dtype, WantLogits};
 use chrysalis_models::config::ModelConfig;
 use chrysalis_models::weights::expected_tensors;
 use chrysalis_protocol::package::{
-    Architecture, BlobSink, BlobSource, Finished, Generation, Meta, Package, PackageError,
-    PackageKey, PackageOptions, PackageWriter, Rope,
+    BlobSink, BlobSource, Finished, Meta, Package, PackageError, PackageKey, PackageOptions,
+    PackageWriter,
 };
 use chrysalis_protocol::secret::Secret;
 use chrysalis_runtime::load;
@@ -171,36 +172,6 @@ impl BlobSource for Memory<'_> {
         let bytes = self.0.get(start..).and_then(|rest| rest.get(..buf.len()));
         buf.copy_from_slice(bytes.ok_or(io::ErrorKind::UnexpectedEof)?);
         Ok(())
-    }
-}
-
-fn architecture() -> Architecture {
-    Architecture {
-        hidden_size: 1 << 10,
-        intermediate_size: 1 << 12,
-        num_layers: 3,
-        num_heads: 8,
-        num_kv_heads: 8,
-        head_dim: 128,
-        vocab_size: 1 << 15,
-        max_position_embeddings: 2048,
-        tied_embeddings: true,
-        qk_norm: false,
-        sandwich_norms: false,
-        qkv_bias: false,
-        o_bias: false,
-        mlp_bias: false,
-        activation: 1,
-        rms_norm_eps: 1e-6,
-        embedding_scale: 1.0,
-        attention_scale: 0.1,
-        attn_logit_softcap: 0.0,
-        final_logit_softcap: 0.0,
-        sliding_window: 0,
-        sliding_layers: [0; 8],
-        rope_global: Rope { theta: 10_000.0, rope_dim: 128, ..Rope::default() },
-        rope_local: Rope::default(),
-        generation: Generation { top_p: 1.0, repetition_penalty: 1.0, ..Generation::default() },
     }
 }
 

@@ -5,9 +5,10 @@ use std::hint::black_box;
 use std::io;
 
 use aws_lc_rs::signature::Ed25519KeyPair;
+use chrysalis_benches::architecture;
 use chrysalis_protocol::package::{
-    Architecture, BlobSink, BlobSource, Finished, Generation, Meta, Package, PackageError,
-    PackageKey, PackageOptions, PackageWriter, Rope,
+    BlobSink, BlobSource, Finished, Meta, Package, PackageError, PackageKey, PackageOptions,
+    PackageWriter,
 };
 use chrysalis_protocol::secret::Secret;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
@@ -113,36 +114,6 @@ fn benches(c: &mut Criterion) {
     let key = PackageKey::new(Secret::from([2; 32]));
     let done = segments(c, &data, &key).and_then(|()| whole(c, &data, &key));
     assert!(done.is_ok(), "{done:?}");
-}
-
-fn architecture() -> Architecture {
-    Architecture {
-        hidden_size: 1 << 10,
-        intermediate_size: 1 << 12,
-        num_layers: 1,
-        num_heads: 8,
-        num_kv_heads: 8,
-        head_dim: 128,
-        vocab_size: 1 << 15,
-        max_position_embeddings: 2048,
-        tied_embeddings: true,
-        qk_norm: false,
-        sandwich_norms: false,
-        qkv_bias: false,
-        o_bias: false,
-        mlp_bias: false,
-        activation: 1,
-        rms_norm_eps: 1e-6,
-        embedding_scale: 1.0,
-        attention_scale: 1.0,
-        attn_logit_softcap: 0.0,
-        final_logit_softcap: 0.0,
-        sliding_window: 0,
-        sliding_layers: [0; 8],
-        rope_global: Rope::default(),
-        rope_local: Rope::default(),
-        generation: Generation::default(),
-    }
 }
 
 criterion_group!(package, benches);

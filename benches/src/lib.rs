@@ -6,6 +6,7 @@ use std::time::Duration;
 use chrysalis_kernels::cpu::CpuOptions;
 use chrysalis_kernels::device::{Device, DeviceError, Upload as _};
 use chrysalis_kernels::{Batch, Dtype, WantLogits, probe, quant};
+use chrysalis_protocol::package::{Architecture, Generation, Rope};
 
 /// A small generator of its own, so that a seed means the same for ever (splitmix64).
 #[derive(Clone, Debug)]
@@ -170,4 +171,35 @@ pub fn print_limits() -> Result<(), DeviceError> {
         giga(limits.f32)
     );
     Ok(())
+}
+
+/// The architecture of the packages that benches write: three layers of 1,024.
+pub fn architecture() -> Architecture {
+    Architecture {
+        hidden_size: 1 << 10,
+        intermediate_size: 1 << 12,
+        num_layers: 3,
+        num_heads: 8,
+        num_kv_heads: 8,
+        head_dim: 128,
+        vocab_size: 1 << 15,
+        max_position_embeddings: 2048,
+        tied_embeddings: true,
+        qk_norm: false,
+        sandwich_norms: false,
+        qkv_bias: false,
+        o_bias: false,
+        mlp_bias: false,
+        activation: 1,
+        rms_norm_eps: 1e-6,
+        embedding_scale: 1.0,
+        attention_scale: 0.1,
+        attn_logit_softcap: 0.0,
+        final_logit_softcap: 0.0,
+        sliding_window: 0,
+        sliding_layers: [0; 8],
+        rope_global: Rope { theta: 10_000.0, rope_dim: 128, ..Rope::default() },
+        rope_local: Rope::default(),
+        generation: Generation { top_p: 1.0, repetition_penalty: 1.0, ..Generation::default() },
+    }
 }
