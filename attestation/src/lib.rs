@@ -16,6 +16,8 @@
 
 pub mod attester;
 #[cfg(feature = "verifier")]
+pub mod launch;
+#[cfg(feature = "verifier")]
 pub mod policy;
 pub mod report;
 #[cfg(feature = "verifier")]

@@ -28,6 +28,8 @@ pub enum Command {
     Release(ReleaseArgs),
     /// Fetch an enclave's evidence and say what it proves and what it does not
     Verify(VerifyArgs),
+    /// Compute the SEV-SNP launch measurement of an image from its files, and explain one that differs
+    Measure(MeasureArgs),
     /// Verify an enclave, seal a prompt to it, stream the answer
     Ask(AskArgs),
     /// Measure the bare engine: prefill and decode speed, and the share of the machine's limit
@@ -162,6 +164,53 @@ pub struct VerifyArgs {
     /// Appraisal policy (TOML)
     #[arg(long, value_name = "FILE")]
     pub policy: PathBuf,
+    /// One JSON object instead of text
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `chrysalis measure`.
+#[derive(Debug, Args)]
+pub struct MeasureArgs {
+    /// The firmware: an OVMF image built for AMD SEV-SNP
+    #[arg(long, value_name = "FILE")]
+    pub ovmf: PathBuf,
+    /// The kernel, where the monitor boots it directly and hashes it (QEMU: kernel-hashes=on)
+    #[arg(long, value_name = "FILE")]
+    pub kernel: Option<PathBuf>,
+    /// The initrd beside the kernel
+    #[arg(long, value_name = "FILE", requires = "kernel")]
+    pub initrd: Option<PathBuf>,
+    /// The kernel's command line, exactly as the monitor gets it
+    #[arg(
+        long,
+        value_name = "TEXT",
+        requires = "kernel",
+        default_value = "",
+        hide_default_value = true
+    )]
+    pub cmdline: String,
+    /// Number of virtual CPUs
+    #[arg(long, value_name = "N")]
+    pub vcpus: u32,
+    /// Their type: EPYC, EPYC-Rome, EPYC-Milan, EPYC-Genoa, EPYC-Turin, or a CPUID signature as 0x…
+    #[arg(long, value_name = "TYPE")]
+    pub vcpu_type: String,
+    /// Who starts the guest: qemu or ec2
+    #[arg(long, value_name = "NAME", default_value = "qemu")]
+    pub vmm: String,
+    /// SEV_FEATURES of the virtual CPUs, hexadecimal
+    #[arg(long, value_name = "HEX", default_value = "0x1")]
+    pub guest_features: String,
+    /// The launch config: its SHA-256 is HOST_DATA, or the head of MRCONFIGID
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// A measurement to explain: 96 hexadecimal digits
+    #[arg(long, value_name = "HEX", conflicts_with = "report")]
+    pub expect: Option<String>,
+    /// A report (1,184 bytes) or saved evidence (`verify --save`) to compare with, field by field
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
     /// One JSON object instead of text
     #[arg(long)]
     pub json: bool,

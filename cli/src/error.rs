@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use chrysalis_attestation::launch::LaunchError;
 use chrysalis_attestation::policy::PolicyError;
 use chrysalis_client::ClientError;
 use chrysalis_client::address::AddressError;
@@ -12,6 +13,7 @@ use chrysalis_models::pack::PackError;
 use chrysalis_models::source::SourceError;
 use chrysalis_models::text::TextError;
 use chrysalis_protocol::package::{ClientBundleError, MetaError, PackageError};
+use chrysalis_runtime::config::ConfigError;
 use chrysalis_runtime::engine::{AddError, EngineError};
 use chrysalis_runtime::files::FileError;
 use chrysalis_runtime::load::LoadError;
@@ -85,6 +87,33 @@ pub enum CliError {
         /// The key that is wrong or missing.
         source: PolicyError,
     },
+    /// A file is no launch config.
+    #[error("{path}: {source}")]
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// The line that is wrong.
+        source: ConfigError,
+    },
+    /// No launch measurement can be computed.
+    #[error(transparent)]
+    Launch(#[from] LaunchError),
+    /// A file is neither a report nor evidence with one.
+    #[error(
+        "{path} is neither an SEV-SNP report of 1,184 bytes nor saved evidence with one: {reason}"
+    )]
+    Report {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
+    },
+    /// A report is of another launch than the one that was computed.
+    #[error("the launch is another one: {fields} differ")]
+    Differs {
+        /// The fields.
+        fields: String,
+    },
     /// Arguments that do not go together.
     #[error("{0}")]
     Usage(&'static str),
@@ -152,11 +181,12 @@ impl CliError {
     }
 
     /// The exit code: 2 for arguments that do not go together, as for those that cannot be read; 3 for evidence that was
-    /// refused; 4 for an enclave that could not be reached or closed; 1 for everything else.
+    /// refused or is of another launch; 4 for an enclave that could not be reached or closed; 1 for everything else.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Usage(_) | Self::Address(_) => 2,
-            Self::Client(ClientError::Rejected(_) | ClientError::BundleDigest { .. }) => 3,
+            Self::Client(ClientError::Rejected(_) | ClientError::BundleDigest { .. })
+            | Self::Differs { .. } => 3,
             Self::Client(
                 ClientError::Connect { .. }
                 | ClientError::Closed

@@ -21,6 +21,7 @@ mod eval;
 mod hex;
 mod inspect;
 mod key_file;
+mod measure;
 mod model_cache;
 mod output;
 mod pack;
@@ -52,6 +53,7 @@ fn run(command: Command) -> Result<(), CliError> {
         Command::Serve(args) => serve::run(&args),
         Command::Release(args) => release::run(&args),
         Command::Verify(args) => verify::run(&args),
+        Command::Measure(args) => measure::run(&args),
         Command::Ask(args) => ask::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Eval(args) => eval::run(&args),

@@ -9,6 +9,8 @@
 )]
 
 mod appraisal;
+mod firmware;
+mod launch;
 mod policy_file;
 mod release;
 mod simulated;

@@ -57,7 +57,7 @@ fn a_reader_that_left_is_no_failure() {
 }
 
 /// Each command, and what its help has to name.
-const COMMANDS: [(&str, &str); 9] = [
+const COMMANDS: [(&str, &str); 10] = [
     ("demo", "[PROMPT] --model --cache --max-tokens --threads --json"),
     (
         "pack",
@@ -67,6 +67,10 @@ const COMMANDS: [(&str, &str); 9] = [
     ("serve", "--package --listen --attester --config --enclave"),
     ("release", "--connect --key --policy --json"),
     ("verify", "--connect --policy --json"),
+    (
+        "measure",
+        "--ovmf --kernel --initrd --cmdline --vcpus --vcpu-type --vmm --guest-features --config --expect --report --json",
+    ),
     (
         "ask",
         "<PROMPT> --connect --policy --system --max-tokens --temperature --top-p --top-k --min-p \

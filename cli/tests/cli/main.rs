@@ -2,6 +2,9 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail as tests do")]
 
 mod bad_input;
+#[path = "../../../attestation/tests/suite/firmware.rs"]
+mod firmware;
 mod help;
+mod measure;
 mod package;
 mod support;
