@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 
 /// Confidential inference: pack a model, serve it from an enclave, verify, ask.
 #[derive(Debug, Parser)]
@@ -157,13 +157,26 @@ pub struct ReleaseArgs {
 
 /// `chrysalis verify`.
 #[derive(Debug, Args)]
+#[command(group(ArgGroup::new("source").required(true).args(["connect", "evidence"])))]
 pub struct VerifyArgs {
     /// The enclave: unix:PATH or vsock:CID:PORT
     #[arg(long, value_name = "ADDR")]
-    pub connect: String,
+    pub connect: Option<String>,
+    /// Saved evidence instead of an enclave
+    #[arg(long, value_name = "FILE")]
+    pub evidence: Option<PathBuf>,
     /// Appraisal policy (TOML)
     #[arg(long, value_name = "FILE")]
     pub policy: PathBuf,
+    /// Keep the evidence, whatever it proves
+    #[arg(long, value_name = "FILE", conflicts_with = "evidence")]
+    pub save: Option<PathBuf>,
+    /// The challenge that the saved evidence was made over, 64 hexadecimal digits, as --save told it
+    #[arg(long, value_name = "HEX", requires = "evidence")]
+    pub nonce: Option<String>,
+    /// Judge the saved evidence as of this time, in Unix seconds [default: now]
+    #[arg(long, value_name = "SECONDS", requires = "evidence")]
+    pub at: Option<u64>,
     /// One JSON object instead of text
     #[arg(long)]
     pub json: bool,

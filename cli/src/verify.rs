@@ -1,17 +1,31 @@
-//! `chrysalis verify`: what an enclave's evidence proves, and what it does not.
+//! `chrysalis verify`: what an enclave's evidence proves, and what it does not; now, or later from a file.
 
-use chrysalis_client::VerifiedEnclave;
+use std::fs;
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use chrysalis_attestation::policy::{Challenge, Claims, Explanation, MaxAge};
+use chrysalis_client::{AppraisalPolicy, ClientError, VerifiedEnclave};
 use serde::Serialize;
 
 use crate::args::VerifyArgs;
 use crate::error::CliError;
-use crate::{output, remote};
+use crate::{hex, output, remote};
 
 /// What `--json` prints.
 #[derive(Debug, Serialize)]
 struct Report {
-    claims: chrysalis_attestation::policy::Claims,
-    explanation: chrysalis_attestation::policy::Explanation,
+    claims: Claims,
+    explanation: Explanation,
+    /// What the same evidence is judged by again.
+    challenge: Judged,
+}
+
+/// The challenge and the time of an appraisal.
+#[derive(Debug, Serialize)]
+struct Judged {
+    nonce: Option<String>,
+    unix_time: u64,
 }
 
 /// Runs `chrysalis verify`.
@@ -20,12 +34,56 @@ struct Report {
 /// [`CliError::Client`] names the step at which the evidence was refused.
 pub fn run(args: &VerifyArgs) -> Result<(), CliError> {
     let policy = remote::policy(&args.policy)?;
-    let mut connection = remote::connect(&args.connect)?;
-    let enclave = connection.verify(&policy)?;
+    let (bundle, challenge) = match (&args.connect, &args.evidence) {
+        (Some(address), _) => remote::connect(address)?.serving_evidence(&policy)?,
+        (None, Some(path)) => saved(path, args, &policy)?,
+        (None, None) => return Err(CliError::Usage("give --connect ADDR or --evidence FILE")),
+    };
+    if let Some(path) = &args.save {
+        save(path, &bundle, &challenge)?;
+    }
+    let enclave = policy.appraise(&bundle, &challenge).map_err(ClientError::from)?;
     if args.json {
-        return output::json(&Report { claims: enclave.claims(), explanation: enclave.explain() });
+        let nonce = challenge.nonce.map(|nonce| hex::encode(&nonce));
+        let challenge = Judged { nonce, unix_time: challenge.now_unix };
+        let (claims, explanation) = (enclave.claims(), enclave.explain());
+        return output::json(&Report { claims, explanation, challenge });
     }
     print(&enclave)
+}
+
+/// Evidence from a file, and what it is to be judged by.
+fn saved(
+    path: &Path,
+    args: &VerifyArgs,
+    policy: &AppraisalPolicy,
+) -> Result<(Vec<u8>, Challenge), CliError> {
+    let bundle = fs::read(path).map_err(CliError::io(path))?;
+    let wrong = CliError::Usage("--nonce is the challenge that --save told: 64 hexadecimal digits");
+    let nonce = match &args.nonce {
+        Some(text) => Some(hex::decode(text).and_then(|nonce| nonce.try_into().ok()).ok_or(wrong)?),
+        None if policy.max_age == MaxAge::Fresh => {
+            return Err(CliError::Usage(
+                "the policy asks for fresh evidence (max_age = \"fresh\"): give the challenge that --save told with \
+                 --nonce, or a policy with max_age = \"epoch\"",
+            ));
+        }
+        None => None,
+    };
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    Ok((bundle, Challenge { nonce, now_unix: args.at.unwrap_or(now) }))
+}
+
+/// Keeps evidence, and tells how to judge it again.
+fn save(path: &Path, bundle: &[u8], challenge: &Challenge) -> Result<(), CliError> {
+    fs::write(path, bundle).map_err(CliError::io(path))?;
+    let nonce = challenge.nonce.map(|nonce| format!(" --nonce {}", hex::encode(&nonce)));
+    let (nonce, at) = (nonce.unwrap_or_default(), challenge.now_unix);
+    output::note(&format!(
+        "saved; judge it again with: --evidence {}{nonce} --at {at}",
+        path.display()
+    ));
+    Ok(())
 }
 
 /// Prints the explanation of an appraisal.

@@ -78,6 +78,18 @@ impl Connection {
     /// # Errors
     /// [`ClientError::Rejected`] names the step that failed; nothing can be sealed then.
     pub fn verify(&mut self, policy: &AppraisalPolicy) -> Result<VerifiedEnclave, ClientError> {
+        let (bundle, challenge) = self.serving_evidence(policy)?;
+        Ok(policy.appraise(&bundle, &challenge)?)
+    }
+
+    /// Fetches what [`verify`](Self::verify) judges, for somebody who keeps it: as old as the policy allows.
+    ///
+    /// # Errors
+    /// [`ClientError::State`] when the enclave does not serve, and what a peer can do wrong.
+    pub fn serving_evidence(
+        &mut self,
+        policy: &AppraisalPolicy,
+    ) -> Result<(Vec<u8>, Challenge), ClientError> {
         self.expect_serving()?;
         let kind = match policy.max_age {
             MaxAge::Fresh => Kind::Freshness,
@@ -88,7 +100,7 @@ impl Connection {
             // The epoch's evidence answers no challenge, and none is demanded of it.
             challenge.nonce = None;
         }
-        Ok(policy.appraise(&bundle, &challenge)?)
+        Ok((bundle, challenge))
     }
 
     /// Fetches evidence of a kind over a fresh challenge, without judging it.

@@ -177,7 +177,8 @@ impl AppraisalPolicy {
                 MaxAge::Fresh => Err(Rejection::ChallengeMissing),
             };
         };
-        if statement.nonce == nonce {
+        // Zero stands for "no challenge" in a statement, so it is none here either.
+        if statement.nonce == nonce && nonce != [0; 32] {
             return Ok(true);
         }
         let (Kind::Serve, Some(section)) = (statement.kind, bundle.freshness) else {

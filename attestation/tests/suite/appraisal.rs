@@ -264,6 +264,9 @@ const MODEL: &[Row] = &[
     (10, "freshness.stale",
      |w| { w.challenge.nonce = Some([9; 32]); w.policy.max_age = MaxAge::Epoch; }, |_| {}),
     (10, "freshness.stale", |w| w.statement.nonce = [0; 32], |_| {}),
+    // Zero is how a statement says that it answers no challenge.
+    (10, "freshness.stale",
+     |w| { w.statement.nonce = [0; 32]; w.challenge.nonce = Some([0; 32]); }, |_| {}),
     (10, "freshness.layout", |w| w.statement.nonce = [0; 32], |p| p.freshness = Some(vec![0; 9])),
 ];
 

@@ -66,7 +66,7 @@ const COMMANDS: [(&str, &str); 10] = [
     ("inspect", "<PACKAGE> --key --json"),
     ("serve", "--package --listen --attester --config --enclave"),
     ("release", "--connect --key --policy --json"),
-    ("verify", "--connect --policy --json"),
+    ("verify", "--connect --evidence --policy --save --nonce --at --json"),
     (
         "measure",
         "--ovmf --kernel --initrd --cmdline --vcpus --vcpu-type --vmm --guest-features --config --expect --report --json",

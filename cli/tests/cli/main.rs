@@ -8,3 +8,4 @@ mod help;
 mod measure;
 mod package;
 mod support;
+mod verify;

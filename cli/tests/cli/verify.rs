@@ -1,0 +1,94 @@
+//! `chrysalis verify`: an enclave's evidence, kept, and judged again without the enclave.
+
+use std::fs;
+use std::process::{Child, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::support::{Folder, chrysalis, command};
+
+/// A tiny model, served until the test ends.
+struct Served {
+    folder: Folder,
+    address: String,
+    enclave: Child,
+}
+
+impl Served {
+    fn start() -> Self {
+        let folder = Folder::new();
+        let source = folder.tiny_llama();
+        let package = folder.packed(&source, "tiny.chry", &["--open"]);
+        let socket = folder.path("enclave.sock");
+        let address = format!("unix:{socket}");
+        let args = ["serve", "--package", &package, "--listen", &address];
+        let enclave = command(&args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let served = Self { folder, address, enclave };
+        let start = Instant::now();
+        while served.verify(&[]).code != Some(0) {
+            assert!(start.elapsed() < Duration::from_secs(60), "{:?}", served.verify(&[]));
+            thread::sleep(Duration::from_millis(50));
+        }
+        served
+    }
+
+    fn policy(&self) -> String {
+        self.folder.path("tiny.policy.toml")
+    }
+
+    fn verify(&self, more: &[&str]) -> super::support::Outcome {
+        let args = ["verify", "--connect", &self.address, "--policy", &self.policy()];
+        chrysalis(&[&args[..], more].concat())
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        self.enclave.kill().unwrap();
+        self.enclave.wait().unwrap();
+    }
+}
+
+#[test]
+fn saved_evidence_is_judged_again_offline() {
+    let served = Served::start();
+    let file = served.folder.path("evidence.bin");
+    let online = served.verify(&["--save", &file, "--json"]);
+    let told = online.stderr.clone();
+    let online = online.json();
+    let nonce = online["challenge"]["nonce"].as_str().unwrap().to_owned();
+    let at = online["challenge"]["unix_time"].to_string();
+    assert!(told.contains(&format!("--nonce {nonce} --at {at}")), "{told}");
+
+    let policy = served.policy();
+    let judge = |more: &[&str]| {
+        chrysalis(&[&["verify", "--evidence", &file, "--policy", &policy][..], more].concat())
+    };
+    let again = judge(&["--nonce", &nonce, "--at", &at, "--json"]).json();
+    assert_eq!(again, online);
+    assert!(judge(&["--nonce", &nonce]).stdout.contains("over, this challenge"));
+
+    judge(&[]).refused(2, "give the challenge");
+    judge(&["--nonce", "00"]).refused(2, "64 hexadecimal digits");
+    judge(&["--nonce", &"0".repeat(64)]).refused(3, "not over this challenge");
+    // Without a challenge only a policy that asks for no freshness accepts it, and that is said.
+    let text = fs::read_to_string(&policy).unwrap();
+    let text = text.replace("max_age = \"fresh\"", "max_age = \"epoch\"");
+    fs::write(&policy, text).unwrap();
+    let outcome = judge(&[]);
+    assert_eq!(outcome.code, Some(0), "{}", outcome.stderr);
+    assert!(outcome.stdout.contains("- Freshness: "), "{}", outcome.stdout);
+
+    let mut altered = fs::read(&file).unwrap();
+    altered[300] ^= 1;
+    fs::write(&file, altered).unwrap();
+    assert_eq!(judge(&[]).code, Some(3));
+}
+
+#[test]
+fn either_an_enclave_or_a_file_is_verified() {
+    let outcome = chrysalis(&["verify", "--policy", "p.toml"]);
+    outcome.refused(2, "--connect");
+    let args = ["verify", "--policy", "p", "--evidence", "e", "--connect", "unix:s"];
+    chrysalis(&args).refused(2, "cannot be used with");
+}
