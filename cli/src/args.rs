@@ -30,6 +30,8 @@ pub enum Command {
     Verify(VerifyArgs),
     /// Compute the SEV-SNP launch measurement of an image from its files, and explain one that differs
     Measure(MeasureArgs),
+    /// Say what this machine can attest and serve, what is missing, and what to do about it
+    Doctor(DoctorArgs),
     /// Verify an enclave, seal a prompt to it, stream the answer
     Ask(AskArgs),
     /// Measure the bare engine: prefill and decode speed, and the share of the machine's limit
@@ -224,6 +226,17 @@ pub struct MeasureArgs {
     /// A report (1,184 bytes) or saved evidence (`verify --save`) to compare with, field by field
     #[arg(long, value_name = "FILE")]
     pub report: Option<PathBuf>,
+    /// One JSON object instead of text
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `chrysalis doctor`.
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// The file system to look at
+    #[arg(long, value_name = "DIR", default_value = "/")]
+    pub root: PathBuf,
     /// One JSON object instead of text
     #[arg(long)]
     pub json: bool,

@@ -15,6 +15,7 @@ mod args;
 mod ask;
 mod bench;
 mod demo;
+mod doctor;
 mod engine_setup;
 mod error;
 mod eval;
@@ -54,6 +55,7 @@ fn run(command: Command) -> Result<(), CliError> {
         Command::Release(args) => release::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Measure(args) => measure::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
         Command::Ask(args) => ask::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Eval(args) => eval::run(&args),

@@ -57,7 +57,7 @@ fn a_reader_that_left_is_no_failure() {
 }
 
 /// Each command, and what its help has to name.
-const COMMANDS: [(&str, &str); 10] = [
+const COMMANDS: [(&str, &str); 11] = [
     ("demo", "[PROMPT] --model --cache --max-tokens --threads --json"),
     (
         "pack",
@@ -67,6 +67,7 @@ const COMMANDS: [(&str, &str); 10] = [
     ("serve", "--package --listen --attester --config --enclave"),
     ("release", "--connect --key --policy --json"),
     ("verify", "--connect --evidence --policy --save --nonce --at --json"),
+    ("doctor", "--root --json"),
     (
         "measure",
         "--ovmf --kernel --initrd --cmdline --vcpus --vcpu-type --vmm --guest-features --config --expect --report --json",
