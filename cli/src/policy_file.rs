@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use chrysalis_attestation::policy::{
-    AppraisalPolicy, Dangerous, MaxAge, PlatformTrust, ServingDemand,
+    AppraisalPolicy, Dangerous, MaxAge, PlatformTrust, ServingDemand, SnpDemand,
 };
 use chrysalis_protocol::statement::PadProfile;
 use chrysalis_runtime::boot::SIMULATED_MEASUREMENT;
@@ -51,9 +51,7 @@ pub fn fitting(
             allow_moe_on_cpu: served.moe_on_cpu,
             require_oblivious_embed: served.oblivious_embed,
         },
-        tcb_floors: Vec::new(),
-        required_mitigations: 0,
-        loaned_key_providers: Vec::new(),
+        snp: SnpDemand::default(),
         dangerous: Dangerous { allow_debug_build: cfg!(debug_assertions), ..Dangerous::default() },
     }
 }

@@ -6,7 +6,7 @@ use chrysalis_protocol::statement::PadProfile;
 use serde::Deserialize;
 use thiserror::Error;
 
-use super::{AppraisalPolicy, Dangerous, MaxAge, PlatformTrust, ServingDemand};
+use super::{AppraisalPolicy, Dangerous, MaxAge, PlatformTrust, ServingDemand, SnpDemand};
 use crate::report::{Product, Tcb};
 
 /// Why a file is no appraisal policy.
@@ -77,13 +77,15 @@ impl AppraisalPolicy {
                 other => return Err(value("max_age", other, "\"fresh\" or \"epoch\"")),
             },
             serving: serving.check()?,
-            tcb_floors: file
-                .tcb_floor
-                .into_iter()
-                .map(TcbFloor::check)
-                .collect::<Result<_, _>>()?,
-            required_mitigations: file.required_mitigations,
-            loaned_key_providers: file.loaned_key_providers,
+            snp: SnpDemand {
+                tcb_floors: file
+                    .tcb_floor
+                    .into_iter()
+                    .map(TcbFloor::check)
+                    .collect::<Result<_, _>>()?,
+                required_mitigations: file.required_mitigations,
+                loaned_key_providers: file.loaned_key_providers,
+            },
             dangerous: Dangerous {
                 allow_milan: file.dangerous_allow_milan,
                 allow_smt: file.dangerous_allow_smt,
@@ -104,7 +106,7 @@ impl AppraisalPolicy {
         self.write_options(&mut out);
         out.say("");
         self.serving.write(&mut out);
-        for (product, tcb) in &self.tcb_floors {
+        for (product, tcb) in &self.snp.tcb_floors {
             out.say("\n# Patch levels, beyond the compiled-in floors.\n[[tcb_floor]]");
             out.key("product", quoted(&product.name().to_lowercase()));
             if let Some(fmc) = tcb.fmc {
@@ -157,11 +159,12 @@ impl AppraisalPolicy {
 
     fn write_options(&self, out: &mut Out) {
         out.say("# Optional, and stricter: mitigation bits that a version 5 report must show.");
-        out.key("required_mitigations", self.required_mitigations);
+        out.key("required_mitigations", self.snp.required_mitigations);
         out.say(
             "# Optional: cloud providers whose loaned keys (VLEK) stand in for the chip's own.",
         );
-        let providers: Vec<String> = self.loaned_key_providers.iter().map(|p| quoted(p)).collect();
+        let providers: Vec<String> =
+            self.snp.loaned_key_providers.iter().map(|p| quoted(p)).collect();
         out.key("loaned_key_providers", format_args!("[{}]", providers.join(", ")));
         out.say("\n# Rules that are switched off. Each of these weakens what is proved.");
         out.key("dangerous_allow_milan", self.dangerous.allow_milan);

@@ -46,12 +46,8 @@ pub struct AppraisalPolicy {
     pub max_age: MaxAge,
     /// How the enclave has to serve.
     pub serving: ServingDemand,
-    /// Patch levels, beyond the compiled-in floors; empty where those suffice.
-    pub tcb_floors: Vec<(Product, Tcb)>,
-    /// Mitigation bits that a version 5 report has to have, now and at launch; 0 where none.
-    pub required_mitigations: u64,
-    /// Cloud providers whose loaned keys (VLEK) are accepted in place of the chip's own.
-    pub loaned_key_providers: Vec<String>,
+    /// What an SEV-SNP machine has to be, beyond the rules that always hold.
+    pub snp: SnpDemand,
     /// Rules that are switched off.
     pub dangerous: Dangerous,
 }
@@ -73,6 +69,17 @@ pub enum MaxAge {
     Fresh,
     /// Made in the epoch of the sealing key; that the key is alive, the first answer proves.
     Epoch,
+}
+
+/// What an SEV-SNP machine has to be, beyond the rules that always hold. The default demands nothing more.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct SnpDemand {
+    /// Patch levels, beyond the compiled-in floors; empty where those suffice.
+    pub tcb_floors: Vec<(Product, Tcb)>,
+    /// Mitigation bits that a version 5 report has to have, now and at launch; 0 where none.
+    pub required_mitigations: u64,
+    /// Cloud providers whose loaned keys (VLEK) are accepted in place of the chip's own.
+    pub loaned_key_providers: Vec<String>,
 }
 
 /// What the attested [`ServingPolicy`] has to be within.

@@ -139,14 +139,14 @@ pub(super) fn appraise(
     }
     if report.signing_key == SigningKey::Vlek {
         let provider = verified.csp_id().unwrap_or_default().to_owned();
-        if !policy.loaned_key_providers.contains(&provider) {
+        if !policy.snp.loaned_key_providers.contains(&provider) {
             return Err(PlatformError::LoanedKey { provider });
         }
     }
 
     // 6. REPORTED <= COMMITTED <= CURRENT; COMMITTED = CURRENT; REPORTED and LAUNCH >= floor.
     tcb_order(report)?;
-    let floors = FLOORS.iter().chain(&policy.tcb_floors);
+    let floors = FLOORS.iter().chain(&policy.snp.tcb_floors);
     for &(_, floor) in floors.filter(|(of, _)| *of == product) {
         for (field, found) in
             [("reported_tcb", report.reported_tcb), ("launch_tcb", report.launch_tcb)]
@@ -176,7 +176,7 @@ pub(super) fn appraise(
     }
 
     // 10. The required mitigations, at launch and now.
-    let required = policy.required_mitigations;
+    let required = policy.snp.required_mitigations;
     for (field, found) in [
         ("launch_mit_vector", report.launch_mitigations),
         ("current_mit_vector", report.current_mitigations),

@@ -35,7 +35,7 @@ fn an_honest_turin_and_an_overridden_rule_are_accepted() {
     let mut world = World::honest();
     turin(&mut world);
     world.policy.platform = PlatformTrust::AnyGenuine;
-    world.policy.required_mitigations = 0b11;
+    world.policy.snp.required_mitigations = 0b11;
     assert_eq!(world.appraise(&world.parts()), Ok(()));
 
     let mut world = World::honest();
@@ -51,7 +51,7 @@ fn an_honest_turin_and_an_overridden_rule_are_accepted() {
 
     let mut world = World::honest();
     loaned(&mut world);
-    world.policy.loaned_key_providers = vec!["CN=a-provider".to_owned()];
+    world.policy.snp.loaned_key_providers = vec!["CN=a-provider".to_owned()];
     assert_eq!(world.appraise(&world.parts()), Ok(()));
 
     let mut world = World::honest();
@@ -180,7 +180,7 @@ const PLATFORM: &[Row] = &[
     (4, "platform.tcb_floor", |w| w.report.launch_tcb.snp = 0x16, |_| {}),
     (4, "platform.tcb_floor", |w| all_tcbs(w, Tcb { snp: 0x16, ..TCB }), |_| {}),
     (4, "platform.tcb_floor",
-     |w| w.policy.tcb_floors = vec![(Product::Genoa, Tcb { microcode: 0x55, ..TCB })], |_| {}),
+     |w| w.policy.snp.tcb_floors = vec![(Product::Genoa, Tcb { microcode: 0x55, ..TCB })], |_| {}),
     (4, "guest_policy.unknown", |w| w.report.policy |= 1 << 26, |_| {}),
     (4, "guest_policy.reserved_one", |w| w.report.policy &= !guest_policy::RESERVED_ONE, |_| {}),
     (4, "guest_policy.debug", |w| w.report.policy |= guest_policy::DEBUG, |_| {}),
@@ -205,11 +205,11 @@ const PLATFORM: &[Row] = &[
     (4, "platform.measurement", |w| w.report.measurement[0] ^= 1, |_| {}),
     (4, "platform.host_data", |w| w.report.host_data[0] ^= 1, |_| {}),
     (4, "platform.host_data", |w| w.statement.launch_config_digest[0] ^= 1, |_| {}),
-    (4, "platform.mitigations", |w| w.policy.required_mitigations = 1, |_| {}),
+    (4, "platform.mitigations", |w| w.policy.snp.required_mitigations = 1, |_| {}),
     (4, "platform.mitigations",
-     |w| { turin(w); w.report.launch_mitigations = 1; w.policy.required_mitigations = 3; }, |_| {}),
+     |w| { turin(w); w.report.launch_mitigations = 1; w.policy.snp.required_mitigations = 3; }, |_| {}),
     (4, "platform.mitigations",
-     |w| { turin(w); w.report.current_mitigations = 1; w.policy.required_mitigations = 2; },
+     |w| { turin(w); w.report.current_mitigations = 1; w.policy.snp.required_mitigations = 2; },
      |_| {}),
 ];
 

@@ -16,12 +16,12 @@ fn a_written_policy_is_read_back() {
     policy.allow_simulated = false;
     policy.serving.pad_profiles = vec![PadProfile::Off];
     policy.serving.require_oblivious_embed = true;
-    policy.tcb_floors = vec![
+    policy.snp.tcb_floors = vec![
         (Product::Genoa, TCB),
         (Product::Turin, Tcb { fmc: Some(1), bootloader: 1, tee: 1, snp: 4, microcode: 0x51 }),
     ];
-    policy.required_mitigations = 0x3F;
-    policy.loaned_key_providers = vec!["CN=\"a\" provider".to_owned()];
+    policy.snp.required_mitigations = 0x3F;
+    policy.snp.loaned_key_providers = vec!["CN=\"a\" provider".to_owned()];
     policy.dangerous.allow_milan = true;
     policy.dangerous.allow_smt = true;
     policy.dangerous.allow_debug_build = true;

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use aws_lc_rs::signature::Ed25519KeyPair;
 use chrysalis_attestation::policy::{
-    AppraisalPolicy, Dangerous, MaxAge, PlatformTrust, ReleaseTerms, ServingDemand, VerifiedEnclave,
+    AppraisalPolicy, Dangerous, MaxAge, PlatformTrust, ReleaseTerms, ServingDemand, SnpDemand,
+    VerifiedEnclave,
 };
 use chrysalis_client::{Address, ClientError, Connection, Delta, Summary};
 use chrysalis_kernels::cpu::{Cpu, CpuOptions};
@@ -102,9 +103,7 @@ impl Model {
                 allow_moe_on_cpu: false,
                 require_oblivious_embed: false,
             },
-            tcb_floors: Vec::new(),
-            required_mitigations: 0,
-            loaned_key_providers: Vec::new(),
+            snp: SnpDemand::default(),
             dangerous: Dangerous {
                 allow_debug_build: cfg!(debug_assertions),
                 ..Dangerous::default()

@@ -10,6 +10,7 @@ use chrysalis_attestation::attester::Attester;
 use chrysalis_attestation::attester::simulated::{CHIP_ID, Simulated, TCB, honest_report};
 use chrysalis_attestation::policy::{
     AppraisalPolicy, Challenge, Dangerous, MaxAge, PlatformTrust, Rejection, ServingDemand,
+    SnpDemand,
 };
 use chrysalis_attestation::report::{Report, Tcb};
 use chrysalis_protocol::bundle::{Bundle, Endorsements};
@@ -192,9 +193,7 @@ pub(crate) fn policy(header: &Header) -> AppraisalPolicy {
             allow_moe_on_cpu: false,
             require_oblivious_embed: false,
         },
-        tcb_floors: Vec::new(),
-        required_mitigations: 0,
-        loaned_key_providers: Vec::new(),
+        snp: SnpDemand::default(),
         dangerous: Dangerous::default(),
     }
 }

@@ -28,7 +28,7 @@ fn bundle(host: &Host, id: StreamId) -> Option<Vec<u8>> {
 
 fn appraise(bundle: &[u8], max_age: MaxAge, nonce: [u8; 32]) -> Result<VerifiedEnclave, Rejection> {
     let challenge =
-        Challenge { nonce: (max_age == MaxAge::Fresh).then_some(nonce), now_unix: 1_790_000_000 };
+        Challenge { nonce: (max_age == MaxAge::Fresh).then_some(nonce), now_unix: 1_800_000_000 };
     policy(max_age).appraise(bundle, &challenge)
 }
 
@@ -108,7 +108,7 @@ fn evidence_of_the_wrong_policy_model_or_age_is_not_accepted() {
     let mut host = Host::new("");
     ask(&mut host, (1, 1), Kind::Serve, [8; 32]);
     let bundle = bundle(&host, (1, 1)).unwrap();
-    let challenge = Challenge { nonce: None, now_unix: 1_790_000_000 };
+    let challenge = Challenge { nonce: None, now_unix: 1_800_000_000 };
     let right = policy(MaxAge::Epoch);
     assert!(right.appraise(&bundle, &challenge).is_ok());
     let mut wrong = vec![right; 5];

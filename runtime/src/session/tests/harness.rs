@@ -10,7 +10,7 @@ use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
 use chrysalis_attestation::attester::simulated::Simulated;
 use chrysalis_attestation::attester::{Attester, AttesterError, Evidence};
 use chrysalis_attestation::policy::{
-    AppraisalPolicy, Dangerous, MaxAge, PlatformTrust, ServingDemand,
+    AppraisalPolicy, Dangerous, MaxAge, PlatformTrust, ServingDemand, SnpDemand,
 };
 use chrysalis_protocol::frame::{Frame, FrameKind, split};
 use chrysalis_protocol::messages::{Close, CloseCode, Credit, Open};
@@ -450,9 +450,7 @@ pub(super) fn policy(max_age: MaxAge) -> AppraisalPolicy {
             allow_moe_on_cpu: false,
             require_oblivious_embed: false,
         },
-        tcb_floors: Vec::new(),
-        required_mitigations: 0,
-        loaned_key_providers: Vec::new(),
+        snp: SnpDemand::default(),
         dangerous: Dangerous { allow_debug_build: cfg!(debug_assertions), ..Dangerous::default() },
     }
 }
