@@ -19,6 +19,7 @@ pub mod attester;
 pub mod launch;
 #[cfg(feature = "verifier")]
 pub mod policy;
+pub mod quote;
 pub mod report;
 #[cfg(feature = "verifier")]
 pub mod verifier;

@@ -11,7 +11,8 @@ use chrysalis_protocol::statement::{
 
 use super::verified::{Appraised, VerifiedEnclave, VerifiedKeyRelease};
 use super::{AppraisalPolicy, MaxAge, PlatformTrust, Rejection, platform};
-use crate::verifier::{Roots, VerifiedReport, verify_snp};
+use crate::quote;
+use crate::verifier::{PlatformEvidence, Roots, verify_snp};
 
 /// What the caller knows when evidence arrives.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -71,7 +72,7 @@ impl AppraisalPolicy {
         report_data(bundle.report, &statement)?;
 
         // 4. TEE evidence.
-        let report = self.evidence(&bundle, bundle.report, roots, &statement, challenge)?;
+        let evidence = self.evidence(&bundle, bundle.report, roots, &statement, challenge)?;
 
         // 5. KeyConfig, policy, package header hashes.
         let key_config = key_config(bundle.key_config, &statement)?;
@@ -92,18 +93,18 @@ impl AppraisalPolicy {
         }
 
         // 9. Platform trust choice.
-        if let PlatformTrust::Pinned(chips) = &self.platform {
-            let found = report.report().chip_id;
-            if !chips.contains(&found) {
-                return Err(Rejection::Chip { found, count: chips.len() });
+        if let PlatformTrust::Pinned(machines) = &self.platform {
+            let found = evidence.hardware_id();
+            if !machines.contains(&found) {
+                return Err(Rejection::Chip { found, count: machines.len() });
             }
         }
 
         // 10. Freshness.
-        let fresh = self.freshness(&bundle, &statement, &report, challenge, max_age)?;
+        let fresh = self.freshness(&bundle, &statement, &evidence, challenge, max_age)?;
 
         // 11. The proof.
-        Ok(Appraised { statement, key_config, serving, package, report, fresh })
+        Ok(Appraised { statement, key_config, serving, package, evidence, fresh })
     }
 
     /// Step 2, behind the layout: purpose and platform.
@@ -130,11 +131,11 @@ impl AppraisalPolicy {
         roots: Roots,
         statement: &Statement,
         challenge: &Challenge,
-    ) -> Result<VerifiedReport, Rejection> {
+    ) -> Result<PlatformEvidence, Rejection> {
         let certificate = bundle.endorsements.vcek.ok_or(Rejection::EndorsementMissing)?;
         let report = verify_snp(report, certificate, roots, challenge.now_unix)?;
         platform::appraise(self, &report, &statement.launch_config_digest)?;
-        Ok(report)
+        Ok(PlatformEvidence::Snp(Box::new(report)))
     }
 
     /// Step 7: which model, how old, signed by whom.
@@ -167,7 +168,7 @@ impl AppraisalPolicy {
         &self,
         bundle: &Bundle<'_>,
         statement: &Statement,
-        report: &VerifiedReport,
+        evidence: &PlatformEvidence,
         challenge: &Challenge,
         max_age: MaxAge,
     ) -> Result<bool, Rejection> {
@@ -201,11 +202,9 @@ impl AppraisalPolicy {
             return Err(Rejection::FreshnessMismatch);
         }
         report_data(section.report, &refresh)?;
-        let fresh = self.evidence(bundle, section.report, report.roots(), &refresh, challenge)?;
-        // The same guest, not another one with the same image.
-        if fresh.report().report_id != report.report().report_id
-            || fresh.report().chip_id != report.report().chip_id
-        {
+        let roots = self.statement(&refresh, Kind::Freshness)?;
+        let fresh = self.evidence(bundle, section.report, roots, &refresh, challenge)?;
+        if !evidence.same_guest(&fresh) {
             return Err(Rejection::FreshnessMismatch);
         }
         Ok(true)
@@ -215,7 +214,11 @@ impl AppraisalPolicy {
 /// Step 3: the report's 64 bytes commit to this statement.
 fn report_data(report: &[u8], statement: &Statement) -> Result<(), Rejection> {
     let mut reader = Reader::new(report);
-    let bytes = reader.bytes(REPORT_DATA_OFFSET).and_then(|_| reader.array::<64>());
+    let offset = match statement.tee {
+        Tee::Tdx => quote::report_data_offset(report),
+        Tee::SevSnp | Tee::Simulated => SNP_REPORT_DATA_OFFSET,
+    };
+    let bytes = reader.bytes(offset).and_then(|_| reader.array::<64>());
     let bytes = bytes.map_err(|error| Rejection::ReportData(StatementError::Codec(error)))?;
     let found = ReportData::from_bytes(&bytes).map_err(Rejection::ReportData)?;
     let expected = statement.report_data();
@@ -279,4 +282,4 @@ fn package(bytes: &[u8], statement: &Statement) -> Result<(Header, SignatureBloc
 }
 
 /// Where `REPORT_DATA` lies in an SEV-SNP report.
-const REPORT_DATA_OFFSET: usize = 0x50;
+const SNP_REPORT_DATA_OFFSET: usize = 0x50;

@@ -1,9 +1,12 @@
 //! An appraisal for people and for programs: what was proved, what was not, and the claims.
 
+use chrysalis_protocol::statement::Tee;
 use serde::Serialize;
 
 use super::file::hex;
 use super::verified::Appraised;
+use crate::report::Report;
+use crate::verifier::VerifiedQuote;
 
 /// The claims of an appraised enclave, flat, hexadecimal where they are bytes.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize)]
@@ -26,13 +29,37 @@ pub struct Claims {
     pub launch_config_digest: String,
     pub measurement: String,
     pub product: String,
+    /// `CHIP_ID` of an SEV-SNP chip, or the PPID behind a TDX quote.
     pub chip_id: String,
     pub reported_tcb: String,
+    pub uptime_ms: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub snp: Option<SnpClaims>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tdx: Option<TdxClaims>,
+}
+
+/// What only an SEV-SNP report says.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+#[expect(missing_docs, reason = "the names are those of AMD's table")]
+pub struct SnpClaims {
     pub report_version: u32,
     pub guest_policy: String,
     pub platform_info: String,
     pub guest_svn: u32,
-    pub uptime_ms: u64,
+}
+
+/// What only a TDX quote says.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+#[expect(missing_docs, reason = "the names are those of Intel's table")]
+pub struct TdxClaims {
+    pub tcb_status: String,
+    pub tcb_date: String,
+    pub fmspc: String,
+    pub td_attributes: String,
+    pub xfam: String,
+    pub mr_seam: String,
+    pub rtmrs: [String; 4],
 }
 
 /// What an appraisal proved and what it did not, in plain words.
@@ -49,9 +76,13 @@ impl Appraised {
     #[must_use]
     pub fn claims(&self) -> Claims {
         let statement = self.statement();
-        let report = self.report.report();
+        let tee = match self.evidence().tee() {
+            Tee::SevSnp => "sev-snp",
+            Tee::Tdx => "tdx",
+            Tee::Simulated => "simulated",
+        };
         Claims {
-            tee: if self.simulated() { "simulated" } else { "sev-snp" }.to_owned(),
+            tee: tee.to_owned(),
             simulated: self.simulated(),
             fresh: self.fresh(),
             epoch: statement.epoch,
@@ -66,15 +97,13 @@ impl Appraised {
             policy_digest: hex(&statement.policy_digest),
             runtime_digest: hex(&statement.runtime_digest),
             launch_config_digest: hex(&statement.launch_config_digest),
-            measurement: hex(&report.measurement),
-            product: self.product().name().to_owned(),
-            chip_id: hex(&report.chip_id),
-            reported_tcb: report.reported_tcb.to_string(),
-            report_version: report.version,
-            guest_policy: format!("{:#x}", report.policy),
-            platform_info: format!("{:#x}", report.platform_info),
-            guest_svn: report.guest_svn,
+            measurement: hex(&self.measurement()),
+            product: self.evidence().product(),
+            chip_id: hex(self.hardware_id().as_bytes()),
+            reported_tcb: self.evidence().tcb(),
             uptime_ms: statement.uptime_ms,
+            snp: self.evidence().snp().map(|verified| snp(verified.report())),
+            tdx: self.evidence().tdx().map(tdx),
         }
     }
 
@@ -92,11 +121,12 @@ impl Appraised {
                     .to_owned(),
             );
         } else {
+            let vendor = if self.evidence().tdx().is_some() { "Intel" } else { "AMD" };
             proved.push(format!(
-                "A genuine AMD {} chip ({}...) at patch levels {} signed the report.",
-                self.product(),
-                hex(&self.chip_id()).get(..16).unwrap_or_default(),
-                self.tcb(),
+                "A genuine {vendor} {} machine ({}...) at patch levels {} signed the report.",
+                self.evidence().product(),
+                hex(self.hardware_id().as_bytes()).get(..16).unwrap_or_default(),
+                self.evidence().tcb(),
             ));
             proved.push(
                 "Its guest runs without debugging or migration by the host, and the machine is in \
@@ -137,11 +167,33 @@ impl Appraised {
                 "What the listed image does: that is for whoever listed its measurement.",
                 "GPUs: none is used, and none was judged.",
                 "Availability, and that the host does not watch when and how long requests run.",
-                "Patch levels beyond the floors of this program and this policy: AMD's bulletins \
+                "Patch levels beyond the floors of this program and this policy: the vendors' bulletins \
                  and revocation lists are not fetched.",
             ]
             .map(str::to_owned),
         );
         Explanation { proved, not_proved }
+    }
+}
+
+fn snp(report: &Report) -> SnpClaims {
+    SnpClaims {
+        report_version: report.version,
+        guest_policy: format!("{:#x}", report.policy),
+        platform_info: format!("{:#x}", report.platform_info),
+        guest_svn: report.guest_svn,
+    }
+}
+
+fn tdx(quote: &VerifiedQuote) -> TdxClaims {
+    let report = quote.report();
+    TdxClaims {
+        tcb_status: quote.tcb_status().to_owned(),
+        tcb_date: quote.tcb_date().to_owned(),
+        fmspc: hex(quote.fmspc()),
+        td_attributes: format!("{:#x}", report.td_attributes),
+        xfam: format!("{:#x}", report.xfam),
+        mr_seam: hex(&report.mr_seam),
+        rtmrs: report.rtmrs.map(|rtmr| hex(&rtmr)),
     }
 }

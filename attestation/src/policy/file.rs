@@ -8,6 +8,7 @@ use thiserror::Error;
 
 use super::{AppraisalPolicy, Dangerous, MaxAge, PlatformTrust, ServingDemand, SnpDemand};
 use crate::report::{Product, Tcb};
+use crate::verifier::HardwareId;
 
 /// Why a file is no appraisal policy.
 #[derive(Clone, Debug, Eq, Error, PartialEq)]
@@ -146,7 +147,9 @@ impl AppraisalPolicy {
             PlatformTrust::AnyGenuine => out.key("platform", quoted("any-genuine")),
             PlatformTrust::Pinned(chips) => {
                 out.key("platform", quoted("pinned"));
-                out.list("chip_ids", chips);
+                let ids: String =
+                    chips.iter().map(|id| format!("    \"{}\",\n", hex(id.as_bytes()))).collect();
+                out.key("chip_ids", format_args!("[\n{ids}]"));
             }
         }
         out.say("# \"fresh\": made over our challenge. \"epoch\": as old as the sealing key.");
@@ -257,7 +260,7 @@ fn platform(
 ) -> Result<PlatformTrust, PolicyError> {
     let choice = required(choice, "platform", PLATFORM)?;
     match (choice.as_str(), chip_ids) {
-        ("pinned", chip_ids) => Ok(PlatformTrust::Pinned(list(chip_ids, "chip_ids", CHIP_IDS)?)),
+        ("pinned", chip_ids) => Ok(PlatformTrust::Pinned(machines(chip_ids)?)),
         ("any-genuine", None) => Ok(PlatformTrust::AnyGenuine),
         ("any-genuine", Some(_)) => Err(PolicyError::ChipIds { platform: choice }),
         ("registry", _) => Err(value(
@@ -268,6 +271,19 @@ fn platform(
         )),
         (other, _) => Err(value("platform", other, "\"pinned\" or \"any-genuine\"")),
     }
+}
+
+/// `CHIP_ID`s and PPIDs; their lengths tell them apart.
+fn machines(chip_ids: Option<Vec<String>>) -> Result<Vec<HardwareId>, PolicyError> {
+    let ids = required(chip_ids, "chip_ids", CHIP_IDS)?;
+    if ids.is_empty() {
+        return Err(PolicyError::Empty { key: "chip_ids", write: CHIP_IDS });
+    }
+    let id = |text: &String| match text.len() {
+        32 => from_hex("chip_ids", text).map(HardwareId::Ppid),
+        _ => from_hex("chip_ids", text).map(HardwareId::Chip),
+    };
+    ids.iter().map(id).collect()
 }
 
 const fn profile_name(profile: PadProfile) -> &'static str {
@@ -448,6 +464,7 @@ const CLIENT_BUNDLE: &str =
 const MEASUREMENT: &str =
     "measurements = [\"<96 hexadecimal digits>\"], the launch measurement of an enclave image";
 const PLATFORM: &str = "platform = \"pinned\" with chip_ids, or platform = \"any-genuine\"";
-const CHIP_IDS: &str = "chip_ids = [\"<128 hexadecimal digits>\"]";
+const CHIP_IDS: &str =
+    "chip_ids = [\"<128 hexadecimal digits>\"] (SEV-SNP), or 32 digits (the PPID, TDX)";
 const MAX_AGE: &str = "max_age = \"fresh\", or \"epoch\"";
 const PROFILES: &str = "pad_profiles = [\"tick\", \"flat\"]";

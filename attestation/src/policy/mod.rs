@@ -12,7 +12,7 @@ mod rejection;
 mod verified;
 
 pub use appraise::Challenge;
-pub use claims::{Claims, Explanation};
+pub use claims::{Claims, Explanation, SnpClaims, TdxClaims};
 pub use file::PolicyError;
 pub use platform::PlatformError;
 pub use rejection::Rejection;
@@ -21,6 +21,7 @@ pub use verified::{Appraised, ReleaseError, ReleaseTerms, VerifiedEnclave, Verif
 use chrysalis_protocol::statement::{PadProfile, ServingPolicy};
 
 use crate::report::{Product, Tcb};
+use crate::verifier::HardwareId;
 
 /// What an enclave must be before a request or a key is sealed to it.
 ///
@@ -58,8 +59,8 @@ pub struct AppraisalPolicy {
 pub enum PlatformTrust {
     /// Any genuine chip: whoever holds a machine with an interposer is trusted.
     AnyGenuine,
-    /// These chips only.
-    Pinned(Vec<[u8; 64]>),
+    /// These machines only.
+    Pinned(Vec<HardwareId>),
 }
 
 /// How old the platform's evidence may be.

@@ -8,7 +8,7 @@ use thiserror::Error;
 
 use super::PlatformError;
 use super::file::hex;
-use crate::verifier::VerifyError;
+use crate::verifier::{HardwareId, VerifyError};
 
 /// Why an enclave is refused. [`Self::step`] is the step of docs/formats.md, section 1.6;
 /// [`Self::code`] is stable and meant for programs.
@@ -131,11 +131,11 @@ pub enum Rejection {
         /// The stated number.
         count: u16,
     },
-    /// Step 9: a genuine chip, but not one of those that are trusted.
-    #[error("chip {} is not among the {count} that the policy pins", hex(found))]
+    /// Step 9: a genuine machine, but not one of those that are trusted.
+    #[error("machine {} is not among the {count} that the policy pins", hex(found.as_bytes()))]
     Chip {
-        /// `CHIP_ID`.
-        found: [u8; 64],
+        /// `CHIP_ID`, or PPID.
+        found: HardwareId,
         /// How many the policy pins.
         count: usize,
     },

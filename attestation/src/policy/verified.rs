@@ -12,8 +12,7 @@ use chrysalis_protocol::statement::{KeyConfig, ServingPolicy, Statement, Tee};
 use thiserror::Error;
 
 use super::file::hex;
-use crate::report::{Product, Tcb};
-use crate::verifier::VerifiedReport;
+use crate::verifier::{HardwareId, PlatformEvidence};
 
 /// The facts of an appraisal that found nothing wrong. Seals nothing by itself.
 #[derive(Clone, Debug)]
@@ -22,7 +21,7 @@ pub struct Appraised {
     pub(super) key_config: KeyConfig,
     pub(super) serving: ServingPolicy,
     pub(super) package: PublicHeader,
-    pub(super) report: VerifiedReport,
+    pub(super) evidence: PlatformEvidence,
     pub(super) fresh: bool,
 }
 
@@ -57,28 +56,22 @@ impl Appraised {
         self.statement.content_digest
     }
 
+    /// The platform's report or quote: authentic, and within the policy.
+    #[must_use]
+    pub const fn evidence(&self) -> &PlatformEvidence {
+        &self.evidence
+    }
+
     /// The launch measurement of the enclave's image.
     #[must_use]
     pub const fn measurement(&self) -> [u8; 48] {
-        self.report.report().measurement
+        self.evidence.measurement()
     }
 
-    /// The chip.
+    /// The machine.
     #[must_use]
-    pub const fn chip_id(&self) -> [u8; 64] {
-        self.report.report().chip_id
-    }
-
-    /// The chip's product.
-    #[must_use]
-    pub const fn product(&self) -> Product {
-        self.report.product()
-    }
-
-    /// Patch levels that the report was signed for.
-    #[must_use]
-    pub const fn tcb(&self) -> Tcb {
-        self.report.report().reported_tcb
+    pub const fn hardware_id(&self) -> HardwareId {
+        self.evidence.hardware_id()
     }
 
     /// Whether the platform is simulated, and nothing about hardware is proved.

@@ -1,14 +1,18 @@
 //! Is this evidence authentic? Signatures and certificates only; whether the platform is liked is
 //! [`crate::policy`]'s question. Rules 1 to 5 of docs/threat-model.md, "Evidence".
 
+mod evidence;
 mod roots;
+mod tdx;
 mod x509;
 
 use aws_lc_rs::signature::{ECDSA_P384_SHA384_FIXED, UnparsedPublicKey};
 use thiserror::Error;
 
+pub use evidence::{HardwareId, PlatformEvidence};
 use roots::Issuer;
 pub use roots::Roots;
+pub use tdx::VerifiedQuote;
 use x509::verify_certificate;
 pub use x509::{CertificateError, EndorsedKey};
 

@@ -7,6 +7,7 @@ use chrysalis_attestation::policy::{MaxAge, PlatformTrust};
 use chrysalis_attestation::report::{
     Cpuid, Firmware, Product, SigningKey, Tcb, guest_policy, platform_info,
 };
+use chrysalis_attestation::verifier::HardwareId;
 use chrysalis_protocol::statement::{Kind, PadProfile, Tee};
 
 /// Expected step and code; what is changed before the statement is made; after it is signed.
@@ -23,7 +24,8 @@ fn the_honest_enclave_is_accepted() {
     assert_eq!(verified.statement_digest(), world.statement.digest());
     assert_eq!(verified.seal_to().sealing_key, &world.key_config.sealing_key);
     assert_eq!(verified.receipt_key(), world.statement.receipt_key);
-    assert_eq!((verified.chip_id(), verified.tcb()), (CHIP_ID, TCB));
+    assert_eq!(verified.hardware_id(), HardwareId::Chip(CHIP_ID));
+    assert_eq!(verified.evidence().tcb(), TCB.to_string());
     assert!(verified.simulated() && verified.fresh());
     let explained = verified.explain();
     assert!(explained.not_proved[0].contains("simulated"));
@@ -258,7 +260,7 @@ const MODEL: &[Row] = &[
     (8, "gpu.unverifiable",
      |w| { w.statement.gpu_count = 1; w.statement.gpu_digest = [1; 48]; }, |_| {}),
     (8, "gpu.unverifiable", |_| {}, |p| p.gpu = Some(vec![1])),
-    (9, "chip.not_pinned", |w| w.policy.platform = PlatformTrust::Pinned(vec![[0; 64]]), |_| {}),
+    (9, "chip.not_pinned", |w| w.policy.platform = PlatformTrust::Pinned(vec![HardwareId::Chip([0; 64])]), |_| {}),
     (10, "freshness.no_challenge", |w| w.challenge.nonce = None, |_| {}),
     (10, "freshness.stale", |w| w.challenge.nonce = Some([9; 32]), |_| {}),
     (10, "freshness.stale",

@@ -13,6 +13,7 @@ use chrysalis_attestation::policy::{
     SnpDemand,
 };
 use chrysalis_attestation::report::{Report, Tcb};
+use chrysalis_attestation::verifier::HardwareId;
 use chrysalis_protocol::bundle::{Bundle, Endorsements};
 use chrysalis_protocol::hash::{sha256, sha384};
 use chrysalis_protocol::hpke::KemKeyPair;
@@ -177,7 +178,7 @@ pub(crate) fn policy(header: &Header) -> AppraisalPolicy {
         minimum_svn: header.model_svn,
         measurements: vec![MEASUREMENT],
         allow_simulated: true,
-        platform: PlatformTrust::Pinned(vec![CHIP_ID]),
+        platform: PlatformTrust::Pinned(vec![HardwareId::Chip(CHIP_ID)]),
         max_age: MaxAge::Fresh,
         serving: ServingDemand {
             pad_profiles: vec![PadProfile::Tick, PadProfile::Flat],
