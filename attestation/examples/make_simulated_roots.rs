@@ -22,9 +22,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let vcek = EcdsaKeyPair::generate(&ECDSA_P384_SHA384_FIXED_SIGNING)?;
     let point = vcek.public_key().as_ref();
     let files = [
-        ("ark.der", authority("ARK-Simulated", "ARK-Simulated", &ark).sign(&ark)?),
-        ("ask.der", authority("ARK-Simulated", "SEV-Simulated", &ask).sign(&ark)?),
+        ("ark.der", authority("ARK-Simulated", "ARK-Simulated", 1, &ark).sign(&ark)?),
+        ("ask.der", authority("ARK-Simulated", "SEV-Simulated", 2, &ask).sign(&ark)?),
         ("vcek.der", Draft::vcek("SEV-Simulated", "Genoa", TCB, &CHIP_ID, point).sign(&ask)?),
+        ("ark_key.pk8", ark.as_der()?.as_ref().to_vec()),
         ("ask_key.pk8", ask.as_der()?.as_ref().to_vec()),
         ("vcek_key.pk8", vcek.to_pkcs8v1()?.as_ref().to_vec()),
     ];
@@ -35,10 +36,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 }
 
 /// A certificate authority with the RSA key `key`.
-fn authority(issuer: &str, subject: &str, key: &KeyPair) -> Draft {
+fn authority(issuer: &str, subject: &str, serial: u8, key: &KeyPair) -> Draft {
     let rsa_encryption = seq(&[tlv(0x06, b"\x2a\x86\x48\x86\xf7\x0d\x01\x01\x01"), tlv(0x05, &[])]);
     Draft {
         version: 2,
+        serial,
         issuer: issuer.to_owned(),
         subject: subject.to_owned(),
         not_before: "260101000000Z".to_owned(),

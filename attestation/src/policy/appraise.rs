@@ -134,7 +134,7 @@ impl AppraisalPolicy {
     ) -> Result<PlatformEvidence, Rejection> {
         let certificate = bundle.endorsements.vcek.ok_or(Rejection::EndorsementMissing)?;
         let report = verify_snp(report, certificate, roots, challenge.now_unix)?;
-        platform::appraise(self, &report, &statement.launch_config_digest)?;
+        platform::appraise(self, &report, &statement.launch_config_digest, challenge.now_unix)?;
         Ok(PlatformEvidence::Snp(Box::new(report)))
     }
 

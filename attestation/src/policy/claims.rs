@@ -167,8 +167,8 @@ impl Appraised {
                 "What the listed image does: that is for whoever listed its measurement.",
                 "GPUs: none is used, and none was judged.",
                 "Availability, and that the host does not watch when and how long requests run.",
-                "Patch levels beyond the floors of this program and this policy: the vendors' bulletins \
-                 and revocation lists are not fetched.",
+                "Patch levels beyond the floors file and this policy, and that no issuer was revoked \
+                 since the policy's lists: the vendors' bulletins and lists are not fetched.",
             ]
             .map(str::to_owned),
         );

@@ -6,8 +6,8 @@ use chrysalis_protocol::statement::PadProfile;
 use serde::Deserialize;
 use thiserror::Error;
 
-use super::{AppraisalPolicy, Dangerous, MaxAge, PlatformTrust, ServingDemand, SnpDemand};
-use crate::report::{Product, Tcb};
+use super::snp_file::{SnpFile, TcbFloor};
+use super::{AppraisalPolicy, Dangerous, MaxAge, PlatformTrust, ServingDemand};
 use crate::verifier::HardwareId;
 
 /// Why a file is no appraisal policy.
@@ -43,6 +43,16 @@ pub enum PolicyError {
         /// What the key takes.
         expected: String,
     },
+    /// A file that the policy names cannot be read, or is not what the key takes.
+    #[error("{key} = {path:?}: {reason}")]
+    File {
+        /// The key.
+        key: &'static str,
+        /// The path, as the policy has it.
+        path: String,
+        /// What is wrong.
+        reason: String,
+    },
     /// A key that only goes with another choice of `platform`.
     #[error("chip_ids goes with platform = \"pinned\", not with {platform:?}")]
     ChipIds {
@@ -52,11 +62,22 @@ pub enum PolicyError {
 }
 
 impl AppraisalPolicy {
-    /// Reads a policy.
+    /// Reads a policy that names no other files.
     ///
     /// # Errors
     /// [`PolicyError`] names the key and says what to write.
     pub fn from_toml(text: &str) -> Result<Self, PolicyError> {
+        Self::from_toml_with(text, &mut |_| Err("this program reads no files for it".to_owned()))
+    }
+
+    /// Reads a policy and, by `read`, the files that it names, as they are written there.
+    ///
+    /// # Errors
+    /// [`PolicyError`] names the key and says what to write, or what is wrong with the file.
+    pub fn from_toml_with(
+        text: &str,
+        read: &mut dyn FnMut(&str) -> Result<Vec<u8>, String>,
+    ) -> Result<Self, PolicyError> {
         let file: File =
             toml::from_str(text).map_err(|error| PolicyError::Toml(error.to_string()))?;
         let serving = required(file.serving, "[serving]", "the table of serving demands")?;
@@ -78,18 +99,17 @@ impl AppraisalPolicy {
                 other => return Err(value("max_age", other, "\"fresh\" or \"epoch\"")),
             },
             serving: serving.check()?,
-            snp: SnpDemand {
-                tcb_floors: file
-                    .tcb_floor
-                    .into_iter()
-                    .map(TcbFloor::check)
-                    .collect::<Result<_, _>>()?,
-                required_mitigations: file.required_mitigations,
-                loaned_key_providers: file.loaned_key_providers,
-            },
+            snp: file.snp.check(
+                file.tcb_floor,
+                file.required_mitigations,
+                file.loaned_key_providers,
+                read,
+            )?,
             dangerous: Dangerous {
                 allow_milan: file.dangerous_allow_milan,
                 allow_smt: file.dangerous_allow_smt,
+                allow_provisional_firmware: file.dangerous_allow_provisional_firmware,
+                allow_platform_bits: file.dangerous_allow_platform_bits,
                 allow_debug_build: file.dangerous_allow_debug_build,
             },
         })
@@ -107,17 +127,8 @@ impl AppraisalPolicy {
         self.write_options(&mut out);
         out.say("");
         self.serving.write(&mut out);
-        for (product, tcb) in &self.snp.tcb_floors {
-            out.say("\n# Patch levels, beyond the compiled-in floors.\n[[tcb_floor]]");
-            out.key("product", quoted(&product.name().to_lowercase()));
-            if let Some(fmc) = tcb.fmc {
-                out.key("fmc", fmc);
-            }
-            out.key("bootloader", tcb.bootloader);
-            out.key("tee", tcb.tee);
-            out.key("snp", tcb.snp);
-            out.key("microcode", tcb.microcode);
-        }
+        self.snp.write_table(&mut out);
+        self.snp.write_floors(&mut out);
         out.0
     }
 
@@ -161,17 +172,12 @@ impl AppraisalPolicy {
     }
 
     fn write_options(&self, out: &mut Out) {
-        out.say("# Optional, and stricter: mitigation bits that a version 5 report must show.");
-        out.key("required_mitigations", self.snp.required_mitigations);
-        out.say(
-            "# Optional: cloud providers whose loaned keys (VLEK) stand in for the chip's own.",
-        );
-        let providers: Vec<String> =
-            self.snp.loaned_key_providers.iter().map(|p| quoted(p)).collect();
-        out.key("loaned_key_providers", format_args!("[{}]", providers.join(", ")));
+        self.snp.write_options(out);
         out.say("\n# Rules that are switched off. Each of these weakens what is proved.");
         out.key("dangerous_allow_milan", self.dangerous.allow_milan);
         out.key("dangerous_allow_smt", self.dangerous.allow_smt);
+        out.key("dangerous_allow_provisional_firmware", self.dangerous.allow_provisional_firmware);
+        out.key("dangerous_allow_platform_bits", self.dangerous.allow_platform_bits);
         out.key("dangerous_allow_debug_build", self.dangerous.allow_debug_build);
     }
 }
@@ -204,7 +210,7 @@ impl ServingDemand {
 }
 
 /// A TOML string.
-fn quoted(text: &str) -> String {
+pub(super) fn quoted(text: &str) -> String {
     toml::Value::String(text.to_owned()).to_string()
 }
 
@@ -217,7 +223,10 @@ pub(super) fn hex(bytes: &[u8]) -> String {
     })
 }
 
-fn from_hex<const N: usize>(key: &'static str, text: &str) -> Result<[u8; N], PolicyError> {
+pub(super) fn from_hex<const N: usize>(
+    key: &'static str,
+    text: &str,
+) -> Result<[u8; N], PolicyError> {
     let wrong = || value(key, text, &format!("{} hexadecimal digits", N.saturating_mul(2)));
     let (pairs, rest) = text.as_bytes().as_chunks::<2>();
     if pairs.len() != N || !rest.is_empty() {
@@ -247,10 +256,18 @@ fn list<const N: usize>(
     if values.is_empty() {
         return Err(PolicyError::Empty { key, write });
     }
+    digests(key, &values)
+}
+
+/// A list that may be empty.
+pub(super) fn digests<const N: usize>(
+    key: &'static str,
+    values: &[String],
+) -> Result<Vec<[u8; N]>, PolicyError> {
     values.iter().map(|text| from_hex(key, text)).collect()
 }
 
-fn value(key: &'static str, value: &str, expected: &str) -> PolicyError {
+pub(super) fn value(key: &'static str, value: &str, expected: &str) -> PolicyError {
     PolicyError::Value { key, value: value.to_owned(), expected: expected.to_owned() }
 }
 
@@ -309,6 +326,8 @@ struct File {
     max_age: Option<String>,
     serving: Option<ServingFile>,
     #[serde(default)]
+    snp: SnpFile,
+    #[serde(default)]
     tcb_floor: Vec<TcbFloor>,
     #[serde(default)]
     required_mitigations: u64,
@@ -318,6 +337,10 @@ struct File {
     dangerous_allow_milan: bool,
     #[serde(default)]
     dangerous_allow_smt: bool,
+    #[serde(default)]
+    dangerous_allow_provisional_firmware: bool,
+    #[serde(default)]
+    dangerous_allow_platform_bits: u64,
     #[serde(default)]
     dangerous_allow_debug_build: bool,
 }
@@ -404,50 +427,31 @@ impl ServingFile {
     }
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct TcbFloor {
-    product: String,
-    fmc: Option<u8>,
-    bootloader: u8,
-    tee: u8,
-    snp: u8,
-    microcode: u8,
-}
-
-impl TcbFloor {
-    fn check(self) -> Result<(Product, Tcb), PolicyError> {
-        let Self { product, fmc, bootloader, tee, snp, microcode } = self;
-        let product = match (product.as_str(), fmc) {
-            ("milan", None) => Product::Milan,
-            ("genoa", None) => Product::Genoa,
-            ("turin", Some(_)) => Product::Turin,
-            (other, _) => {
-                let expected = "\"milan\" or \"genoa\" without fmc, or \"turin\" with fmc";
-                return Err(value("tcb_floor.product", other, expected));
-            }
-        };
-        Ok((product, Tcb { fmc, bootloader, tee, snp, microcode }))
-    }
-}
-
 /// A TOML file in the making.
-struct Out(String);
+pub(super) struct Out(String);
 
 impl Out {
-    fn say(&mut self, line: &str) {
+    pub(super) fn say(&mut self, line: &str) {
         self.0.push_str(line);
         self.0.push('\n');
     }
 
-    fn key(&mut self, key: &str, value: impl std::fmt::Display) {
+    pub(super) fn key(&mut self, key: &str, value: impl std::fmt::Display) {
         // Writing to a string cannot fail.
         let _written = writeln!(self.0, "{key} = {value}");
     }
 
-    fn list<const N: usize>(&mut self, key: &str, values: &[[u8; N]]) {
+    pub(super) fn list<const N: usize>(&mut self, key: &str, values: &[[u8; N]]) {
+        if values.is_empty() {
+            return self.key(key, "[]");
+        }
         let values: String = values.iter().map(|v| format!("    \"{}\",\n", hex(v))).collect();
         self.key(key, format_args!("[\n{values}]"));
+    }
+
+    pub(super) fn names(&mut self, key: &str, names: &[String]) {
+        let names: Vec<String> = names.iter().map(|name| quoted(name)).collect();
+        self.key(key, format_args!("[{}]", names.join(", ")));
     }
 }
 

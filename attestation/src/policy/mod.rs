@@ -7,13 +7,16 @@
 mod appraise;
 mod claims;
 mod file;
+mod floors;
 mod platform;
 mod rejection;
+mod snp_file;
 mod verified;
 
 pub use appraise::Challenge;
 pub use claims::{Claims, Explanation, SnpClaims, TdxClaims};
 pub use file::PolicyError;
+pub use floors::{Abi, FLOORS_SIGNER, Floor, FloorTable, Floors, FloorsError};
 pub use platform::PlatformError;
 pub use rejection::Rejection;
 pub use verified::{Appraised, ReleaseError, ReleaseTerms, VerifiedEnclave, VerifiedKeyRelease};
@@ -21,7 +24,7 @@ pub use verified::{Appraised, ReleaseError, ReleaseTerms, VerifiedEnclave, Verif
 use chrysalis_protocol::statement::{PadProfile, ServingPolicy};
 
 use crate::report::{Product, Tcb};
-use crate::verifier::HardwareId;
+use crate::verifier::{HardwareId, RevocationList};
 
 /// What an enclave must be before a request or a key is sealed to it.
 ///
@@ -75,12 +78,44 @@ pub enum MaxAge {
 /// What an SEV-SNP machine has to be, beyond the rules that always hold. The default demands nothing more.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct SnpDemand {
-    /// Patch levels, beyond the compiled-in floors; empty where those suffice.
+    /// The signed floors; `None` takes those of this program, [`Floors::built_in`].
+    pub floors: Option<FromFile<Floors>>,
+    /// The lowest number of a floors file that is accepted.
+    pub floors_minimum_version: u32,
+    /// Patch levels, beyond the floors file; empty where that suffices.
     pub tcb_floors: Vec<(Product, Tcb)>,
-    /// Mitigation bits that a version 5 report has to have, now and at launch; 0 where none.
+    /// Mitigation bits that a version 5 report has to have, now and at launch, beyond those of the
+    /// floors file.
     pub required_mitigations: u64,
     /// Cloud providers whose loaned keys (VLEK) are accepted in place of the chip's own.
     pub loaned_key_providers: Vec<String>,
+    /// AMD's lists of revoked issuers; one that is there has to hold.
+    pub revocation_lists: Vec<FromFile<RevocationList>>,
+    /// Whether there has to be a list of the product's ARK.
+    pub require_revocation_list: bool,
+    /// Whether trusted I/O has to be on.
+    pub require_tio: bool,
+    /// The privilege level that asks for reports: 0, or the level below a measured SVSM.
+    pub vmpl: u32,
+    /// SHA-384 of keys that may have signed the guest's ID block; empty where none has to have.
+    pub id_key_digests: Vec<[u8; 48]>,
+    /// SHA-384 of author keys; empty where none has to be there.
+    pub author_key_digests: Vec<[u8; 48]>,
+    /// The lowest security version of the guest, in its ID block.
+    pub minimum_guest_svn: u32,
+    /// Families in the guest's ID block; empty where any will do.
+    pub family_ids: Vec<[u8; 16]>,
+    /// Images in the guest's ID block; empty where any will do.
+    pub image_ids: Vec<[u8; 16]>,
+}
+
+/// Something that a policy takes from a file.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct FromFile<T> {
+    /// The path, as the policy has it.
+    pub path: String,
+    /// What was read.
+    pub value: T,
 }
 
 /// What the attested [`ServingPolicy`] has to be within.
@@ -120,6 +155,11 @@ pub struct Dangerous {
     pub allow_milan: bool,
     /// Accept a machine that runs, and a guest that allows, SMT.
     pub allow_smt: bool,
+    /// Accept firmware that can still be rolled back.
+    pub allow_provisional_firmware: bool,
+    /// Bits of the platform information whose meaning this program does not know, and that may be
+    /// set.
+    pub allow_platform_bits: u64,
     /// Accept a runtime that says it is a debug build.
     pub allow_debug_build: bool,
 }

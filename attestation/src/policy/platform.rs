@@ -2,17 +2,23 @@
 
 use thiserror::Error;
 
-use super::AppraisalPolicy;
 use super::file::hex;
+use super::{Abi, AppraisalPolicy, Floor, Floors, FloorsError};
 use crate::report::guest_policy as guest;
 use crate::report::platform_info as machine;
 use crate::report::{Firmware, Product, Report, SigningKey, Tcb};
-use crate::verifier::VerifiedReport;
+use crate::verifier::{RevocationError, VerifiedReport, check_revocation};
 
 /// Why an authentic platform is not good enough.
 #[derive(Clone, Debug, Eq, Error, PartialEq)]
 #[non_exhaustive]
 pub enum PlatformError {
+    /// The issuer of the signing key's certificate is revoked, or that cannot be said.
+    #[error(transparent)]
+    Revocation(#[from] RevocationError),
+    /// The floors file says nothing about this machine now.
+    #[error(transparent)]
+    Floors(#[from] FloorsError),
     /// A product that the policy does not accept.
     #[error("{product} is refused: its host can break its root of trust (MilanLaunchy, BadFuse)")]
     Product {
@@ -40,10 +46,18 @@ pub enum PlatformError {
     /// The firmware that runs can still be rolled back.
     #[error("provisional firmware: committed is {committed}, current is {current}")]
     Provisional {
-        /// `COMMITTED_TCB`.
-        committed: Tcb,
-        /// `CURRENT_TCB`.
-        current: Tcb,
+        /// `COMMITTED_TCB`, or the committed version.
+        committed: String,
+        /// `CURRENT_TCB`, or the current version.
+        current: String,
+    },
+    /// The committed firmware is later than the current one.
+    #[error("the committed firmware {committed} is beyond the current one, {current}")]
+    FirmwareOrder {
+        /// The committed version.
+        committed: Firmware,
+        /// The current version.
+        current: Firmware,
     },
     /// Patch levels below the floor.
     #[error("{field} is {found}, below the floor: {floor}")]
@@ -54,6 +68,23 @@ pub enum PlatformError {
         found: Tcb,
         /// The floor.
         floor: Tcb,
+    },
+    /// Firmware below the floor.
+    #[error("the committed firmware is {found}, below the floor: {floor}")]
+    FirmwareFloor {
+        /// The committed version.
+        found: Firmware,
+        /// The floor.
+        floor: Firmware,
+    },
+    /// The guest would have run on firmware with an older interface than the floor's.
+    #[error("the guest policy demands interface {}.{}, below the floor: {}.{}",
+        found.major, found.minor, floor.major, floor.minor)]
+    AbiFloor {
+        /// What the guest policy demands.
+        found: Abi,
+        /// The floor.
+        floor: Abi,
     },
     /// A bit of the guest policy or the platform information is not as demanded.
     #[error("{rule}: {field} is {value:#x}")]
@@ -68,10 +99,12 @@ pub enum PlatformError {
         value: u64,
     },
     /// The report was asked for at another privilege level.
-    #[error("vmpl is {found}, not 0")]
+    #[error("vmpl is {found}, not {expected}")]
     Vmpl {
         /// The level.
         found: u32,
+        /// The policy's.
+        expected: u32,
     },
     /// The guest has a migration agent.
     #[error("report_id_ma is not all ones: the guest has a migration agent")]
@@ -83,6 +116,29 @@ pub enum PlatformError {
         found: [u8; 48],
         /// How many the policy has.
         count: usize,
+    },
+    /// A field of the guest's ID block is not among the policy's.
+    #[error("{field} {} is not among the policy's {count}", hex(found))]
+    Identity {
+        /// The stable name of the refusal.
+        code: &'static str,
+        /// The report's field.
+        field: &'static str,
+        /// Its value.
+        found: Vec<u8>,
+        /// How many the policy has.
+        count: usize,
+    },
+    /// No author key signed the guest's ID key, and the policy demands one.
+    #[error("author_key_en is not set, and the policy demands an author key")]
+    NoAuthorKey,
+    /// The guest is older than the policy accepts.
+    #[error("guest_svn is {found}, below {minimum}")]
+    GuestSvn {
+        /// `GUEST_SVN`.
+        found: u32,
+        /// The policy's minimum.
+        minimum: u32,
     },
     /// The host launched the guest with another configuration than the statement names.
     #[error("host_data is {}, the statement's launch_config_digest {}", hex(found), hex(expected))]
@@ -109,12 +165,19 @@ impl PlatformError {
     #[must_use]
     pub const fn code(&self) -> &'static str {
         match self {
+            Self::Revocation(error) => error.code(),
+            Self::Floors(error) => error.code(),
             Self::Product { .. } => "platform.product",
             Self::LoanedKey { .. } => "platform.loaned_key",
             Self::TcbOrder { .. } => "platform.tcb_order",
             Self::Provisional { .. } => "platform.provisional_firmware",
+            Self::FirmwareOrder { .. } => "platform.firmware_order",
             Self::TcbFloor { .. } => "platform.tcb_floor",
-            Self::Bit { code, .. } => code,
+            Self::FirmwareFloor { .. } => "platform.firmware_floor",
+            Self::AbiFloor { .. } => "guest_policy.abi",
+            Self::Bit { code, .. } | Self::Identity { code, .. } => code,
+            Self::NoAuthorKey => "platform.author_key",
+            Self::GuestSvn { .. } => "platform.guest_svn",
             Self::Vmpl { .. } => "platform.vmpl",
             Self::MigrationAgent => "platform.migration_agent",
             Self::Measurement { .. } => "platform.measurement",
@@ -124,14 +187,35 @@ impl PlatformError {
     }
 }
 
-/// Applies the rules, in order, to an authentic report whose host data must be `host_data`.
+impl AppraisalPolicy {
+    /// Judges the platform of an authentic report that came without a bundle: rules 6 to 10, at
+    /// Unix time `now`, with `host_data` as the expected `HOST_DATA`.
+    ///
+    /// [`Self::appraise`] does this and the rest; an enclave is not verified by this alone.
+    ///
+    /// # Errors
+    /// The first rule that does not hold.
+    pub fn appraise_report(
+        &self,
+        verified: &VerifiedReport,
+        host_data: &[u8; 32],
+        now: u64,
+    ) -> Result<(), PlatformError> {
+        appraise(self, verified, host_data, now)
+    }
+}
+
+/// Applies the rules, in order, at Unix time `now`, to an authentic report whose host data must be
+/// `host_data`.
 pub(super) fn appraise(
     policy: &AppraisalPolicy,
     verified: &VerifiedReport,
     host_data: &[u8; 32],
+    now: u64,
 ) -> Result<(), PlatformError> {
     let report = verified.report();
     let product = verified.product();
+    let snp = &policy.snp;
 
     // 2. and 3. Products and keys that are authentic, but not accepted.
     if product == Product::Milan && !policy.dangerous.allow_milan {
@@ -139,44 +223,46 @@ pub(super) fn appraise(
     }
     if report.signing_key == SigningKey::Vlek {
         let provider = verified.csp_id().unwrap_or_default().to_owned();
-        if !policy.snp.loaned_key_providers.contains(&provider) {
+        if !snp.loaned_key_providers.contains(&provider) {
             return Err(PlatformError::LoanedKey { provider });
         }
     }
 
-    // 6. REPORTED <= COMMITTED <= CURRENT; COMMITTED = CURRENT; REPORTED and LAUNCH >= floor.
-    tcb_order(report)?;
-    let floors = FLOORS.iter().chain(&policy.snp.tcb_floors);
-    for &(_, floor) in floors.filter(|(of, _)| *of == product) {
-        for (field, found) in
-            [("reported_tcb", report.reported_tcb), ("launch_tcb", report.launch_tcb)]
-        {
-            if !found.at_least(floor) {
-                return Err(PlatformError::TcbFloor { field, found, floor });
-            }
-        }
+    // 4. The issuer of the signing key's certificate, by the lists that the policy has.
+    let lists = snp.revocation_lists.iter().map(|list| &list.value);
+    let place = (verified.roots(), product);
+    check_revocation(lists, snp.require_revocation_list, place, verified.issued_by(), now)?;
+
+    // 6. REPORTED <= COMMITTED <= CURRENT; COMMITTED = CURRENT; REPORTED and LAUNCH >= floor, and
+    // so the firmware's version and build.
+    order(report)?;
+    if !policy.dangerous.allow_provisional_firmware {
+        committed(report)?;
     }
+    let built_in;
+    let floors = match &snp.floors {
+        Some(given) => &given.value,
+        None => {
+            built_in = Floors::built_in()?;
+            &built_in
+        }
+    };
+    let floor = floors.floor(product, snp.floors_minimum_version, now)?;
+    let own = snp.tcb_floors.iter().filter(|(of, _)| *of == product).map(|&(_, tcb)| tcb);
+    above(report, floor, own)?;
 
     // 7. What the guest's owner allowed. 8. The state of the machine.
+    let [minor, major, ..] = report.policy.to_le_bytes();
+    if (Abi { major, minor }) < floor.abi {
+        return Err(PlatformError::AbiFloor { found: Abi { major, minor }, floor: floor.abi });
+    }
     bits(policy, report, product)?;
 
-    // 9. Highest privilege, no migration agent, a known image, launched as the statement says.
-    if report.vmpl != 0 {
-        return Err(PlatformError::Vmpl { found: report.vmpl });
-    }
-    if report.report_id_ma != [0xFF; 32] {
-        return Err(PlatformError::MigrationAgent);
-    }
-    if !policy.measurements.contains(&report.measurement) {
-        let count = policy.measurements.len();
-        return Err(PlatformError::Measurement { found: report.measurement, count });
-    }
-    if report.host_data != *host_data {
-        return Err(PlatformError::HostData { found: report.host_data, expected: *host_data });
-    }
+    // 9. Who the guest is.
+    guest_identity(policy, report, host_data)?;
 
     // 10. The required mitigations, at launch and now.
-    let required = policy.snp.required_mitigations;
+    let required = floor.mitigations | snp.required_mitigations;
     for (field, found) in [
         ("launch_mit_vector", report.launch_mitigations),
         ("current_mit_vector", report.current_mitigations),
@@ -188,7 +274,7 @@ pub(super) fn appraise(
     Ok(())
 }
 
-fn tcb_order(report: &Report) -> Result<(), PlatformError> {
+fn order(report: &Report) -> Result<(), PlatformError> {
     let reported = ("reported_tcb", report.reported_tcb);
     let committed = ("committed_tcb", report.committed_tcb);
     let current = ("current_tcb", report.current_tcb);
@@ -197,13 +283,93 @@ fn tcb_order(report: &Report) -> Result<(), PlatformError> {
             return Err(PlatformError::TcbOrder { lower, lower_tcb, upper, upper_tcb });
         }
     }
-    if report.committed_tcb != report.current_tcb
-        || report.committed_firmware != report.current_firmware
-    {
-        let (committed, current) = (report.committed_tcb, report.current_tcb);
-        return Err(PlatformError::Provisional { committed, current });
+    let (committed, current) = (report.committed_firmware, report.current_firmware);
+    if committed > current {
+        return Err(PlatformError::FirmwareOrder { committed, current });
     }
     Ok(())
+}
+
+fn committed(report: &Report) -> Result<(), PlatformError> {
+    let pairs = [
+        (report.committed_tcb.to_string(), report.current_tcb.to_string()),
+        (report.committed_firmware.to_string(), report.current_firmware.to_string()),
+    ];
+    match pairs.into_iter().find(|(committed, current)| committed != current) {
+        Some((committed, current)) => Err(PlatformError::Provisional { committed, current }),
+        None => Ok(()),
+    }
+}
+
+/// Nothing is below the floors file's `floor`, nor below the policy's `own`.
+fn above(
+    report: &Report,
+    floor: &Floor,
+    own: impl Iterator<Item = Tcb>,
+) -> Result<(), PlatformError> {
+    for tcb in [floor.tcb].into_iter().chain(own) {
+        for (field, found) in
+            [("reported_tcb", report.reported_tcb), ("launch_tcb", report.launch_tcb)]
+        {
+            if !found.at_least(tcb) {
+                return Err(PlatformError::TcbFloor { field, found, floor: tcb });
+            }
+        }
+    }
+    let (found, floor) = (report.committed_firmware, floor.firmware);
+    if found < floor {
+        return Err(PlatformError::FirmwareFloor { found, floor });
+    }
+    Ok(())
+}
+
+/// Rule 9: the level, no migration agent, a known image, its ID block as demanded, launched as the
+/// statement says.
+fn guest_identity(
+    policy: &AppraisalPolicy,
+    report: &Report,
+    host_data: &[u8; 32],
+) -> Result<(), PlatformError> {
+    let snp = &policy.snp;
+    if report.vmpl != snp.vmpl {
+        return Err(PlatformError::Vmpl { found: report.vmpl, expected: snp.vmpl });
+    }
+    if report.report_id_ma != [0xFF; 32] {
+        return Err(PlatformError::MigrationAgent);
+    }
+    if !policy.measurements.contains(&report.measurement) {
+        let count = policy.measurements.len();
+        return Err(PlatformError::Measurement { found: report.measurement, count });
+    }
+    among("platform.id_key", "id_key_digest", &report.id_key_digest, &snp.id_key_digests)?;
+    if !snp.author_key_digests.is_empty() && !report.author_key_en {
+        return Err(PlatformError::NoAuthorKey);
+    }
+    let author = &report.author_key_digest;
+    among("platform.author_key", "author_key_digest", author, &snp.author_key_digests)?;
+    let (found, minimum) = (report.guest_svn, snp.minimum_guest_svn);
+    if found < minimum {
+        return Err(PlatformError::GuestSvn { found, minimum });
+    }
+    among("platform.family_id", "family_id", &report.family_id, &snp.family_ids)?;
+    among("platform.image_id", "image_id", &report.image_id, &snp.image_ids)?;
+    if report.host_data != *host_data {
+        return Err(PlatformError::HostData { found: report.host_data, expected: *host_data });
+    }
+    Ok(())
+}
+
+/// Whether `found` is one of `demanded`, where any is demanded.
+fn among<const N: usize>(
+    code: &'static str,
+    field: &'static str,
+    found: &[u8; N],
+    demanded: &[[u8; N]],
+) -> Result<(), PlatformError> {
+    if demanded.is_empty() || demanded.contains(found) {
+        return Ok(());
+    }
+    Err(PlatformError::Identity { code, field, found: found.to_vec(), count: demanded.len() })
 }
 
 /// Rules 7 and 8, each bit with its own name.
@@ -214,10 +380,13 @@ fn bits(policy: &AppraisalPolicy, report: &Report, product: Product) -> Result<(
         When::Xts => product != Product::Milan,
         When::Hiding => product == Product::Turin,
         When::PageSwap => report.current_firmware >= PAGE_SWAP_FIRMWARE,
+        When::Tio => policy.snp.require_tio,
     };
+    // A bit that is allowed without being known is as if it were not set; a known one stays.
+    let allowed = policy.dangerous.allow_platform_bits & !machine::KNOWN;
     let fields = [
         ("policy", report.policy, GUEST_RULES),
-        ("platform_info", report.platform_info, MACHINE_RULES),
+        ("platform_info", report.platform_info & !allowed, MACHINE_RULES),
     ];
     for (field, value, rules) in fields {
         for &(when, mask, set, code, rule) in rules {
@@ -241,6 +410,8 @@ enum When {
     Hiding,
     /// Where the firmware can forbid page swaps.
     PageSwap,
+    /// Where the policy demands trusted I/O.
+    Tio,
 }
 
 /// When it applies; the bits; whether one of them has to be set, or none; code; the rule in words.
@@ -270,14 +441,8 @@ const MACHINE_RULES: &[Rule] = &[
     (When::Always, machine::RAPL_DIS, true, "platform_info.rapl", "power readings off"),
     (When::Hiding, machine::CIPHERTEXT_HIDING, true, "platform_info.ciphertext", "ciphertext hidden"),
     (When::Always, machine::ALIAS_CHECK_COMPLETE, true, "platform_info.alias", "no aliases (BadRAM)"),
+    (When::Tio, machine::TIO, true, "platform_info.tio", "trusted I/O on"),
 ];
 
 /// The firmware that brought `PAGE_SWAP_DISABLE` (Heracles).
 const PAGE_SWAP_FIRMWARE: Firmware = Firmware { major: 1, minor: 58, build: 0 };
-
-/// Patch levels below which nothing is accepted. AMD-SB-3019 (EntrySign, CVE-2024-56161): SNP
-/// patch level 0x17 on Genoa, 0x18 on Milan.
-const FLOORS: [(Product, Tcb); 2] = [
-    (Product::Milan, Tcb { fmc: None, bootloader: 0, tee: 0, snp: 0x18, microcode: 0 }),
-    (Product::Genoa, Tcb { fmc: None, bootloader: 0, tee: 0, snp: 0x17, microcode: 0 }),
-];

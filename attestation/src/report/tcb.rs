@@ -26,6 +26,17 @@ impl Product {
         }
     }
 
+    /// The names that its certificates may have, before a stepping: parts of one line share its
+    /// keys.
+    #[must_use]
+    pub const fn certificate_names(self) -> &'static [&'static str] {
+        match self {
+            Self::Milan => &["Milan"],
+            Self::Genoa => &["Genoa", "Bergamo", "Siena"],
+            Self::Turin => &["Turin"],
+        }
+    }
+
     /// How many bytes of `chip_id` identify the chip; the others are zero.
     #[must_use]
     pub const fn hwid_len(self) -> usize {

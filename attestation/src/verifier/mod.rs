@@ -2,6 +2,7 @@
 //! [`crate::policy`]'s question. Rules 1 to 5 of docs/threat-model.md, "Evidence".
 
 mod evidence;
+mod revocation;
 mod roots;
 mod tdx;
 mod x509;
@@ -10,6 +11,8 @@ use aws_lc_rs::signature::{ECDSA_P384_SHA384_FIXED, UnparsedPublicKey};
 use thiserror::Error;
 
 pub use evidence::{HardwareId, PlatformEvidence};
+pub(crate) use revocation::{IssuedBy, check as check_revocation};
+pub use revocation::{RevocationError, RevocationList};
 use roots::Issuer;
 pub use roots::Roots;
 pub use tdx::VerifiedQuote;
@@ -77,6 +80,7 @@ pub struct VerifiedReport {
     product: Product,
     roots: Roots,
     csp_id: Option<String>,
+    issued_by: IssuedBy,
 }
 
 impl VerifiedReport {
@@ -96,6 +100,11 @@ impl VerifiedReport {
     #[must_use]
     pub const fn roots(&self) -> Roots {
         self.roots
+    }
+
+    /// The pinned certificate above the signing key's.
+    pub(crate) const fn issued_by(&self) -> &IssuedBy {
+        &self.issued_by
     }
 
     /// The cloud provider that the signing key was loaned to, for a VLEK.
@@ -143,7 +152,8 @@ pub fn verify_snp(
     UnparsedPublicKey::new(&ECDSA_P384_SHA384_FIXED, &key.point)
         .verify(signed, &signature)
         .map_err(|_| VerifyError::Signature)?;
-    Ok(VerifiedReport { report, product, roots, csp_id: key.csp_id })
+    let issued_by = IssuedBy { name: issuer.name, serial: issuer.serial };
+    Ok(VerifiedReport { report, product, roots, csp_id: key.csp_id, issued_by })
 }
 
 /// Verifies the certificate of a signing key alone.

@@ -30,6 +30,8 @@ pub(super) struct Issuer {
     pub(super) subject: Vec<u8>,
     /// PKCS#1 RSA public key.
     pub(super) key: Vec<u8>,
+    /// Serial number of its certificate.
+    pub(super) serial: Vec<u8>,
     pub(super) not_before: u64,
     pub(super) not_after: u64,
 }
@@ -55,6 +57,27 @@ impl Issuer {
         Self::read(name, der)
     }
 
+    /// The root above [`Self::pinned`], which signs revocation lists.
+    pub(super) fn ark(roots: Roots, product: Product) -> Result<Self, CertificateError> {
+        let (name, der) = match (roots, product) {
+            (Roots::Simulated, _) => ("simulated ARK", SIMULATED_ARK),
+            (Roots::Amd, Product::Milan) => ("ARK of Milan", MILAN_ARK),
+            (Roots::Amd, Product::Genoa) => ("ARK of Genoa", GENOA_ARK),
+            (Roots::Amd, Product::Turin) => ("ARK of Turin", TURIN_ARK),
+        };
+        Self::read(name, der)
+    }
+
+    /// Every pinned root.
+    pub(super) fn arks() -> Result<[Self; 4], CertificateError> {
+        Ok([
+            Self::ark(Roots::Amd, Product::Milan)?,
+            Self::ark(Roots::Amd, Product::Genoa)?,
+            Self::ark(Roots::Amd, Product::Turin)?,
+            Self::ark(Roots::Simulated, Product::Genoa)?,
+        ])
+    }
+
     fn read(name: &'static str, der: &[u8]) -> Result<Self, CertificateError> {
         let certificate = parse(der)?;
         let tbs = certificate.tbs_certificate();
@@ -63,18 +86,23 @@ impl Issuer {
             name,
             subject: encode(tbs.subject())?,
             key: key.ok_or(CertificateError::Pinned { name })?.to_vec(),
+            serial: tbs.serial_number().as_bytes().to_vec(),
             not_before: tbs.validity().not_before.to_unix_duration().as_secs(),
             not_after: tbs.validity().not_after.to_unix_duration().as_secs(),
         })
     }
 }
 
+const MILAN_ARK: &[u8] = include_bytes!("../roots/milan/ark.der");
 const MILAN_ASK: &[u8] = include_bytes!("../roots/milan/ask.der");
 const MILAN_ASVK: &[u8] = include_bytes!("../roots/milan/asvk.der");
+const GENOA_ARK: &[u8] = include_bytes!("../roots/genoa/ark.der");
 const GENOA_ASK: &[u8] = include_bytes!("../roots/genoa/ask.der");
 const GENOA_ASVK: &[u8] = include_bytes!("../roots/genoa/asvk.der");
+const TURIN_ARK: &[u8] = include_bytes!("../roots/turin/ark.der");
 const TURIN_ASK: &[u8] = include_bytes!("../roots/turin/ask.der");
 const TURIN_ASVK: &[u8] = include_bytes!("../roots/turin/asvk.der");
+const SIMULATED_ARK: &[u8] = include_bytes!("../roots/simulated/ark.der");
 const SIMULATED_ASK: &[u8] = include_bytes!("../roots/simulated/ask.der");
 
 #[cfg(test)]
@@ -87,10 +115,10 @@ mod tests {
     #[test]
     fn each_root_signed_itself_and_its_issuers() {
         let sets: [(&[u8], &[&[u8]]); 4] = [
-            (include_bytes!("../roots/milan/ark.der"), &[MILAN_ASK, MILAN_ASVK]),
-            (include_bytes!("../roots/genoa/ark.der"), &[GENOA_ASK, GENOA_ASVK]),
-            (include_bytes!("../roots/turin/ark.der"), &[TURIN_ASK, TURIN_ASVK]),
-            (include_bytes!("../roots/simulated/ark.der"), &[SIMULATED_ASK]),
+            (MILAN_ARK, &[MILAN_ASK, MILAN_ASVK]),
+            (GENOA_ARK, &[GENOA_ASK, GENOA_ASVK]),
+            (TURIN_ARK, &[TURIN_ASK, TURIN_ASVK]),
+            (SIMULATED_ARK, &[SIMULATED_ASK]),
         ];
         for (ark, issued) in sets {
             let root = Issuer::read("root", ark).expect("a pinned root is a certificate");
@@ -112,16 +140,16 @@ mod tests {
     fn the_fingerprints_are_those_of_the_readme() {
         let readme = include_str!("../roots/README.md");
         let pinned: [(&str, &[u8]); 11] = [
-            ("milan/ark.der", include_bytes!("../roots/milan/ark.der")),
+            ("milan/ark.der", MILAN_ARK),
             ("milan/ask.der", MILAN_ASK),
             ("milan/asvk.der", MILAN_ASVK),
-            ("genoa/ark.der", include_bytes!("../roots/genoa/ark.der")),
+            ("genoa/ark.der", GENOA_ARK),
             ("genoa/ask.der", GENOA_ASK),
             ("genoa/asvk.der", GENOA_ASVK),
-            ("turin/ark.der", include_bytes!("../roots/turin/ark.der")),
+            ("turin/ark.der", TURIN_ARK),
             ("turin/ask.der", TURIN_ASK),
             ("turin/asvk.der", TURIN_ASVK),
-            ("simulated/ark.der", include_bytes!("../roots/simulated/ark.der")),
+            ("simulated/ark.der", SIMULATED_ARK),
             ("simulated/ask.der", SIMULATED_ASK),
         ];
         for (name, der) in pinned {

@@ -6,7 +6,7 @@ use aws_lc_rs::signature::{RSA_PSS_2048_8192_SHA384, UnparsedPublicKey};
 use thiserror::Error;
 use x509_cert::Certificate;
 use x509_cert::certificate::Version;
-use x509_cert::der::asn1::{Ia5StringRef, ObjectIdentifier};
+use x509_cert::der::asn1::{Ia5StringRef, ObjectIdentifier, OctetStringRef};
 use x509_cert::der::{Decode, Encode};
 use x509_cert::ext::Extension;
 use x509_cert::spki::SubjectPublicKeyInfoOwned;
@@ -153,9 +153,9 @@ pub(super) fn verify_certificate(
         return Err(CertificateError::Issuer { expected: issuer.name });
     }
     let signature = certificate.signature().as_bytes().unwrap_or_default();
-    UnparsedPublicKey::new(&RSA_PSS_2048_8192_SHA384, &issuer.key)
-        .verify(&encode(tbs)?, signature)
-        .map_err(|_| CertificateError::Signature { issuer: issuer.name })?;
+    if !signed_by(issuer, &encode(tbs)?, signature) {
+        return Err(CertificateError::Signature { issuer: issuer.name });
+    }
 
     // 4. Valid at the caller's time.
     let validity = tbs.validity();
@@ -181,14 +181,14 @@ pub(super) fn verify_certificate(
     let extensions = Extensions::new(tbs.extensions().map_or(&[], Vec::as_slice))?;
     let name = extensions.text(PRODUCT_NAME)?;
     // "Genoa", or with a stepping: "Milan-B0".
-    if name.split('-').next() != Some(product.name()) {
+    if !name.split('-').next().is_some_and(|name| product.certificate_names().contains(&name)) {
         return Err(CertificateError::Product { found: name, expected: product });
     }
     Ok(EndorsedKey {
         point: point(tbs.subject_public_key_info())?,
         tcb: extensions.tcb(product)?,
         hwid: match kind {
-            SigningKey::Vcek => Some(extensions.bytes(HWID)?.to_vec()),
+            SigningKey::Vcek => Some(extensions.hwid(product.hwid_len())?),
             SigningKey::Vlek => extensions.absent(HWID).map(|()| None)?,
         },
         csp_id: match kind {
@@ -196,6 +196,13 @@ pub(super) fn verify_certificate(
             SigningKey::Vlek => Some(extensions.text(CSP_ID)?),
         },
     })
+}
+
+/// Whether `issuer` signed `message`: RSASSA-PSS with SHA-384 and 48 bytes of salt.
+pub(super) fn signed_by(issuer: &Issuer, message: &[u8], signature: &[u8]) -> bool {
+    UnparsedPublicKey::new(&RSA_PSS_2048_8192_SHA384, &issuer.key)
+        .verify(message, signature)
+        .is_ok()
 }
 
 /// A certificate whose only encoding is `der`.
@@ -260,6 +267,16 @@ impl<'a> Extensions<'a> {
         }
     }
 
+    /// The chip's identity: bare, as AMD's key service wrote it first, or in the OCTET STRING that
+    /// its specification has. `len` bytes tell which.
+    fn hwid(&self, len: usize) -> Result<Vec<u8>, CertificateError> {
+        let bytes = self.bytes(HWID)?;
+        match <&OctetStringRef>::from_der(bytes) {
+            Ok(inner) if bytes.len() != len => Ok(inner.as_bytes().to_vec()),
+            _ => Ok(bytes.to_vec()),
+        }
+    }
+
     fn text(&self, oid: ObjectIdentifier) -> Result<String, CertificateError> {
         match Ia5StringRef::from_der(self.bytes(oid)?) {
             Ok(text) => Ok(text.as_str().to_owned()),
@@ -316,7 +333,7 @@ const KNOWN: [ObjectIdentifier; 9] =
 
 /// The two encodings that AMD uses of `rsassaPss` with SHA-384, MGF1 with SHA-384 and 48 bytes of
 /// salt: without the trailer field, and (older certificates) with its default written out.
-const PSS_SHA384: [&[u8]; 2] = [
+pub(super) const PSS_SHA384: [&[u8]; 2] = [
     b"\x30\x41\x06\x09\x2a\x86\x48\x86\xf7\x0d\x01\x01\x0a\x30\x34\
       \xa0\x0f\x30\x0d\x06\x09\x60\x86\x48\x01\x65\x03\x04\x02\x02\x05\x00\
       \xa1\x1c\x30\x1a\x06\x09\x2a\x86\x48\x86\xf7\x0d\x01\x01\x08\

@@ -10,10 +10,12 @@
 
 mod appraisal;
 mod firmware;
+mod floors_source;
 mod launch;
 mod policy_file;
 mod release;
 mod simulated;
+mod snp;
 mod tampering;
 mod totality;
 mod vectors;

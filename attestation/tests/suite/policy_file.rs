@@ -1,8 +1,13 @@
 //! A policy file states everything, and a file that does not is told what to write.
 
-use crate::simulated::World;
+use std::collections::BTreeMap;
+
+use crate::simulated::revocations::ListDraft;
+use crate::simulated::{World, ark_key, floors_key};
 use chrysalis_attestation::attester::simulated::{CHIP_ID, TCB};
-use chrysalis_attestation::policy::{AppraisalPolicy, MaxAge, PlatformTrust, PolicyError};
+use chrysalis_attestation::policy::{
+    AppraisalPolicy, FloorTable, Floors, MaxAge, PlatformTrust, PolicyError,
+};
 use chrysalis_attestation::report::{Product, Tcb};
 use chrysalis_protocol::statement::PadProfile;
 
@@ -25,7 +30,80 @@ fn a_written_policy_is_read_back() {
     policy.dangerous.allow_milan = true;
     policy.dangerous.allow_smt = true;
     policy.dangerous.allow_debug_build = true;
+    policy.dangerous.allow_provisional_firmware = true;
+    policy.dangerous.allow_platform_bits = 1 << 6;
+    policy.snp.floors_minimum_version = 3;
+    policy.snp.require_revocation_list = true;
+    policy.snp.require_tio = true;
+    policy.snp.vmpl = 3;
+    policy.snp.id_key_digests = vec![[1; 48], [2; 48]];
+    policy.snp.author_key_digests = vec![[3; 48]];
+    policy.snp.minimum_guest_svn = 4;
+    policy.snp.family_ids = vec![[5; 16]];
+    policy.snp.image_ids = vec![[6; 16]];
     assert_eq!(AppraisalPolicy::from_toml(&policy.to_toml()), Ok(policy));
+}
+
+#[test]
+fn files_that_a_policy_names_are_read_with_it() {
+    let mut world = World::honest();
+    let list = ListDraft::of(&[7]);
+    world.revoke(&list);
+    world.floors(|table| table.version = 5);
+    let text = world.policy.to_toml();
+
+    let floors = Floors::built_in().expect("the program is whole").table().clone();
+    let floors = FloorTable { version: 5, ..floors }.sign(&floors_key());
+    let list = list.sign(&ark_key()).expect("the key signs");
+    let mut files: BTreeMap<&str, Vec<u8>> = [("test.floors", floors), ("test.crl", list)].into();
+    let read = |files: &BTreeMap<&str, Vec<u8>>, text: &str| {
+        AppraisalPolicy::from_toml_with(text, &mut |path| {
+            files.get(path).cloned().ok_or_else(|| format!("no file {path}"))
+        })
+    };
+    assert_eq!(read(&files, &text), Ok(world.policy.clone()));
+
+    // Without the key, the program's own has to have signed.
+    let unpinned = without(&text, "snp.floors_signer");
+    let refused = read(&files, &unpinned);
+    assert!(matches!(refused, Err(PolicyError::File { key: "snp.floors", .. })), "{refused:?}");
+    let own = include_bytes!("../../src/floors/amd.floors").to_vec();
+    files.insert("test.floors", own);
+    assert!(read(&files, &unpinned).is_ok());
+
+    for (path, key) in [("test.floors", "snp.floors"), ("test.crl", "snp.revocation_lists")] {
+        let mut files = files.clone();
+        files.get_mut(path).unwrap()[100] ^= 1;
+        let refused = read(&files, &unpinned).expect_err("a damaged file");
+        assert!(matches!(refused, PolicyError::File { key: named, .. } if named == key));
+        files.remove(path);
+        let refused = read(&files, &unpinned).expect_err("no file");
+        assert!(refused.to_string().contains(path), "{refused}");
+    }
+    let refused = AppraisalPolicy::from_toml(&text);
+    assert!(matches!(refused, Err(PolicyError::File { .. })), "{refused:?}");
+}
+
+#[test]
+fn values_that_the_snp_table_does_not_take_are_refused() {
+    let text = World::honest().policy.to_toml();
+    for (from, to) in [
+        ("vmpl = 0", "vmpl = 4"),
+        ("image_ids = []", "image_ids = [\"00\"]"),
+        ("id_key_digests = []", "id_key_digests = [\"\"]"),
+        ("floors_minimum_version = 0", &format!("floors_signer = \"{}\"", "0".repeat(64))),
+    ] {
+        assert!(text.contains(from), "{from}");
+        let refused = AppraisalPolicy::from_toml(&text.replace(from, to));
+        assert!(matches!(refused, Err(PolicyError::Value { .. })), "{to}: {refused:?}");
+    }
+    for (from, to) in [("require_tio", "require_toi"), ("vmpl = 0", "vmpl = -1")] {
+        let refused = AppraisalPolicy::from_toml(&text.replace(from, to));
+        assert!(matches!(refused, Err(PolicyError::Toml(_))), "{to}: {refused:?}");
+    }
+    // A policy from before the table existed still is one.
+    let table = text.find("\n# SEV-SNP machines.").expect("the table is written");
+    assert_eq!(AppraisalPolicy::from_toml(&text[..table]), Ok(World::honest().policy));
 }
 
 #[test]

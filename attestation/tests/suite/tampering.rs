@@ -9,53 +9,85 @@ use chrysalis_protocol::hpke::KemKeyPair;
 use chrysalis_protocol::secret::Secret;
 use chrysalis_protocol::statement::{Kind, ReportData, Statement};
 
+/// A section of a bundle: its type, its name, and the codes of the steps that read it.
+type Section = (u16, &'static str, &'static [&'static str]);
+
+const SECTIONS: &[Section] = &[
+    (1, "statement", &["statement.", "report_data."]),
+    (2, "report", &["report_data.", "report.", "certificate."]),
+    (3, "key configuration", &["key_config."]),
+    (4, "serving policy", &["serving_policy."]),
+    (6, "package header and signature", &["package.", "model."]),
+    (
+        7,
+        "freshness: statement, report, Merkle path",
+        &["freshness.", "statement.", "report_data.", "report.", "certificate."],
+    ),
+    (0x81, "certificate", &["certificate."]),
+];
+
 #[test]
-fn every_flipped_bit_of_every_section_is_refused() {
-    let world = World::honest();
-    let parts = world.parts();
-    let bundle = parts.bundle();
-    let start = Instant::now();
-    for bit in 0..bundle.len() * 8 {
+fn every_flipped_bit_of_every_section_is_refused_by_a_step_that_reads_it() {
+    let (world, bundle) = refreshed();
+    assert!(world.policy.appraise(&bundle, &world.challenge).is_ok(), "the honest row comes first");
+    let flipped = |bit: usize| {
         let mut bundle = bundle.clone();
         bundle[bit / 8] ^= 1 << (bit % 8);
         let refused = world.policy.appraise(&bundle, &world.challenge);
-        assert!(refused.is_err(), "bit {bit} of the bundle");
+        refused.map(|_| ()).expect_err("a flipped bit")
+    };
+    let start = Instant::now();
+    let mut at = 0;
+    let mut framing = 0;
+    for &(number, name, codes) in SECTIONS {
+        let head: [u8; 8] = bundle[at..at + 8].try_into().unwrap();
+        assert_eq!(u16::from_be_bytes([head[0], head[1]]), number, "the bundle's sections");
+        let len = u32::from_be_bytes([head[4], head[5], head[6], head[7]]) as usize;
+        for bit in at * 8..(at + 8) * 8 {
+            flipped(bit);
+            framing += 1;
+        }
+        at += 8;
+        for bit in at * 8..(at + len) * 8 {
+            let rejection = flipped(bit);
+            let code = rejection.code();
+            let expected = codes.iter().any(|class| code.starts_with(class));
+            assert!(expected, "bit {bit}, in {name}: {code}: {rejection}");
+        }
+        println!("{:>6} flipped bits of {name}: none accepted", len * 8);
+        at += len;
     }
+    assert_eq!(at, bundle.len());
+    println!("{framing:>6} flipped bits of the framing: none accepted");
     let seconds = start.elapsed().as_secs_f32();
-    println!("{} flipped bits, none accepted, in {seconds:.1} s", bundle.len() * 8);
+    println!("{:>6} flipped bits in all, none accepted, in {seconds:.1} s", bundle.len() * 8);
+    println!("recorded, for comparison: of 5,440 flips of a real report `sev` 8.0 accepted 3,360");
 }
 
-#[test]
-fn a_flipped_bit_is_refused_by_a_step_that_reads_its_section() {
-    let world = World::honest();
-    let honest = world.parts();
-    // Every 61st bit: the count is prime, so that each bit of a byte has its turn.
-    let steps = |section: fn(&mut Parts) -> &mut Vec<u8>| {
-        let len = section(&mut honest.clone()).len();
-        let mut steps: Vec<u8> = (0..len * 8)
-            .step_by(61)
-            .map(|bit| {
-                let mut parts = honest.clone();
-                section(&mut parts)[bit / 8] ^= 1 << (bit % 8);
-                world.appraise(&parts).expect_err("a flipped bit").step()
-            })
-            .collect();
-        steps.sort_unstable();
-        steps.dedup();
-        steps
+/// An honest enclave and its evidence, with everything in it: also a freshness section.
+fn refreshed() -> (World, Vec<u8>) {
+    let mut world = World::honest();
+    world.statement.nonce = [0; 32];
+    let mut parts = world.parts();
+    let tree = Tree::new(&[[1; 32], NONCE, [2; 32]]).expect("a batch");
+    let statement = Statement {
+        kind: Kind::Freshness,
+        nonce: tree.root(),
+        prev_digest: world.statement.digest(),
+        uptime_ms: 2_000,
+        ..world.statement
     };
-    assert_eq!(steps(|p| &mut p.statement), [2, 3]);
-    assert_eq!(steps(|p| &mut p.report), [3, 4]);
-    assert_eq!(steps(|p| &mut p.key_config), [5]);
-    assert_eq!(steps(|p| &mut p.policy), [5]);
-    assert_eq!(steps(|p| &mut p.package), [5, 7]);
-    assert_eq!(steps(|p| p.vcek.as_mut().unwrap()), [4]);
+    let (report, _) = world.attest(&statement);
+    let path = tree.path(1).expect("three leaves");
+    let section = Freshness { statement: &statement.to_bytes(), report: &report, path };
+    parts.freshness = Some(section.to_bytes());
+    let bundle = parts.bundle();
+    (world, bundle)
 }
 
 #[test]
 fn every_cut_and_every_extension_is_refused() {
-    let world = World::honest();
-    let bundle = world.parts().bundle();
+    let (world, bundle) = refreshed();
     for len in 0..bundle.len() {
         assert!(world.policy.appraise(&bundle[..len], &world.challenge).is_err(), "cut at {len}");
     }
@@ -182,14 +214,6 @@ fn a_batch_report_refreshes_only_the_statement_it_names() {
     twin.report.measurement[0] ^= 1;
     parts.freshness = Some(refresh(&twin, |_| {}));
     assert_eq!(world.appraise(&parts).expect_err("another image").code(), "platform.measurement");
-
-    let section = refresh(&world, |_| {});
-    for bit in (0..section.len() * 8).step_by(7) {
-        let mut section = section.clone();
-        section[bit / 8] ^= 1 << (bit % 8);
-        parts.freshness = Some(section);
-        assert!(world.appraise(&parts).is_err(), "bit {bit} of the freshness section");
-    }
 }
 
 #[test]

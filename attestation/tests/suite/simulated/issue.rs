@@ -11,6 +11,7 @@ use chrysalis_attestation::report::Tcb;
 #[derive(Clone)]
 pub(crate) struct Draft {
     pub version: u8,
+    pub serial: u8,
     pub issuer: String,
     pub subject: String,
     pub not_before: String,
@@ -44,6 +45,7 @@ impl Draft {
         }
         Self {
             version: 2,
+            serial: 0,
             issuer: issuer.to_owned(),
             subject: "SEV-VCEK".to_owned(),
             not_before: "260101000000Z".to_owned(),
@@ -71,7 +73,7 @@ impl Draft {
             .collect();
         let tbs = seq(&[
             tlv(0xA0, &integer(self.version)),
-            integer(0),
+            integer(self.serial),
             self.algorithm.clone(),
             name(&self.issuer),
             seq(&[tlv(0x17, self.not_before.as_bytes()), tlv(0x17, self.not_after.as_bytes())]),
@@ -79,10 +81,15 @@ impl Draft {
             self.spki.clone(),
             tlv(0xA3, &seq(&extensions)),
         ]);
-        let mut signature = vec![0; key.public_modulus_len()];
-        key.sign(&RSA_PSS_SHA384, &SystemRandom::new(), &tbs, &mut signature)?;
-        Ok(seq(&[tbs, pss_sha384(), bit_string(&signature)]))
+        signed(tbs, key)
     }
+}
+
+/// A signed structure: what is signed, the algorithm, the signature.
+pub(crate) fn signed(tbs: Vec<u8>, key: &KeyPair) -> Result<Vec<u8>, Unspecified> {
+    let mut signature = vec![0; key.public_modulus_len()];
+    key.sign(&RSA_PSS_SHA384, &SystemRandom::new(), &tbs, &mut signature)?;
+    Ok(seq(&[tbs, pss_sha384(), bit_string(&signature)]))
 }
 
 /// Content of an object identifier below AMD's 1.3.6.1.4.1.3704.1.
@@ -125,7 +132,7 @@ pub(crate) fn bit_string(bytes: &[u8]) -> Vec<u8> {
 }
 
 /// O = Chrysalis simulation, proves nothing; CN = `common_name`.
-fn name(common_name: &str) -> Vec<u8> {
+pub(crate) fn name(common_name: &str) -> Vec<u8> {
     let attribute =
         |oid: &[u8], value: &str| tlv(0x31, &seq(&[tlv(0x06, oid), tlv(0x0C, value.as_bytes())]));
     seq(&[

@@ -1,6 +1,7 @@
 //! An honest enclave on the simulated platform, every part of which a test may change.
 
 pub(crate) mod issue;
+pub(crate) mod revocations;
 
 use aws_lc_rs::rsa::KeyPair as RsaKeyPair;
 use aws_lc_rs::signature::{
@@ -9,11 +10,11 @@ use aws_lc_rs::signature::{
 use chrysalis_attestation::attester::Attester;
 use chrysalis_attestation::attester::simulated::{CHIP_ID, Simulated, TCB, honest_report};
 use chrysalis_attestation::policy::{
-    AppraisalPolicy, Challenge, Dangerous, MaxAge, PlatformTrust, Rejection, ServingDemand,
-    SnpDemand,
+    AppraisalPolicy, Challenge, Dangerous, FloorTable, Floors, FromFile, MaxAge, PlatformTrust,
+    Rejection, ServingDemand, SnpDemand,
 };
 use chrysalis_attestation::report::{Report, Tcb};
-use chrysalis_attestation::verifier::HardwareId;
+use chrysalis_attestation::verifier::{HardwareId, RevocationList};
 use chrysalis_protocol::bundle::{Bundle, Endorsements};
 use chrysalis_protocol::hash::{sha256, sha384};
 use chrysalis_protocol::hpke::KemKeyPair;
@@ -25,6 +26,7 @@ use chrysalis_protocol::statement::{
     GpuFlags, KeyConfig, Kind, PadProfile, ServingPolicy, Statement, Tee,
 };
 use issue::Draft;
+use revocations::ListDraft;
 
 /// 2026-06-01.
 pub(crate) const NOW: u64 = 1_780_272_000;
@@ -148,6 +150,24 @@ impl World {
         (evidence.report, vcek)
     }
 
+    /// A floors file like the one in the program, but for one change, signed by a key of the tests.
+    pub(crate) fn floors(&mut self, change: impl FnOnce(&mut FloorTable)) {
+        let mut table = Floors::built_in().expect("the program is whole").table().clone();
+        change(&mut table);
+        let file = table.sign(&floors_key());
+        let signer = floors_key().public_key().as_ref().try_into().expect("32 bytes");
+        let value = Floors::open(&file, &signer).expect("it was just signed");
+        self.policy.snp.floors = Some(FromFile { path: "test.floors".to_owned(), value });
+    }
+
+    /// A revocation list that the verifier has.
+    pub(crate) fn revoke(&mut self, list: &ListDraft) {
+        let der = list.sign(&ark_key()).expect("the key signs");
+        let value = RevocationList::open(&der).expect("it was just signed");
+        let path = "test.crl".to_owned();
+        self.policy.snp.revocation_lists.push(FromFile { path, value });
+    }
+
     pub(crate) fn appraise(&self, parts: &Parts) -> Result<(), Rejection> {
         self.policy.appraise(&parts.bundle(), &self.challenge).map(|_| ())
     }
@@ -248,7 +268,17 @@ fn vcek_key() -> EcdsaKeyPair {
     EcdsaKeyPair::from_pkcs8(&ECDSA_P384_SHA384_FIXED_SIGNING, VCEK_KEY).expect("a P-384 key")
 }
 
-fn ask_key() -> RsaKeyPair {
+/// Signs floors files of the tests.
+pub(crate) fn floors_key() -> Ed25519KeyPair {
+    Ed25519KeyPair::from_seed_unchecked(&[0xF1; 32]).expect("any seed is a key")
+}
+
+pub(crate) fn ark_key() -> RsaKeyPair {
+    RsaKeyPair::from_pkcs8(include_bytes!("../../../src/roots/simulated/ark_key.pk8"))
+        .expect("the published key is a key")
+}
+
+pub(crate) fn ask_key() -> RsaKeyPair {
     RsaKeyPair::from_pkcs8(include_bytes!("../../../src/roots/simulated/ask_key.pk8"))
         .expect("the published key is a key")
 }
