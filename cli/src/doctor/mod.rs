@@ -117,6 +117,7 @@ pub fn run(args: &DoctorArgs) -> Result<(), CliError> {
 fn compute(isa: Isa) -> Check {
     let step = "kernels";
     match isa {
+        Isa::Amx => Check::ok(step, "AMX, and AVX-512 with VNNI and BF16"),
         Isa::Avx512Bf16 => Check::ok(step, "AVX-512 with VNNI and BF16"),
         Isa::Avx512 => Check::ok(step, "AVX-512 with VNNI; BF16 weights are multiplied as f32"),
         Isa::Avx2 => {

@@ -12,6 +12,7 @@ mod quantise;
 use super::isa::Level;
 use super::linear::BLOCK_GROUPS;
 use super::pool::Pool;
+use super::tile_rows::TileRows;
 use super::tiles::{self, Grid};
 use super::{ActivationBits, bf16};
 use crate::device::DeviceError;
@@ -32,6 +33,8 @@ pub(super) struct Activations {
     groups: usize,
     /// The same rows for BF16 weights.
     pub(super) bf16: bf16::Words,
+    /// The same rows for the tile unit, where there is one.
+    pub(super) tiles: TileRows,
 }
 
 /// What follows the codes of a group, a word each.
@@ -93,12 +96,21 @@ impl std::fmt::Debug for Activations {
 
 impl Activations {
     pub(super) fn new() -> Result<Self, DeviceError> {
-        let (words, bf16) = (Aligned::zeroed("quantised", 0)?, bf16::Words::new()?);
-        Ok(Self { words, splits: Vec::new(), groups: 0, bf16 })
+        let words = Aligned::zeroed("quantised", 0)?;
+        let (bf16, tiles) = (bf16::Words::new()?, TileRows::new()?);
+        Ok(Self { words, splits: Vec::new(), groups: 0, bf16, tiles })
     }
 
     /// Makes room for `rows` rows of `cols` values.
-    pub(super) fn reserve(&mut self, rows: usize, cols: usize) -> Result<(), DeviceError> {
+    pub(super) fn reserve(
+        &mut self,
+        level: Level,
+        rows: usize,
+        cols: usize,
+    ) -> Result<(), DeviceError> {
+        if level.amx().is_some() {
+            self.tiles.reserve(rows, cols / 32)?;
+        }
         let len = rows * width(cols / 32);
         if self.words.len() < len {
             self.words = Aligned::zeroed("quantised activations", len)?;
@@ -127,14 +139,23 @@ impl Activations {
                 level.run(Quantise { x, out: tile.row(t), bits });
             }
         });
+        if level.amx().is_some() {
+            let (words, groups) = (&self.words[..], self.groups);
+            self.tiles.set(pool, (rows, groups), &|t| row(words, groups, t));
+        }
     }
 
     /// Row `t`.
     #[inline(always)]
     pub(super) fn row(&self, t: usize) -> Row<'_> {
-        let width = width(self.groups);
-        Row { words: &self.words[t * width..][..width], groups: self.groups }
+        row(&self.words, self.groups, t)
     }
+}
+
+#[inline(always)]
+fn row(words: &[i32], groups: usize, t: usize) -> Row<'_> {
+    let width = width(groups);
+    Row { words: &words[t * width..][..width], groups }
 }
 
 /// Words of a row: first records, room for as many second ones, their number in each block.

@@ -1,5 +1,6 @@
 //! Instruction sets: what the CPU has, and the proof types that let kernels use it.
 
+use super::amx::Amx;
 use super::avx2::Avx2;
 use super::avx512::Avx512;
 use super::avx512_bf16::Avx512Bf16;
@@ -17,6 +18,8 @@ pub enum Isa {
     Avx512,
     /// The same, and BF16.
     Avx512Bf16,
+    /// The same, and tiles of bytes (AMX-INT8).
+    Amx,
 }
 
 impl Isa {
@@ -27,8 +30,8 @@ impl Isa {
 
     /// Those that this CPU has, slowest first.
     pub fn available() -> Vec<Self> {
-        let all = [Self::Scalar, Self::Avx2, Self::Avx512, Self::Avx512Bf16].into_iter();
-        all.filter(|isa| Level::new(*isa).is_some()).collect()
+        let all = [Self::Scalar, Self::Avx2, Self::Avx512, Self::Avx512Bf16, Self::Amx];
+        all.into_iter().filter(|isa| Level::new(*isa).is_some()).collect()
     }
 }
 
@@ -39,6 +42,7 @@ pub(super) enum Level {
     Avx2(Avx2),
     Avx512(Avx512),
     Avx512Bf16(Avx512, Avx512Bf16),
+    Amx(Avx512, Avx512Bf16, Amx),
 }
 
 impl Level {
@@ -51,6 +55,7 @@ impl Level {
             Isa::Avx512Bf16 => {
                 Avx512::detect().zip(Avx512Bf16::detect()).map(|(a, b)| Self::Avx512Bf16(a, b))
             }
+            Isa::Amx => Some(Self::Amx(Avx512::detect()?, Avx512Bf16::detect()?, Amx::detect()?)),
         }
     }
 
@@ -60,14 +65,23 @@ impl Level {
             Self::Avx2(_) => Isa::Avx2,
             Self::Avx512(_) => Isa::Avx512,
             Self::Avx512Bf16(..) => Isa::Avx512Bf16,
+            Self::Amx(..) => Isa::Amx,
         }
     }
 
     /// The proof that sums of bf16 are to be used.
     pub(super) fn bf16(self) -> Option<Avx512Bf16> {
         match self {
-            Self::Avx512Bf16(_, proof) => Some(proof),
+            Self::Avx512Bf16(_, proof) | Self::Amx(_, proof, _) => Some(proof),
             Self::Scalar(_) | Self::Avx2(_) | Self::Avx512(_) => None,
+        }
+    }
+
+    /// The proof that tiles are to be used.
+    pub(super) fn amx(self) -> Option<Amx> {
+        match self {
+            Self::Amx(_, _, proof) => Some(proof),
+            Self::Scalar(_) | Self::Avx2(_) | Self::Avx512(_) | Self::Avx512Bf16(..) => None,
         }
     }
 
@@ -76,7 +90,7 @@ impl Level {
         match self {
             Self::Scalar(simd) => task.run(simd),
             Self::Avx2(simd) => simd.run(task),
-            Self::Avx512(simd) | Self::Avx512Bf16(simd, _) => simd.run(task),
+            Self::Avx512(simd) | Self::Avx512Bf16(simd, _) | Self::Amx(simd, ..) => simd.run(task),
         }
     }
 }

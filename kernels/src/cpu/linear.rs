@@ -11,12 +11,14 @@
 use std::ops::Range;
 
 use super::activations::{self, Activations, Part, Record};
+use super::amx::{self, Amx, Configured};
 use super::avx512_bf16::Avx512Bf16;
 use super::bf16;
 use super::float;
 use super::matrix::{Data, Format, Matrix, PAIR, Quantised};
 use super::scales::{self, RECORD};
 use super::simd::{Simd, Task};
+use super::tile_rows::TILE_ROWS;
 use super::tiles::Tile;
 use crate::device::DeviceError;
 use crate::memory::Aligned;
@@ -45,6 +47,8 @@ pub(super) struct Input<'a> {
     pub(super) quantised: &'a Activations,
     /// How BF16 weights are taken, where the CPU has sums of their products.
     pub(super) bf16: Option<Avx512Bf16>,
+    /// How many rows meet quantised weights, where the CPU has tiles.
+    pub(super) amx: Option<Amx>,
 }
 
 /// One tile of one product.
@@ -178,6 +182,12 @@ impl Strip<'_, '_, '_> {
     ) {
         let rows = self.out.rows.clone();
         let mut t = rows.start;
+        if BITS == 8
+            && rows.len() >= TILED_ROWS
+            && let Some(amx) = self.input.amx
+        {
+            t = self.tiles::<S, SUBS>(s, &amx.configure(), block);
+        }
         while S::MANY_REGISTERS && t + 4 <= rows.end {
             let strip = &mut *self;
             s.call(Chunk::<BITS, SUBS, WIDE, 4, 2> { strip, t, block });
@@ -200,6 +210,97 @@ impl Strip<'_, '_, '_> {
                 s.call(Chunk::<BITS, SUBS, WIDE, 1, 1> { strip, t, block });
             }
             t += 1;
+        }
+    }
+}
+
+impl Strip<'_, '_, '_> {
+    /// All rows that fill tiles; codes have a byte. Returns the first of the others.
+    #[inline(always)]
+    fn tiles<S: Simd, const SUBS: usize>(
+        &mut self,
+        s: S,
+        tiles: &Configured<SUBS>,
+        block: Block<'_>,
+    ) -> usize {
+        let rows = self.out.rows.clone();
+        let Format { dtype, min, .. } = self.q.format;
+        let start = Some(activations::start(dtype) & 15).filter(|start| *start < 15);
+        let Block { first, groups, codes, scales, .. } = block;
+        for line in 0..block.packed.len() / LINE {
+            s.prefetch(block.packed, block.packed.len() + line * LINE);
+        }
+        let mut t = rows.start;
+        let mut sums = amx::Sums([[0.0; PAIR]; TILE_ROWS]);
+        while t + TILE_ROWS <= rows.end {
+            let chunk = self.input.quantised.tiles.chunk(t);
+            let (fine, tiled) = (chunk.fine(first / BLOCK_GROUPS), &chunk.tiles(first)[..groups]);
+            let job = amx::Block { tiles: tiled, fine, first, codes, scales, start, min };
+            if first > 0 {
+                sums.0 = self.carry::<TILE_ROWS>(t, first);
+            }
+            tiles.multiply(&job, &mut sums);
+            for (m, sums) in sums.0.iter().enumerate() {
+                self.keep(t + m, sums);
+            }
+            t += TILE_ROWS;
+        }
+        t
+    }
+
+    /// Sums of the blocks before, or zeros.
+    #[inline(always)]
+    fn carry<const R: usize>(&mut self, t: usize, first: usize) -> [[f32; PAIR]; R] {
+        let mut carry = [[0f32; PAIR]; R];
+        if first > 0 {
+            for (m, carry) in carry.iter_mut().enumerate() {
+                match &self.out.row(t + m)[self.cols.clone()] {
+                    // Of a known length: no call.
+                    whole if whole.len() == PAIR => carry.copy_from_slice(&whole[..PAIR]),
+                    part => carry[..part.len()].copy_from_slice(part),
+                }
+            }
+        }
+        carry
+    }
+
+    /// Adds the second records of row `t`.
+    #[inline(always)]
+    fn fine<S: Simd, const BITS: usize, const SUBS: usize, const WIDE: bool, const N: usize>(
+        &self,
+        s: S,
+        block: Block<'_>,
+        t: usize,
+        carry: &mut [f32; PAIR],
+    ) {
+        let start = activations::start(self.q.format.dtype) & 15;
+        let records = self.input.quantised.row(t).fine(block.first / BLOCK_GROUPS);
+        if records.is_empty() {
+            return;
+        }
+        for panel in (0..2).step_by(N) {
+            let carry = &mut carry[panel * 16..];
+            let mut sums = [[s.load(carry); N]];
+            for n in 1..N {
+                sums[0][n] = s.load(&carry[n * 16..]);
+            }
+            for record in records {
+                let g = record[Part::SUM] as usize - block.first;
+                let group = Group::<BITS>::new(block, g, panel);
+                group.dot::<S, SUBS, WIDE, 1, N>(s, start, [record], &mut sums);
+            }
+            for (n, sum) in sums[0].into_iter().enumerate() {
+                s.store(sum, &mut carry[n * 16..]);
+            }
+        }
+    }
+
+    /// Writes the sums of row `t` out.
+    #[inline(always)]
+    fn keep(&mut self, t: usize, carry: &[f32; PAIR]) {
+        match &mut self.out.row(t)[self.cols.clone()] {
+            whole if whole.len() == PAIR => whole[..PAIR].copy_from_slice(carry),
+            part => part.copy_from_slice(&carry[..part.len()]),
         }
     }
 }
@@ -233,16 +334,7 @@ impl<const BITS: usize, const SUBS: usize, const WIDE: bool, const R: usize, con
         let rows: [_; R] = std::array::from_fn(|m| strip.input.quantised.row(t + m));
         let records: [&[Record]; R] = rows.map(|row| &row.groups(block.first)[..block.groups]);
         let ahead = Ahead::new(block, &strip.out.rows, t);
-        let mut carry = [[0f32; PAIR]; R];
-        if block.first > 0 {
-            for (m, carry) in carry.iter_mut().enumerate() {
-                match &strip.out.row(t + m)[strip.cols.clone()] {
-                    // Of a known length: no call.
-                    whole if whole.len() == PAIR => carry.copy_from_slice(&whole[..PAIR]),
-                    part => carry[..part.len()].copy_from_slice(part),
-                }
-            }
-        }
+        let mut carry = strip.carry::<R>(t, block.first);
         for panel in (0..2).step_by(N) {
             let mut sums: [[S::F; N]; R] = std::array::from_fn(|m| {
                 std::array::from_fn(|n| s.load(&carry[m][(panel + n) * 16..]))
@@ -265,23 +357,8 @@ impl<const BITS: usize, const SUBS: usize, const WIDE: bool, const R: usize, con
             }
         }
         for (m, carry) in carry.iter_mut().enumerate() {
-            let records = rows[m].fine(block.first / BLOCK_GROUPS);
-            for panel in (0..2).step_by(N) {
-                let carry = &mut carry[panel * 16..];
-                let mut sums: [[S::F; N]; 1] = [std::array::from_fn(|n| s.load(&carry[n * 16..]))];
-                for record in records {
-                    let g = record[Part::SUM] as usize - block.first;
-                    let group = Group::<BITS>::new(block, g, panel);
-                    group.dot::<S, SUBS, WIDE, 1, N>(s, start, [record], &mut sums);
-                }
-                for (n, sum) in sums[0].into_iter().enumerate() {
-                    s.store(sum, &mut carry[n * 16..]);
-                }
-            }
-            match &mut strip.out.row(t + m)[strip.cols.clone()] {
-                whole if whole.len() == PAIR => whole[..PAIR].copy_from_slice(carry),
-                part => part.copy_from_slice(&carry[..part.len()]),
-            }
+            strip.fine::<S, BITS, SUBS, WIDE, N>(s, block, t + m, carry);
+            strip.keep(t + m, carry);
         }
     }
 }
@@ -406,6 +483,8 @@ impl<'a, const BITS: usize> Group<'a, BITS> {
 /// Groups in a block: 768 columns, 24 KiB of unpacked codes in the first-level cache. A multiple
 /// of the 8 groups that a K type stores together. Part of the order of sums.
 pub(super) const BLOCK_GROUPS: usize = 24;
+/// Rows from which on tiles are faster than vectors, that of the first of them included.
+const TILED_ROWS: usize = 32;
 /// Values behind a worker's memory that nobody uses. What goes through its own again and again is
 /// prefetched past the end, and would take the lines that another core is writing there: without
 /// this two cores did no more than one where they do not share a cache.

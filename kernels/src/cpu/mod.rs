@@ -5,6 +5,7 @@
 //! between batches, chunks, tilings or numbers of threads.
 
 mod activations;
+mod amx;
 mod argmax;
 mod attention;
 mod avx2;
@@ -26,6 +27,7 @@ mod rows;
 mod scalar;
 mod scales;
 mod simd;
+mod tile_rows;
 mod tiles;
 mod upload;
 

@@ -2,6 +2,7 @@
 
 use std::hint::black_box;
 
+use super::amx::Amx;
 use super::avx512_bf16::Avx512Bf16;
 use super::isa::Level;
 use super::pool::Pool;
@@ -56,6 +57,9 @@ impl Probe {
 
     /// Sums of byte products in registers; operations done.
     pub(crate) fn int8(&self) -> f64 {
+        if let Some(amx) = self.level.amx() {
+            return self.tiles(&|| amx.in_registers(VECTORS)) * Amx::OPERATIONS;
+        }
         self.tiles(&|| self.level.run(Int8)) * 128.0
     }
 

@@ -22,7 +22,7 @@ impl Cpu {
         if outputs.iter().any(|output| quantised(output.weight)) {
             let (how, rows_max) = ((self.level, &self.pool), x.rows);
             let x = (&x.data[..], x.cols);
-            let room = shared.activations.reserve(rows_max, x.1);
+            let room = shared.activations.reserve(self.level, rows_max, x.1);
             assert!(room.is_ok(), "memory for quantised activations");
             shared.activations.set(how, bits, rows, x);
         }
@@ -43,7 +43,8 @@ impl Cpu {
             grids.push(Grid::new(&mut out.data, out.cols, &shared.splits, width));
             weights.push((*weight, bias.map(|bias| &bias.0[..])));
         }
-        let input = Input { x: &x.data, quantised: &shared.activations, bf16 };
+        let amx = self.level.amx();
+        let input = Input { x: &x.data, quantised: &shared.activations, bf16, amx };
         let small = rows * pairs * matrix::PAIR * x.cols < SMALL_PRODUCT;
         tiles::for_each(&self.pool, small, &mut grids, &|which, out, worker| {
             let (weight, bias) = weights[which];
@@ -62,7 +63,7 @@ fn tile_shape(rows: usize, cols: usize, pairs: usize, threads: usize) -> (usize,
     let wanted = 8 * threads;
     let resident = (STRIP_BYTES / (2 * cols).max(1)).max(64);
     let strips = wanted.div_ceil(pairs.max(1)).max(rows.div_ceil(resident));
-    (rows.div_ceil(strips).next_multiple_of(4).max(16), 1)
+    (rows.div_ceil(strips).next_multiple_of(16), 1)
 }
 
 /// Multiplications below which a product stays on the caller's thread.

@@ -1,0 +1,372 @@
+//! Products of quantised weights by the tile unit of Intel's servers (AMX-INT8): sixteen rows by sixteen columns at once.
+//!
+//! A panel's codes of a group lie as the unit wants them: eight rows of 64 bytes, four columns to a word. It leaves exact
+//! integer sums, to which scales are applied in the order of `linear.rs`, so a row's results are the same bits as those of
+//! the AVX-512 kernels: which of the two a row goes through shows nowhere.
+//! Source: Intel 64 and IA-32 Architectures Software Developer's Manual, TDPBSUD, LDTILECFG; Linux,
+//! Documentation/arch/x86/xstate.rst, for the permission.
+#![expect(unsafe_code, reason = "instructions that not every CPU with AVX-512 has")]
+
+use std::arch::asm;
+use std::arch::x86_64::{
+    __cpuid_count, __m512, _mm512_add_epi32, _mm512_cvtepi32_ps, _mm512_fmadd_ps, _mm512_loadu_ps,
+    _mm512_loadu_si512, _mm512_mul_ps, _mm512_set1_epi32, _mm512_set1_ps, _mm512_storeu_ps,
+};
+use std::mem::MaybeUninit;
+
+use super::activations::Part;
+use super::matrix::PAIR;
+use super::scales::RECORD;
+use super::simd::LANES;
+use super::tile_rows::{self, FineTile, HEAD, Head, TILE_ROWS, Tile, part};
+
+/// Proof that the CPU has AVX-512 F and AMX-INT8, and that the system lets this process use its tiles.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Amx(());
+
+impl Amx {
+    pub(super) fn detect() -> Option<Self> {
+        let features = __cpuid_count(7, 0).edx;
+        let has = features & AMX_TILE != 0 && features & AMX_INT8 != 0;
+        (has && is_x86_feature_detected!("avx512f") && permitted()).then_some(Self(()))
+    }
+
+    /// Operations of a whole product of tiles: 16 rows by 16 columns by 64 bytes. A group of 32 fills half of one.
+    pub(super) const OPERATIONS: f64 = 2.0 * 16.0 * 16.0 * 64.0;
+
+    /// So many whole products without memory, for the probe.
+    pub(super) fn in_registers(self, count: usize) {
+        let _tiles = self.with::<1>(&Config::whole());
+        for _ in 0..count / 4 {
+            // SAFETY: the tiles are configured, all of one shape.
+            unsafe {
+                asm!(
+                    "tdpbsud tmm0, tmm4, tmm5",
+                    "tdpbsud tmm1, tmm4, tmm5",
+                    "tdpbsud tmm2, tmm4, tmm5",
+                    "tdpbsud tmm3, tmm4, tmm5",
+                    options(nostack, nomem),
+                );
+            }
+        }
+    }
+
+    /// Makes this thread's tiles ready, for weights with `SUBS` scales to a group.
+    pub(super) fn configure<const SUBS: usize>(self) -> Configured<SUBS> {
+        self.with(&Config::new(SUBS))
+    }
+
+    fn with<const SUBS: usize>(self, config: &Config) -> Configured<SUBS> {
+        // SAFETY: `self` proves that there are tiles; the configuration is 64 bytes of a valid palette.
+        unsafe { asm!("ldtilecfg [{0}]", in(reg) &raw const *config, options(nostack, readonly)) };
+        Configured(self)
+    }
+}
+
+/// Tiles that are ready, until this is dropped: without them in use, threads change places without 8 KiB more.
+pub(super) struct Configured<const SUBS: usize>(Amx);
+
+impl<const SUBS: usize> Drop for Configured<SUBS> {
+    fn drop(&mut self) {
+        // SAFETY: there are tiles, and nothing is read from them from here on.
+        unsafe { asm!("tilerelease", options(nostack, nomem)) };
+    }
+}
+
+impl<const SUBS: usize> Configured<SUBS> {
+    /// Adds the products of sixteen rows with a block of a pair of panels to `sums`: of their first records, then of the
+    /// second. The first block of a row begins with zeros, whatever the sums are.
+    pub(super) fn multiply(&self, block: &Block<'_>, sums: &mut Sums) {
+        let groups = block.tiles.len();
+        assert!(block.codes.len() >= groups * 2 * PANEL, "codes of the block");
+        assert!(block.scales.len() >= groups * RECORD, "scales of the block");
+        let within = |tile: &FineTile| {
+            let g = tile[Head::GROUP] as usize;
+            (block.first..block.first + groups).contains(&g)
+                && tile[Head::COUNT] <= TILE_ROWS as i32
+        };
+        assert!(block.fine.iter().all(within), "second records of the block");
+        // SAFETY: the tiles are configured for `SUBS`, which proves the features; the lengths and groups were just checked.
+        unsafe { multiply::<SUBS>(block, sums) }
+    }
+}
+
+/// Sums of sixteen rows with a pair of panels.
+#[repr(align(64))]
+pub(super) struct Sums(pub(super) [[f32; PAIR]; TILE_ROWS]);
+
+/// One block of groups of a pair of panels, and the rows that it meets.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Block<'a> {
+    /// The rows' groups of the block.
+    pub(super) tiles: &'a [Tile],
+    /// Their second records.
+    pub(super) fine: &'a [FineTile],
+    /// The block's first group.
+    pub(super) first: usize,
+    /// `[group][panel]` codes, a byte each.
+    pub(super) codes: &'a [u8],
+    /// Records of the groups' scales.
+    pub(super) scales: &'a [f32],
+    /// Where in a record the integer sum starts, where it does not start at zero.
+    pub(super) start: Option<usize>,
+    /// Whether groups have a minimum.
+    pub(super) min: bool,
+}
+
+/// # Safety
+/// The tiles are configured for `SUBS`; the slices of `block` are as [`Configured::multiply`] checks.
+#[inline(never)]
+#[target_feature(enable = "avx512f")]
+unsafe fn multiply<const SUBS: usize>(block: &Block<'_>, carry: &mut Sums) {
+    let first = match (block.start, block.min) {
+        (None, true) => first::<SUBS, false, true>,
+        (None, false) => first::<SUBS, false, false>,
+        (Some(_), true) => first::<SUBS, true, true>,
+        (Some(_), false) => first::<SUBS, true, false>,
+    };
+    for panel in 0..2 {
+        // SAFETY: the caller's.
+        unsafe { first(block, panel, carry) };
+    }
+    for tile in block.fine {
+        for panel in 0..2 {
+            // SAFETY: the caller's; the tile is one of the block's.
+            unsafe { second::<SUBS>(block, tile, panel, carry) };
+        }
+    }
+}
+
+/// # Safety
+/// As [`multiply`]; `panel` is 0 or 1.
+#[expect(clippy::needless_range_loop, reason = "indices that become registers")]
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn first<const SUBS: usize, const START: bool, const MIN: bool>(
+    block: &Block<'_>,
+    panel: usize,
+    carry: &mut Sums,
+) {
+    let mut products: [MaybeUninit<Products>; 2] = [MaybeUninit::uninit(), MaybeUninit::uninit()];
+    let mut sums: [__m512; TILE_ROWS] = [_mm512_set1_ps(0.0); TILE_ROWS];
+    if block.first > 0 {
+        for m in 0..TILE_ROWS {
+            // SAFETY: a row of the carry has two panels of 16 values.
+            sums[m] = unsafe { _mm512_loadu_ps(carry.0[m].as_ptr().wrapping_add(panel * LANES)) };
+        }
+    }
+    // The unit works on the next products while scales are applied to these.
+    let steps = block.tiles.len() * SUBS;
+    let begin = |step: usize, products: &mut MaybeUninit<Products>| {
+        let (g, sub) = (step / SUBS, step % SUBS);
+        let codes = block.codes.as_ptr().wrapping_add((2 * g + panel) * PANEL + sub * PANEL / SUBS);
+        // SAFETY: the tile has codes of 16 rows, there are 8 / `SUBS` lines of weights, and room for 16 lines of sums.
+        unsafe {
+            tile_products(&block.tiles[g][sub * 8 / SUBS], codes, products.as_mut_ptr().cast());
+        };
+    };
+    if steps > 0 {
+        begin(0, &mut products[0]);
+    }
+    for step in 0..steps {
+        if step + 1 < steps {
+            begin(step + 1, &mut products[(step + 1) % 2]);
+        }
+        let (g, sub) = (step / SUBS, step % SUBS);
+        let tile = &block.tiles[g];
+        let scales = block.scales.as_ptr().wrapping_add(g * RECORD + panel * LANES);
+        // SAFETY: a record of scales has two times two panels of 16.
+        let weight = unsafe { _mm512_loadu_ps(scales.wrapping_add(sub * PAIR)) };
+        let products = products[step % 2].as_ptr().cast::<[i32; LANES]>();
+        for m in 0..TILE_ROWS {
+            // SAFETY: the step's 16 lines of 16 words were written.
+            let mut sum = unsafe { _mm512_loadu_si512(products.wrapping_add(m).cast()) };
+            if START {
+                let start = part(block.start.unwrap_or(Part::SCALE) & 15) + sub * TILE_ROWS;
+                sum = _mm512_add_epi32(sum, _mm512_set1_epi32(tile[(start + m) & 255]));
+            }
+            let scale = f32::from_bits(tile[part(Part::SCALE) + m].cast_unsigned());
+            let sum = _mm512_mul_ps(_mm512_cvtepi32_ps(sum), _mm512_set1_ps(scale));
+            sums[m] = _mm512_fmadd_ps(sum, weight, sums[m]);
+        }
+        if MIN && sub + 1 == SUBS {
+            // SAFETY: behind the scales of both panels are their minima.
+            let min = unsafe { _mm512_loadu_ps(scales.wrapping_add(PAIR)) };
+            for m in 0..TILE_ROWS {
+                let sum = f32::from_bits(tile[part(Part::SUM) + m].cast_unsigned());
+                sums[m] = _mm512_fmadd_ps(min, _mm512_set1_ps(sum), sums[m]);
+            }
+        }
+    }
+    for m in 0..TILE_ROWS {
+        // SAFETY: a row of the carry has two panels of 16 values.
+        unsafe { _mm512_storeu_ps(carry.0[m].as_mut_ptr().wrapping_add(panel * LANES), sums[m]) };
+    }
+}
+
+/// Adds the second records of one group.
+///
+/// # Safety
+/// As [`multiply`]; `tile` is one of the block's, `panel` is 0 or 1.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn second<const SUBS: usize>(
+    block: &Block<'_>,
+    tile: &FineTile,
+    panel: usize,
+    carry: &mut Sums,
+) {
+    let mut products: MaybeUninit<Products> = MaybeUninit::uninit();
+    let g = tile[Head::GROUP] as usize - block.first;
+    let codes = block.codes.as_ptr().wrapping_add((2 * g + panel) * PANEL);
+    let scales = block.scales.as_ptr().wrapping_add(g * RECORD + panel * LANES);
+    let start = part(block.start.unwrap_or(Part::SCALE) & 15);
+    for sub in 0..SUBS {
+        let (a, b) = (&tile[HEAD + sub * 8 / SUBS], codes.wrapping_add(sub * PANEL / SUBS));
+        let out = products.as_mut_ptr().cast();
+        if tile[Head::COUNT] > 8 {
+            // SAFETY: as in `first`.
+            unsafe { tile_products(a, b, out) };
+        } else {
+            // SAFETY: as in `first`; all records are among the first eight.
+            unsafe { half_products(a, b, out) };
+        }
+        // SAFETY: a record of scales has two times two panels of 16.
+        let weight = unsafe { _mm512_loadu_ps(scales.wrapping_add(sub * PAIR)) };
+        for (j, m) in tile_rows::fine_rows(tile).enumerate() {
+            let line = products.as_ptr().cast::<[i32; LANES]>().wrapping_add(j & 15);
+            // SAFETY: as many lines of 16 words as there are records were written.
+            let mut sum = unsafe { _mm512_loadu_si512(line.cast()) };
+            if block.start.is_some() {
+                let start = tile[HEAD + ((start + sub * TILE_ROWS + j) & 255)];
+                sum = _mm512_add_epi32(sum, _mm512_set1_epi32(start));
+            }
+            let scale = f32::from_bits(tile[HEAD + part(Part::SCALE) + (j & 15)].cast_unsigned());
+            let sum = _mm512_mul_ps(_mm512_cvtepi32_ps(sum), _mm512_set1_ps(scale));
+            let carry = carry.0[m].as_mut_ptr().wrapping_add(panel * LANES);
+            // SAFETY: a row of the carry has two panels of 16 values.
+            let before = unsafe { _mm512_loadu_ps(carry) };
+            let after = _mm512_fmadd_ps(sum, weight, before);
+            // SAFETY: as before.
+            unsafe { _mm512_storeu_ps(carry, after) };
+        }
+    }
+}
+
+/// Products of the codes of sixteen rows at `a`, 32 bytes apart, with the lines at `b`.
+///
+/// # Safety
+/// The tiles are configured, and the memory is there: see [`first`].
+#[inline(always)]
+unsafe fn tile_products(a: *const i32, b: *const u8, out: *mut [i32; LANES]) {
+    // SAFETY: the caller's; no register but the tiles, which only this file uses, is changed.
+    unsafe {
+        asm!(
+            "tileloadd tmm1, [{a} + {row} * 1]",
+            "tileloadd tmm2, [{b} + {line} * 1]",
+            "tilezero tmm0",
+            "tdpbsud tmm0, tmm1, tmm2",
+            "tilestored [{out} + {line} * 1], tmm0",
+            a = in(reg) a,
+            b = in(reg) b,
+            out = in(reg) out,
+            row = in(reg) ROW,
+            line = in(reg) LINE,
+            options(nostack),
+        );
+    }
+}
+
+/// The same of the first eight rows.
+///
+/// # Safety
+/// As [`tile_products`].
+#[inline(always)]
+unsafe fn half_products(a: *const i32, b: *const u8, out: *mut [i32; LANES]) {
+    // SAFETY: as in `tile_products`.
+    unsafe {
+        asm!(
+            "tileloadd tmm4, [{a} + {row} * 1]",
+            "tileloadd tmm2, [{b} + {line} * 1]",
+            "tilezero tmm3",
+            "tdpbsud tmm3, tmm4, tmm2",
+            "tilestored [{out} + {line} * 1], tmm3",
+            a = in(reg) a,
+            b = in(reg) b,
+            out = in(reg) out,
+            row = in(reg) ROW,
+            line = in(reg) LINE,
+            options(nostack),
+        );
+    }
+}
+
+/// Integer sums of the rows.
+#[repr(align(64))]
+struct Products {
+    _lines: [[i32; LANES]; TILE_ROWS],
+}
+
+/// What LDTILECFG reads: palette 1, and the shapes of eight tiles.
+#[repr(C, align(64))]
+struct Config {
+    palette: u8,
+    start_row: u8,
+    reserved: [u8; 14],
+    bytes: [u16; 16],
+    rows: [u8; 16],
+}
+
+impl Config {
+    /// Eight tiles of 16 rows of 64 bytes.
+    fn whole() -> Self {
+        let mut config = Self::new(1);
+        config.bytes[..8].fill(64);
+        config.rows[..8].fill(16);
+        config
+    }
+
+    /// Tile 0 is the sums, 1 the activations of a (half) group, 2 its codes; 3 and 4 are 0 and 1 with eight rows.
+    fn new(subs: usize) -> Self {
+        let mut config =
+            Self { palette: 1, start_row: 0, reserved: [0; 14], bytes: [0; 16], rows: [0; 16] };
+        let (activations, codes) = if subs == 1 { (32, 8) } else { (16, 4) };
+        config.bytes[..5].copy_from_slice(&[64, activations, 64, 64, activations]);
+        config.rows[..5].copy_from_slice(&[16, 16, codes, 8, 8]);
+        config
+    }
+}
+
+/// Asks the system for the tiles: arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA), for the whole process.
+#[cfg(target_os = "linux")]
+fn permitted() -> bool {
+    let mut result: isize = 158;
+    // SAFETY: the call reads and writes no memory of ours; the kernel leaves all but the named registers as they were.
+    unsafe {
+        asm!(
+            "syscall",
+            inlateout("rax") result,
+            in("rdi") 0x1023_usize,
+            in("rsi") 18_usize,
+            out("rcx") _,
+            out("r11") _,
+            options(nostack),
+        );
+    }
+    result == 0
+}
+
+#[cfg(not(target_os = "linux"))]
+fn permitted() -> bool {
+    false
+}
+
+/// Bytes of a panel's codes of one group.
+const PANEL: usize = 512;
+/// Bytes of a line of codes or of sums.
+const LINE: usize = 64;
+/// Bytes of a row's codes of one group.
+const ROW: usize = 32;
+/// Bits of CPUID function 7.
+const AMX_TILE: u32 = 1 << 24;
+const AMX_INT8: u32 = 1 << 25;
