@@ -13,7 +13,7 @@ use crate::error::CliError;
 /// [`CliError::Policy`] names the key that is wrong or missing.
 pub fn policy(path: &Path) -> Result<AppraisalPolicy, CliError> {
     let text = fs::read_to_string(path).map_err(CliError::io(path))?;
-    let folder = path.parent().unwrap_or(Path::new(""));
+    let folder = path.parent().unwrap_or_else(|| Path::new(""));
     let mut read = |name: &str| fs::read(folder.join(name)).map_err(|error| error.to_string());
     AppraisalPolicy::from_toml_with(&text, &mut read)
         .map_err(|source| CliError::Policy { path: path.to_owned(), source })
