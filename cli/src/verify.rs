@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use chrysalis_attestation::policy::{Challenge, Claims, Explanation, MaxAge};
+use chrysalis_attestation::policy::{Challenge, Claims, Ear, Eat, Explanation, MaxAge};
 use chrysalis_client::{AppraisalPolicy, ClientError, VerifiedEnclave};
 use serde::Serialize;
 
@@ -19,6 +19,10 @@ struct Report {
     explanation: Explanation,
     /// What the same evidence is judged by again.
     challenge: Judged,
+    /// The claims by their names in RFC 9711.
+    eat: Eat,
+    /// The verdict in the words of RATS.
+    ear: Ear,
 }
 
 /// The challenge and the time of an appraisal.
@@ -45,9 +49,13 @@ pub fn run(args: &VerifyArgs) -> Result<(), CliError> {
     let enclave = policy.appraise(&bundle, &challenge).map_err(ClientError::from)?;
     if args.json {
         let nonce = challenge.nonce.map(|nonce| hex::encode(&nonce));
-        let challenge = Judged { nonce, unix_time: challenge.now_unix };
-        let (claims, explanation) = (enclave.claims(), enclave.explain());
-        return output::json(&Report { claims, explanation, challenge });
+        return output::json(&Report {
+            claims: enclave.claims(),
+            explanation: enclave.explain(),
+            challenge: Judged { nonce, unix_time: challenge.now_unix },
+            eat: enclave.eat(&challenge),
+            ear: enclave.ear(&policy, &challenge),
+        });
     }
     print(&enclave)
 }

@@ -6,6 +6,7 @@
 
 mod appraise;
 mod claims;
+mod eat;
 mod file;
 mod floors;
 mod platform;
@@ -15,6 +16,7 @@ mod verified;
 
 pub use appraise::Challenge;
 pub use claims::{Claims, Explanation, SnpClaims, TdxClaims};
+pub use eat::{Ear, Eat, Measurement, Record, Submods, Vector, VerifierId};
 pub use file::PolicyError;
 pub use floors::{Abi, FLOORS_SIGNER, Floor, FloorTable, Floors, FloorsError};
 pub use platform::PlatformError;

@@ -126,3 +126,19 @@ const MODEL: &[Row] = &[
 fn chip_hex() -> String {
     CHIP_ID.iter().map(|byte| format!("{byte:02x}")).collect()
 }
+
+#[test]
+fn a_result_is_told_in_the_words_of_rats() {
+    let world = World::honest();
+    let bundle = world.parts().bundle();
+    let enclave = world.policy.appraise(&bundle, &world.challenge).unwrap();
+    let eat = enclave.eat(&world.challenge);
+    assert_eq!((eat.iat, eat.dbgstat), (world.challenge.now_unix, "disabled-since-boot"));
+    // 0xC4 thirty-two times, and sixteen times 0xB0.
+    assert_eq!(eat.eat_nonce.as_deref(), Some("xMTExMTExMTExMTExMTExMTExMTExMTExMTExMTExMQ"));
+    assert_eq!(eat.bootseed, "sLCwsLCwsLCwsLCwsLCwsA");
+    let ear = enclave.ear(&world.policy, &world.challenge);
+    assert_eq!(ear.submods.cpu.status, "none");
+    let zero = ear.submods.cpu.vector;
+    assert_eq!((zero.hardware, zero.executables, zero.instance_identity), (0, 0, 0));
+}

@@ -58,6 +58,11 @@ fn saved_evidence_is_judged_again_offline() {
     let online = online.json();
     let nonce = online["challenge"]["nonce"].as_str().unwrap().to_owned();
     let at = online["challenge"]["unix_time"].to_string();
+    // A simulated platform passes by this policy, and nothing is claimed of it.
+    assert_eq!(online["ear"]["submods"]["cpu"]["ear.status"], "none");
+    assert_eq!(online["ear"]["submods"]["cpu"]["ear.trustworthiness-vector"]["hardware"], 0);
+    assert_eq!(online["eat"]["eat_nonce"].as_str().unwrap().len(), 43);
+    assert_eq!(online["eat"]["measurements"][2]["name"], "model");
     assert!(told.contains(&format!("--nonce {nonce} --at {at}")), "{told}");
 
     let policy = served.policy();
