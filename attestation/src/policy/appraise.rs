@@ -10,7 +10,7 @@ use chrysalis_protocol::statement::{
 };
 
 use super::verified::{Appraised, VerifiedEnclave, VerifiedKeyRelease};
-use super::{AppraisalPolicy, MaxAge, PlatformTrust, Rejection, platform};
+use super::{AppraisalPolicy, MaxAge, PlatformError, PlatformTrust, Rejection, platform};
 use crate::quote;
 use crate::verifier::{PlatformEvidence, Roots, verify_snp};
 
@@ -104,7 +104,11 @@ impl AppraisalPolicy {
         let fresh = self.freshness(&bundle, &statement, &evidence, challenge, max_age)?;
 
         // 11. The proof.
-        Ok(Appraised { statement, key_config, serving, package, evidence, fresh })
+        let floors = match evidence.snp() {
+            Some(_) => Some(self.snp.floors_in_use().map_err(PlatformError::Floors)?.into_owned()),
+            None => None,
+        };
+        Ok(Appraised { statement, key_config, serving, package, evidence, floors, fresh })
     }
 
     /// Step 2, behind the layout: purpose and platform.

@@ -5,6 +5,7 @@ use serde::Serialize;
 
 use super::file::hex;
 use super::verified::Appraised;
+use super::{FloorTable, Floors};
 use crate::report::Report;
 use crate::verifier::VerifiedQuote;
 
@@ -47,6 +48,9 @@ pub struct SnpClaims {
     pub guest_policy: String,
     pub platform_info: String,
     pub guest_svn: u32,
+    /// Number and last second of the floors file.
+    pub floors_version: u32,
+    pub floors_expire_unix: u64,
 }
 
 /// What only a TDX quote says.
@@ -102,7 +106,11 @@ impl Appraised {
             chip_id: hex(self.hardware_id().as_bytes()),
             reported_tcb: self.evidence().tcb(),
             uptime_ms: statement.uptime_ms,
-            snp: self.evidence().snp().map(|verified| snp(verified.report())),
+            snp: self
+                .evidence()
+                .snp()
+                .zip(self.floors())
+                .map(|(v, floors)| snp(v.report(), floors)),
             tdx: self.evidence().tdx().map(tdx),
         }
     }
@@ -133,6 +141,13 @@ impl Appraised {
                  the state that the policy asks for."
                     .to_owned(),
             );
+            proved.extend(self.floors().map(|floors| {
+                let FloorTable { version, expires, .. } = floors.table();
+                format!(
+                    "Its firmware is not below the floors file, version {version}, which ends at \
+                     Unix time {expires}."
+                )
+            }));
         }
         proved.extend([
             format!(
@@ -176,12 +191,14 @@ impl Appraised {
     }
 }
 
-fn snp(report: &Report) -> SnpClaims {
+fn snp(report: &Report, floors: &Floors) -> SnpClaims {
     SnpClaims {
         report_version: report.version,
         guest_policy: format!("{:#x}", report.policy),
         platform_info: format!("{:#x}", report.platform_info),
         guest_svn: report.guest_svn,
+        floors_version: floors.table().version,
+        floors_expire_unix: floors.table().expires,
     }
 }
 

@@ -23,6 +23,8 @@ pub use platform::PlatformError;
 pub use rejection::Rejection;
 pub use verified::{Appraised, ReleaseError, ReleaseTerms, VerifiedEnclave, VerifiedKeyRelease};
 
+use std::borrow::Cow;
+
 use chrysalis_protocol::statement::{PadProfile, ServingPolicy};
 
 use crate::report::{Product, Tcb};
@@ -164,6 +166,16 @@ pub struct Dangerous {
     pub allow_platform_bits: u64,
     /// Accept a runtime that says it is a debug build.
     pub allow_debug_build: bool,
+}
+
+impl SnpDemand {
+    /// The floors that machines are judged by.
+    fn floors_in_use(&self) -> Result<Cow<'_, Floors>, FloorsError> {
+        match &self.floors {
+            Some(given) => Ok(Cow::Borrowed(&given.value)),
+            None => Floors::built_in().map(Cow::Owned),
+        }
+    }
 }
 
 impl ServingDemand {

@@ -3,7 +3,7 @@
 use thiserror::Error;
 
 use super::file::hex;
-use super::{Abi, AppraisalPolicy, Floor, Floors, FloorsError};
+use super::{Abi, AppraisalPolicy, Floor, FloorsError};
 use crate::report::guest_policy as guest;
 use crate::report::platform_info as machine;
 use crate::report::{Firmware, Product, Report, SigningKey, Tcb};
@@ -239,14 +239,7 @@ pub(super) fn appraise(
     if !policy.dangerous.allow_provisional_firmware {
         committed(report)?;
     }
-    let built_in;
-    let floors = match &snp.floors {
-        Some(given) => &given.value,
-        None => {
-            built_in = Floors::built_in()?;
-            &built_in
-        }
-    };
+    let floors = snp.floors_in_use()?;
     let floor = floors.floor(product, snp.floors_minimum_version, now)?;
     let own = snp.tcb_floors.iter().filter(|(of, _)| *of == product).map(|&(_, tcb)| tcb);
     above(report, floor, own)?;

@@ -11,6 +11,7 @@ use chrysalis_protocol::secret::Secret;
 use chrysalis_protocol::statement::{KeyConfig, ServingPolicy, Statement, Tee};
 use thiserror::Error;
 
+use super::Floors;
 use super::file::hex;
 use crate::verifier::{HardwareId, PlatformEvidence};
 
@@ -22,6 +23,7 @@ pub struct Appraised {
     pub(super) serving: ServingPolicy,
     pub(super) package: PublicHeader,
     pub(super) evidence: PlatformEvidence,
+    pub(super) floors: Option<Floors>,
     pub(super) fresh: bool,
 }
 
@@ -60,6 +62,12 @@ impl Appraised {
     #[must_use]
     pub const fn evidence(&self) -> &PlatformEvidence {
         &self.evidence
+    }
+
+    /// The floors that an SEV-SNP machine was judged by.
+    #[must_use]
+    pub const fn floors(&self) -> Option<&Floors> {
+        self.floors.as_ref()
     }
 
     /// The launch measurement of the enclave's image.

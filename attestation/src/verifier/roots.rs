@@ -1,7 +1,5 @@
 //! The vendor keys that this program believes, compiled in. `src/roots/README.md` has their origin.
 
-use std::fmt;
-
 use super::x509::{CertificateError, encode, parse};
 use crate::report::{Product, SigningKey};
 
@@ -12,15 +10,6 @@ pub enum Roots {
     Amd,
     /// This project's published keys: a report under them proves nothing.
     Simulated,
-}
-
-impl fmt::Display for Roots {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Amd => "AMD",
-            Self::Simulated => "simulated",
-        })
-    }
 }
 
 /// A pinned key that issues certificates of signing keys.

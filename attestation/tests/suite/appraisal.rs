@@ -12,10 +12,15 @@ type Row = (u8, &'static str, fn(&mut World), fn(&mut Parts));
 
 #[test]
 fn the_honest_enclave_is_accepted() {
-    let world = World::honest();
+    let mut world = World::honest();
+    world.serving.max_output = 7;
+    world.link();
     let verified =
         world.policy.appraise(&world.parts().bundle(), &world.challenge).expect("it is honest");
     assert_eq!(verified.statement(), &world.statement);
+    assert_eq!(verified.serving_policy(), &world.serving);
+    assert_eq!(verified.content_digest(), world.statement.content_digest);
+    assert_eq!(verified.measurement(), world.report.measurement);
     assert_eq!(verified.statement_digest(), world.statement.digest());
     assert_eq!(verified.seal_to().sealing_key, &world.key_config.sealing_key);
     assert_eq!(verified.receipt_key(), world.statement.receipt_key);
@@ -24,7 +29,11 @@ fn the_honest_enclave_is_accepted() {
     assert!(verified.simulated() && verified.fresh());
     let explained = verified.explain();
     assert!(explained.not_proved[0].contains("simulated"));
-    assert_eq!(verified.claims().chip_id, chip_hex());
+    let claims = verified.claims();
+    assert_eq!((claims.tee.as_str(), claims.chip_id.as_str()), ("simulated", chip_hex().as_str()));
+    assert_eq!(claims.product, "Genoa");
+    let snp = claims.snp.expect("it is a report of AMD's form");
+    assert_eq!((snp.floors_version, snp.floors_expire_unix), (1, 1_830_297_600));
 }
 
 #[test]

@@ -9,11 +9,16 @@ use chrysalis_attestation::policy::{
     AppraisalPolicy, FloorTable, Floors, MaxAge, PlatformTrust, PolicyError,
 };
 use chrysalis_attestation::report::{Product, Tcb};
+use chrysalis_attestation::verifier::HardwareId;
 use chrysalis_protocol::statement::PadProfile;
 
 #[test]
 fn a_written_policy_is_read_back() {
     let mut policy = World::honest().policy;
+    assert_eq!(AppraisalPolicy::from_toml(&policy.to_toml()), Ok(policy.clone()));
+
+    policy.platform =
+        PlatformTrust::Pinned(vec![HardwareId::Ppid([0xA5; 16]), HardwareId::Chip(CHIP_ID)]);
     assert_eq!(AppraisalPolicy::from_toml(&policy.to_toml()), Ok(policy.clone()));
 
     policy.platform = PlatformTrust::AnyGenuine;
@@ -160,6 +165,14 @@ fn an_unknown_key_an_empty_list_and_a_wrong_value_are_refused() {
     let empty = format!("measurements = []\n{}", without(&text, "measurements"));
     let refused = AppraisalPolicy::from_toml(&empty);
     assert!(matches!(refused, Err(PolicyError::Empty { key: "measurements", .. })), "{refused:?}");
+
+    let empty = format!("chip_ids = []\n{}", without(&text, "chip_ids"));
+    let refused = AppraisalPolicy::from_toml(&empty);
+    assert!(matches!(refused, Err(PolicyError::Empty { key: "chip_ids", .. })), "{refused:?}");
+    let empty = text.replace("pad_profiles = [\"tick\", \"flat\"]", "pad_profiles = []");
+    let refused = AppraisalPolicy::from_toml(&empty);
+    let key = "serving.pad_profiles";
+    assert!(matches!(refused, Err(PolicyError::Empty { key: k, .. }) if k == key), "{refused:?}");
 
     let chip: String = CHIP_ID.iter().map(|byte| format!("{byte:02x}")).collect();
     for (from, to) in [

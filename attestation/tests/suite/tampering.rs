@@ -205,6 +205,18 @@ fn a_batch_report_refreshes_only_the_statement_it_names() {
         assert_eq!(world.appraise(&parts), Err(Rejection::FreshnessMismatch), "{name}");
     }
 
+    // The right statement, under a report that covers another one.
+    let right = refresh(&world, |_| {});
+    let other = refresh(&world, |s| s.uptime_ms = 3_000);
+    let (right, other) =
+        (Freshness::parse(&right).expect("ours"), Freshness::parse(&other).expect("ours"));
+    for report in [other.report, &parts.report] {
+        let section = Freshness { report, path: right.path.clone(), ..right }.to_bytes();
+        let parts = Parts { freshness: Some(section), ..parts.clone() };
+        let refused = world.appraise(&parts).expect_err("a report over another statement");
+        assert_eq!(refused.step(), 3, "{refused}");
+    }
+
     // The same statement, on another guest or under the serve statement's own report.
     let mut twin = world.clone();
     twin.report.report_id = [0; 32];

@@ -8,8 +8,10 @@ use crate::simulated::World;
 use chrysalis_attestation::policy::AppraisalPolicy;
 use chrysalis_attestation::report::{Product, ReportError, SigningKey};
 use chrysalis_attestation::verifier::{
-    CertificateError, Roots, VerifiedReport, VerifyError, verify_signing_key, verify_snp,
+    CertificateError, PlatformEvidence, Roots, VerifiedReport, VerifyError, verify_signing_key,
+    verify_snp,
 };
+use chrysalis_protocol::statement::Tee;
 use x509_cert::der::Decode;
 
 /// ARK, ASK and ASVK of a product, as pinned.
@@ -37,6 +39,7 @@ fn genoa_and_turin_reports_are_authentic() {
         let verified = microsoft(&folder, name, JUNE_2026).expect("a genuine report");
         assert_eq!(verified.product(), product);
         assert_eq!(verified.report().version, version);
+        assert_eq!(PlatformEvidence::Snp(Box::new(verified.clone())).tee(), Tee::SevSnp);
         assert_eq!(verified.report().policy, 0x3_001F);
         assert_ne!(verified.report().host_data, [0; 32]);
         assert_eq!(verified.report().to_signed_bytes(), report(&folder, name)[..0x2A0]);

@@ -7,6 +7,9 @@ use aws_lc_rs::rsa::KeyPair;
 use aws_lc_rs::signature::RSA_PSS_SHA384;
 use chrysalis_attestation::report::Tcb;
 
+/// Object identifier's content, critical, value.
+pub(crate) type Extension = (Vec<u8>, bool, Vec<u8>);
+
 /// A certificate to be signed.
 #[derive(Clone)]
 pub(crate) struct Draft {
@@ -18,8 +21,7 @@ pub(crate) struct Draft {
     pub not_after: String,
     /// SubjectPublicKeyInfo.
     pub spki: Vec<u8>,
-    /// Object identifier's content, critical, value.
-    pub extensions: Vec<(Vec<u8>, bool, Vec<u8>)>,
+    pub extensions: Vec<Extension>,
     /// The algorithm named inside the signed part.
     pub algorithm: Vec<u8>,
     /// Write `critical FALSE`, the default, out in each extension: BER, not DER.
@@ -59,18 +61,7 @@ impl Draft {
 
     /// The certificate, signed by `key`.
     pub(crate) fn sign(&self, key: &KeyPair) -> Result<Vec<u8>, Unspecified> {
-        let extensions: Vec<Vec<u8>> = self
-            .extensions
-            .iter()
-            .map(|(oid, critical, value)| {
-                let flag = match (critical, self.write_default) {
-                    (true, _) => tlv(0x01, &[0xFF]),
-                    (false, true) => tlv(0x01, &[0]),
-                    (false, false) => Vec::new(),
-                };
-                seq(&[tlv(0x06, oid), flag, tlv(0x04, value)])
-            })
-            .collect();
+        let extensions = extensions(&self.extensions, self.write_default);
         let tbs = seq(&[
             tlv(0xA0, &integer(self.version)),
             integer(self.serial),
@@ -79,10 +70,26 @@ impl Draft {
             seq(&[tlv(0x17, self.not_before.as_bytes()), tlv(0x17, self.not_after.as_bytes())]),
             name(&self.subject),
             self.spki.clone(),
-            tlv(0xA3, &seq(&extensions)),
+            tlv(0xA3, &extensions),
         ]);
         signed(tbs, key)
     }
+}
+
+/// Extensions; with `write_default` each says `critical FALSE` where that is so: BER, not DER.
+pub(crate) fn extensions(extensions: &[Extension], write_default: bool) -> Vec<u8> {
+    let parts: Vec<Vec<u8>> = extensions
+        .iter()
+        .map(|(oid, critical, value)| {
+            let flag = match (critical, write_default) {
+                (true, _) => tlv(0x01, &[0xFF]),
+                (false, true) => tlv(0x01, &[0]),
+                (false, false) => Vec::new(),
+            };
+            seq(&[tlv(0x06, oid), flag, tlv(0x04, value)])
+        })
+        .collect();
+    seq(&parts)
 }
 
 /// A signed structure: what is signed, the algorithm, the signature.

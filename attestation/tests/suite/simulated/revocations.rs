@@ -3,10 +3,7 @@
 use aws_lc_rs::error::Unspecified;
 use aws_lc_rs::rsa::KeyPair;
 
-use super::issue::{integer, name, pss_sha384, seq, signed, tlv};
-
-/// Object identifier's content, critical, value.
-type Extension = (Vec<u8>, bool, Vec<u8>);
+use super::issue::{Extension, extensions, integer, name, pss_sha384, seq, signed, tlv};
 
 /// A revocation list to be signed.
 #[derive(Clone)]
@@ -22,6 +19,8 @@ pub(crate) struct ListDraft {
     /// Extensions of each entry.
     pub entry_extensions: Vec<Extension>,
     pub algorithm: Vec<u8>,
+    /// As of a certificate.
+    pub write_default: bool,
 }
 
 impl ListDraft {
@@ -36,6 +35,7 @@ impl ListDraft {
             extensions: vec![(b"\x55\x1d\x14".to_vec(), false, integer(4))],
             entry_extensions: Vec::new(),
             algorithm: pss_sha384(),
+            write_default: false,
         }
     }
 
@@ -51,9 +51,9 @@ impl ListDraft {
     /// The list, signed by `key`.
     pub(crate) fn sign(&self, key: &KeyPair) -> Result<Vec<u8>, Unspecified> {
         let time = |time: &String| tlv(0x17, time.as_bytes());
-        let optional = |extensions: &[Extension]| match extensions {
+        let optional = |some: &[Extension]| match some {
             [] => Vec::new(),
-            some => seq(&some.iter().map(extension).collect::<Vec<_>>()),
+            some => extensions(some, self.write_default),
         };
         let entry_extensions = optional(&self.entry_extensions);
         let entries: Vec<Vec<u8>> = self
@@ -77,9 +77,4 @@ impl ListDraft {
         ]);
         signed(tbs, key)
     }
-}
-
-fn extension((oid, critical, value): &Extension) -> Vec<u8> {
-    let flag = if *critical { tlv(0x01, &[0xFF]) } else { Vec::new() };
-    seq(&[tlv(0x06, oid), flag, tlv(0x04, value)])
 }

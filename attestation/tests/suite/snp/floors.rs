@@ -72,8 +72,13 @@ fn each_field_with_a_value_that_it_cannot_have_is_named() {
             other => panic!("{name}: {other:?}"),
         }
     }
-    // A product that is none, and reserved bytes.
+    // Bytes behind the records, signed with them.
     let (file, signer) = signed(|_| {});
+    let longer = [&file[..file.len() - 64], &[0]].concat();
+    let signature = floors_key().sign(&[b"chrysalis1 floors\0", longer.as_slice()].concat());
+    let refused = Floors::open(&[&longer, signature.as_ref()].concat(), &signer);
+    assert!(matches!(refused, Err(FloorsError::Layout(_))), "{refused:?}");
+    // A product that is none, and reserved bytes.
     for (at, value) in [(64, 0), (64, 4), (64 + 11, 1), (64 + 15, 1)] {
         let mut file = file.clone();
         file[at] = value;

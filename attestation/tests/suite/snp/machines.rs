@@ -1,7 +1,7 @@
 //! Machines and certificates that the honest one is turned into.
 
 use crate::simulated::World;
-use crate::simulated::issue::{amd, integer, seq, tlv};
+use crate::simulated::issue::{amd, bit_string, integer, seq, tlv};
 use chrysalis_attestation::attester::simulated::{CHIP_ID, TCB};
 use chrysalis_attestation::report::{
     Cpuid, Firmware, SigningKey, Tcb, guest_policy, platform_info,
@@ -79,9 +79,16 @@ pub(super) fn sha256_inside(world: &mut World) {
     draft.algorithm[at + 1] = 1;
 }
 
+/// The honest point, named as one of another kind.
+pub(super) fn algorithm(world: &mut World, algorithm: &[u8], curve: &[u8]) {
+    let draft = world.honest_vcek();
+    let point = draft.spki[draft.spki.len() - 97..].to_vec();
+    draft.spki = seq(&[seq(&[tlv(6, algorithm), tlv(6, curve)]), bit_string(&point)]);
+}
+
 pub(super) fn compressed_point(world: &mut World) {
     let draft = world.honest_vcek();
-    let ec = seq(&[tlv(6, b"\x2a\x86\x48\xce\x3d\x02\x01"), tlv(6, b"\x2b\x81\x04\x00\x22")]);
+    let ec = seq(&[tlv(6, EC_PUBLIC_KEY), tlv(6, P_384)]);
     let point = [&[0, 2], [0x11; 48].as_slice()].concat();
     draft.spki = seq(&[ec, tlv(3, &point)]);
 }
@@ -90,3 +97,9 @@ pub(super) fn compressed_point(world: &mut World) {
 pub(super) fn octet_string(world: &mut World, hwid: &[u8]) {
     world.vcek("Genoa", TCB, &tlv(0x04, hwid));
 }
+
+/// Contents of object identifiers (RFC 5480).
+pub(super) const EC_PUBLIC_KEY: &[u8] = b"\x2a\x86\x48\xce\x3d\x02\x01";
+pub(super) const EC_DH: &[u8] = b"\x2b\x81\x04\x01\x0c";
+pub(super) const P_384: &[u8] = b"\x2b\x81\x04\x00\x22";
+pub(super) const P_256: &[u8] = b"\x2a\x86\x48\xce\x3d\x03\x01\x07";

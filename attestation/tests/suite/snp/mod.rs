@@ -71,6 +71,15 @@ const ACCEPTED: &[Accepted] = &[
     ("Siena's name, with a stepping", |w| _ = w.vcek("Siena-B1", TCB, &CHIP_ID)),
     ("a Bergamo", |w| w.report.cpuid.model = 0xA0),
     ("the chip's identity in an OCTET STRING", |w| octet_string(w, &CHIP_ID)),
+    ("a chip whose identity looks like an OCTET STRING", |w| anywhere(w, |w| {
+        w.report.chip_id[..2].copy_from_slice(&[0x04, 62]);
+        let chip_id = w.report.chip_id;
+        w.vcek("Genoa", TCB, &chip_id);
+    })),
+    ("a certificate in its first second",
+     |w| w.honest_vcek().not_before = "260601000000Z".to_owned()),
+    ("a certificate in its last second",
+     |w| w.honest_vcek().not_after = "260601000000Z".to_owned()),
     ("an author key, which nobody asked for", |w| w.report.author_key_en = true),
     ("Milan, where the policy says so", |w| {
         milan(w);
@@ -166,6 +175,46 @@ fn what_the_rules_let_through_is_accepted() {
         change(&mut world);
         assert_eq!(world.appraise(&world.parts()), Ok(()), "{what}");
     }
+}
+
+#[test]
+fn bits_are_where_amds_tables_have_them() {
+    use guest_policy as guest;
+    use platform_info as machine;
+    let guest_bits = [
+        (16, guest::SMT),
+        (17, guest::RESERVED_ONE),
+        (18, guest::MIGRATE_MA),
+        (19, guest::DEBUG),
+        (20, guest::SINGLE_SOCKET),
+        (21, guest::CXL_ALLOW),
+        (22, guest::MEM_AES_256_XTS),
+        (23, guest::RAPL_DIS),
+        (24, guest::CIPHERTEXT_HIDING),
+        (25, guest::PAGE_SWAP_DISABLE),
+    ];
+    let machine_bits = [
+        (0, machine::SMT),
+        (1, machine::TSME),
+        (2, machine::ECC),
+        (3, machine::RAPL_DIS),
+        (4, machine::CIPHERTEXT_HIDING),
+        (5, machine::ALIAS_CHECK_COMPLETE),
+        (7, machine::TIO),
+    ];
+    for (bit, mask) in guest_bits.into_iter().chain(machine_bits) {
+        assert_eq!(mask, 1_u64 << bit, "bit {bit}");
+    }
+    assert_eq!((guest::KNOWN, machine::KNOWN), (0x03FF_FFFF, 0xBF));
+}
+
+#[test]
+fn patch_levels_are_told_in_words() {
+    let turin = Tcb { fmc: Some(1), bootloader: 2, tee: 3, snp: 4, microcode: 5 };
+    assert_eq!(turin.to_string(), "fmc 1 boot loader 2 tee 3 snp 4 microcode 5");
+    assert_eq!(TCB.to_string(), "boot loader 10 tee 0 snp 27 microcode 84");
+    assert_eq!(Product::Genoa.to_string(), "Genoa");
+    assert_eq!(FIRMWARE.to_string(), "1.58 build 1");
 }
 
 /// A machine other than the one that the policy pins.

@@ -2,8 +2,8 @@
 //! "SEV-SNP", by its number there.
 
 use super::machines::{
-    all_tcbs, compressed_point, cpu, extension, firmware, loaned, milan, octet_string,
-    reserved_level, sha256_inside, turin, vcek, without,
+    EC_DH, EC_PUBLIC_KEY, P_256, P_384, algorithm, all_tcbs, compressed_point, cpu, extension,
+    firmware, loaned, milan, octet_string, reserved_level, sha256_inside, turin, vcek, without,
 };
 use crate::simulated::issue::{amd, seq, tlv};
 use crate::simulated::revocations::ListDraft;
@@ -28,6 +28,8 @@ pub(super) const REPORT: &[Row] = &[
     (1, "report.reserved", |_| {}, |p| p.report[0x18B] = 1),
     (1, "report.reserved", |_| {}, |p| p.report[0x1EB] = 1),
     (1, "report.reserved", |_| {}, |p| p.report[0x1F8] = 1),
+    (1, "report.reserved", |_| {}, |p| p.report[0x208] = 1),
+    (1, "report.reserved", |_| {}, |p| p.report[0x29F] = 1),
     (1, "report.reserved", |_| {}, |p| p.report[0x2A0 + 48] = 1),
     (1, "report.reserved", |_| {}, |p| p.report[0x2A0 + 72 + 71] = 1),
     (1, "report.reserved", |_| {}, |p| p.report[0x330] = 1),
@@ -65,6 +67,8 @@ pub(super) const CERTIFICATE: &[Row] = &[
     (4, "certificate.key",
      |w| w.honest_vcek().spki = seq(&[seq(&[tlv(6, b"\x2b\x65\x70")]), tlv(3, &[0; 33])]), |_| {}),
     (4, "certificate.key", compressed_point, |_| {}),
+    (4, "certificate.key", |w| algorithm(w, EC_PUBLIC_KEY, P_256), |_| {}),
+    (4, "certificate.key", |w| algorithm(w, EC_DH, P_384), |_| {}),
     (4, "certificate.critical_extension", |w| extension(w, b"\x55\x1d\x1e", true), |_| {}),
     (4, "certificate.extension", |w| extension(w, &amd(&[3, 1]), false), |_| {}),
     (4, "certificate.extension", |w| extension(w, &amd(&[3, 9]), false), |_| {}),
@@ -184,4 +188,12 @@ pub(super) const PLATFORM: &[Row] = &[
      |w| { turin(w); w.report.current_mitigations = 1; w.policy.snp.required_mitigations = 2; },
      |_| {}),
     (10, "platform.mitigations", |w| { turin(w); w.floors(|t| t.floors[2].mitigations = 8); }, |_| {}),
+    // Demanded twice is not demanded less.
+    (10, "platform.mitigations",
+     |w| {
+         turin(w);
+         w.report.launch_mitigations = 0b101;
+         w.policy.snp.required_mitigations = 2;
+         w.floors(|t| t.floors[2].mitigations = 2);
+     }, |_| {}),
 ];

@@ -13,6 +13,7 @@ pub(super) const FILES: &[File] = &[
     ("crl.der", |_| {}, |der| der.push(0)),
     ("crl.der", |_| {}, |der| der.truncate(600)),
     ("crl.der", |_| {}, Vec::clear),
+    ("crl.der", |l| l.write_default = true, |_| {}),
     // Version 1 has no number.
     ("crl.der", |l| l.version = Vec::new(), |_| {}),
     ("crl.version", |l| l.version = integer(2), |_| {}),
