@@ -62,7 +62,10 @@ fn tile_shape(rows: usize, cols: usize, pairs: usize, threads: usize) -> (usize,
     }
     let wanted = 8 * threads;
     let resident = (STRIP_BYTES / (2 * cols).max(1)).max(64);
-    let strips = wanted.div_ceil(pairs.max(1)).max(rows.div_ceil(resident));
+    let mut strips = wanted.div_ceil(pairs.max(1)).max(rows.div_ceil(resident));
+    if rows >= STRIP_ROWS * threads {
+        strips = strips.next_multiple_of(threads);
+    }
     (rows.div_ceil(strips).next_multiple_of(16), 1)
 }
 
@@ -70,3 +73,6 @@ fn tile_shape(rows: usize, cols: usize, pairs: usize, threads: usize) -> (usize,
 const SMALL_PRODUCT: usize = 65_536;
 /// Quantised activations (two bytes a value) that a strip of tiles goes over again and again.
 const STRIP_BYTES: usize = 1 << 20;
+/// Rows for each thread from which on every thread has strips of its own. It goes over all weights with
+/// them, and finds what it wrote of them in the operation before.
+const STRIP_ROWS: usize = 64;

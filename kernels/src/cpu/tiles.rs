@@ -47,21 +47,26 @@ impl<'a, T: Plain> Grid<'a, T> {
         Self { start: data.as_mut_ptr(), width, splits, tile_width, borrowed: PhantomData }
     }
 
-    fn num_tiles(&self) -> usize {
-        self.splits.len().saturating_sub(1) * self.width.div_ceil(self.tile_width)
+    /// Strips of rows.
+    fn strips(&self) -> usize {
+        self.splits.len().saturating_sub(1)
     }
 
-    /// Tile `index`; columns first, so that neighbours share their rows.
+    /// Tiles of a strip.
+    fn across(&self) -> usize {
+        self.width.div_ceil(self.tile_width)
+    }
+
+    /// Tile number `across` of a strip.
     ///
     /// # Safety
-    /// No other tile of this index is alive.
-    unsafe fn tile(&self, index: usize) -> Tile<'_, T> {
-        let tiles = self.width.div_ceil(self.tile_width);
-        let (row, col) = (index / tiles, index % tiles * self.tile_width);
+    /// No other tile of this strip and number is alive.
+    unsafe fn tile(&self, strip: usize, across: usize) -> Tile<'_, T> {
+        let col = across * self.tile_width;
         Tile {
             start: self.start,
             width: self.width,
-            rows: self.splits[row]..self.splits[row + 1],
+            rows: self.splits[strip]..self.splits[strip + 1],
             cols: col..(col + self.tile_width).min(self.width),
             borrowed: PhantomData,
         }
@@ -82,7 +87,9 @@ impl<T: Plain> Tile<'_, T> {
 }
 
 /// Calls `work(grid, tile, worker)` for every tile of every grid, on all threads, or on the
-/// caller's alone when `small` (the work would not pay for waking anyone).
+/// caller's alone when `small` (the work would not pay for waking anyone). Grids have as many strips
+/// of rows as each other; all tiles of a strip come before the next, so that neighbours share their
+/// rows, and threads keep theirs from one operation to the next where there are strips for all.
 pub(super) fn for_each<T: Plain>(
     pool: &Pool,
     small: bool,
@@ -90,18 +97,21 @@ pub(super) fn for_each<T: Plain>(
     work: &(dyn Fn(usize, Tile<'_, T>, usize) + Sync),
 ) {
     let grids = &*grids;
-    let count = grids.iter().map(Grid::num_tiles).sum();
+    let strips = grids.first().map_or(0, Grid::strips);
+    assert!(grids.iter().all(|grid| grid.strips() == strips), "grids of the same strips");
+    let across: usize = grids.iter().map(Grid::across).sum();
     let one = |index: usize, worker: usize| {
-        let mut index = index;
+        let (strip, mut at) = (index / across, index % across);
         for (which, grid) in grids.iter().enumerate() {
-            if index < grid.num_tiles() {
+            if at < grid.across() {
                 // SAFETY: each index comes once, and `grids` is borrowed alone.
-                let tile = unsafe { grid.tile(index) };
+                let tile = unsafe { grid.tile(strip, at) };
                 return work(which, tile, worker);
             }
-            index -= grid.num_tiles();
+            at -= grid.across();
         }
     };
+    let count = strips * across;
     if small {
         pool.alone(count, &one);
     } else {
