@@ -31,6 +31,13 @@ unsafe impl Plain for i32 {}
 // SAFETY: a plain number.
 unsafe impl Plain for f32 {}
 
+/// The same memory as bytes.
+pub(crate) fn bytes_of<T: Plain>(values: &[T]) -> &[u8] {
+    let (start, len) = (values.as_ptr().cast::<u8>(), size_of_val(values));
+    // SAFETY: plain numbers have no padding, so each of their bytes may be read; the borrow goes on.
+    unsafe { std::slice::from_raw_parts(start, len) }
+}
+
 /// A slice that starts on a cache line. Never printed.
 pub(crate) struct Aligned<T: Plain> {
     ptr: NonNull<T>,

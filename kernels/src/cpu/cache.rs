@@ -13,7 +13,7 @@ use super::simd::{LANES, Simd, Task};
 use super::tiles::{self, Grid};
 use crate::batch::Batch;
 use crate::device::{CACHE_GROUP, CacheDtype, CacheShape, DeviceError};
-use crate::memory::{Aligned, Plain};
+use crate::memory::{Aligned, Plain, bytes_of};
 
 /// K and V of all layers; wiped on drop.
 pub struct Cache {
@@ -277,14 +277,23 @@ impl Store<'_> {
         tiles::for_each(pool, small, &mut [k, v], &|which, mut tile, _| {
             let (source, width) = if which == 0 { (self.k, k_head) } else { (self.v, v_head) };
             let head = tile.cols.start / width;
+            let (dim, block_size) = (layout.shape.head_dim, layout.shape.block_size);
             for s in 0..self.batch.num_sequences() {
-                let blocks = self.batch.blocks(s);
-                for t in self.batch.rows(s) {
-                    let dim = layout.shape.head_dim;
-                    let values = &source[(t * heads + head) * dim..][..dim];
+                let (blocks, rows) = (self.batch.blocks(s), self.batch.rows(s));
+                let mut t = rows.start;
+                while t < rows.end {
+                    let values = &source[(t * heads + head) * dim..];
                     let position = self.batch.positions[t] as usize;
-                    let slot = position % layout.shape.block_size;
-                    let out = tile.row(blocks[position / layout.shape.block_size] as usize);
+                    let slot = position % block_size;
+                    let out = tile.row(blocks[position / block_size] as usize);
+                    let vectors = slot.is_multiple_of(LANES) && slot + LANES <= block_size;
+                    if which == 0 && !T::SCALED && vectors && t + LANES <= rows.end {
+                        let (out, stride) = (&mut out[slot..], layout.slots);
+                        level.run(Transpose { values, apart: heads * dim, dim, out, stride });
+                        t += LANES;
+                        continue;
+                    }
+                    let values = &values[..dim];
                     level.run(if which == 0 {
                         let (out, scales) = out.split_at_mut(width - layout.k_scales());
                         let (stride, scale_stride) = (layout.slots, layout.slots);
@@ -297,9 +306,37 @@ impl Store<'_> {
                         let scale = slot * layout.groups();
                         Write { values, out, stride, scales, scale, scale_stride }
                     });
+                    t += 1;
                 }
             }
         });
+    }
+}
+
+/// Writes the values of a head of 16 tokens, which are `apart` from each other, as columns of 16 slots.
+struct Transpose<'a, T> {
+    values: &'a [f32],
+    apart: usize,
+    dim: usize,
+    out: &'a mut [T],
+    stride: usize,
+}
+
+impl<T: Element> Task for Transpose<'_, T> {
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self { values, apart, dim, out, stride } = self;
+        let whole = dim / WORDS * WORDS;
+        for at in (0..whole).step_by(WORDS) {
+            let columns = s.columns(bytes_of(&values[at..]), apart * size_of::<f32>());
+            for (j, column) in columns.into_iter().enumerate() {
+                T::store(s, s.b_to_f(column), &mut out[(at + j) * stride..]);
+            }
+        }
+        for at in whole..dim {
+            let column: [f32; LANES] = std::array::from_fn(|t| values[t * apart + at]);
+            T::store(s, s.load(&column), &mut out[at * stride..]);
+        }
     }
 }
 
@@ -337,6 +374,8 @@ impl<T: Element> Task for Write<'_, T> {
     }
 }
 
+/// Values of a row that [`Simd::columns`] takes at once.
+const WORDS: usize = 4;
 /// Vectors of a group.
 pub(super) const VECTORS: usize = CACHE_GROUP / LANES;
 const CODE_MAX: f32 = 127.0;

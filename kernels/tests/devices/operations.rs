@@ -264,6 +264,7 @@ fn cases() -> Vec<Case> {
         },
         Case { norms: true, window: Some(33), ..case(70, 8, cache(7, 8, 8, CacheDtype::F32), 8) },
         case(1, 1, cache(16, 1, 16, CacheDtype::F16), 16),
+        case(43, 2, cache(48, 1, 18, CacheDtype::F16), 18),
         case(75, 9, cache(16, 3, 64, CacheDtype::I8), 64),
         Case { window: Some(20), ..case(90, 4, cache(32, 2, 80, CacheDtype::I8), 80) },
         Case { softcap: Some(5.0), ..case(40, 2, cache(5, 2, 24, CacheDtype::I8), 16) },
