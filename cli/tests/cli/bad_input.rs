@@ -270,3 +270,22 @@ fn an_enclave_that_cannot_start_says_why() {
     let missing = folder.path("no-enclave");
     serve(&package, &free, &["--enclave", &missing]).refused(1, "no-enclave could not be started");
 }
+
+#[test]
+fn a_file_that_a_policy_names_is_looked_for_beside_it() {
+    let folder = Folder::new();
+    let source = folder.tiny_llama();
+    folder.packed(&source, "tiny.chry", &[]);
+    let policy = folder.path("tiny.policy.toml");
+    let text = fs::read_to_string(&policy).unwrap();
+    let named = text.replace("# floors = \"amd.floors\"", "floors = \"amd.floors\"");
+    assert_ne!(text, named, "a written policy shows how floors are named");
+    fs::write(&policy, &named).unwrap();
+    let verify = ["verify", "--connect", "unix:/nowhere", "--policy", &policy];
+    chrysalis(&verify).refused(1, "snp.floors = \"amd.floors\": No such file");
+    folder.write("amd.floors", b"not floors");
+    chrysalis(&verify).refused(1, "snp.floors = \"amd.floors\": the floors file");
+    // With the program's own file in its place, it is the address that is wrong.
+    folder.write("amd.floors", include_bytes!("../../../attestation/src/floors/amd.floors"));
+    chrysalis(&verify).refused(4, "/nowhere");
+}
