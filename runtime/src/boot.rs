@@ -31,6 +31,7 @@ use crate::epoch::{Epoch, Epochs, Identity};
 use crate::files::{FileError, PackageFiles};
 use crate::hub::{Hub, HubExit, Inbound};
 use crate::key_wait::KeyWait;
+use crate::lease::Lease;
 use crate::limits::Limits;
 use crate::load::{self, LoadError, LoadOptions, LoadReport};
 use crate::load_wait::LoadWait;
@@ -226,14 +227,14 @@ impl Boot {
     }
 
     fn run(mut self, mut report: impl FnMut(Progress) + Send) -> Result<(), BootError> {
-        let key = if self.public.header().sealed {
+        let (key, lease) = if self.public.header().sealed {
             report(Progress::AwaitingKey);
             match self.await_key()? {
-                Some(key) => Some(key),
+                Some((key, lease)) => (Some(key), lease),
                 None => return Ok(()),
             }
         } else {
-            None
+            (None, Lease::UNLIMITED)
         };
         let package = Package::open(&self.main, key.as_ref())?;
         drop(key);
@@ -248,17 +249,17 @@ impl Boot {
         };
         let generation = package.meta().architecture.generation.clone();
         drop(package);
-        self.serve(model, generation, bundle, &mut report)
+        self.serve(model, generation, bundle, lease, &mut report)
     }
 
     /// Nothing when somebody asked for the end.
-    fn await_key(&mut self) -> Result<Option<PackageKey>, BootError> {
+    fn await_key(&mut self) -> Result<Option<(PackageKey, Lease)>, BootError> {
         let limits = self.options.limits;
         let counters = Arc::clone(&self.counters);
         let mut wait =
             KeyWait::new(&self.identity, &self.public, &mut *self.attester, limits, counters);
         match self.hub.drive(&mut wait) {
-            HubExit::Done => Ok(wait.into_key()),
+            HubExit::Done => Ok(wait.into_released()),
             HubExit::Shutdown => Ok(None),
             HubExit::EngineFailed(why) => Err(BootError::EngineFailed(why)),
         }
@@ -319,6 +320,7 @@ impl Boot {
         model: Box<dyn Model>,
         generation: Generation,
         bundle: Vec<u8>,
+        lease: Lease,
         report: &mut impl FnMut(Progress),
     ) -> Result<(), BootError> {
         let Self { options, identity, receipt_key, mut attester, mut hub, counters, .. } = self;
@@ -338,6 +340,7 @@ impl Boot {
             attester,
             epochs: Epochs::new(first, options.limits.epoch_grace_ms),
             receipts: Receipts::new(receipt_key),
+            lease,
             model: facts,
             client_bundle: bundle,
             counters,

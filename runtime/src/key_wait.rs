@@ -18,6 +18,7 @@ use crate::counters::Counters;
 use crate::engine::Event;
 use crate::epoch::Identity;
 use crate::hub::{ConnectionId, Handler, Output};
+use crate::lease::Lease;
 use crate::limits::Limits;
 use crate::reply;
 use crate::rng::SystemRng;
@@ -32,7 +33,7 @@ pub struct KeyWait<'a> {
     limits: Limits,
     counters: Arc<Counters>,
     offers: HashMap<ConnectionId, Offer>,
-    key: Option<PackageKey>,
+    released: Option<(PackageKey, Lease)>,
 }
 
 /// A key pair that one owner was shown.
@@ -51,12 +52,12 @@ impl<'a> KeyWait<'a> {
         counters: Arc<Counters>,
     ) -> Self {
         let (rng, offers) = (SystemRng::default(), HashMap::new());
-        Self { identity, package, attester, rng, limits, counters, offers, key: None }
+        Self { identity, package, attester, rng, limits, counters, offers, released: None }
     }
 
-    /// The package key, once it was released.
-    pub fn into_key(self) -> Option<PackageKey> {
-        self.key
+    /// The package key, once it was released, and the terms that came with it.
+    pub fn into_released(self) -> Option<(PackageKey, Lease)> {
+        self.released
     }
 
     /// States a fresh key pair for a challenge, and remembers it for this connection.
@@ -72,7 +73,12 @@ impl<'a> KeyWait<'a> {
     }
 
     /// Opens a release and checks that it brings the key of this package.
-    fn take(&mut self, id: ConnectionId, sealed: &[u8]) -> Option<PackageKey> {
+    fn take(
+        &mut self,
+        id: ConnectionId,
+        sealed: &[u8],
+        now_ms: u64,
+    ) -> Option<(PackageKey, Lease)> {
         let offer = self.offers.remove(&id)?;
         let release = key_release::open(offer.keys, &offer.statement_digest, sealed).ok()?;
         let header = self.package.header();
@@ -80,7 +86,8 @@ impl<'a> KeyWait<'a> {
         let fits = release.package_id == header.package_id
             && header.model_svn >= release.min_model_svn
             && key.fits(header);
-        fits.then_some(key)
+        let lease = Lease::new(release.lease_seconds, release.lease_tokens, now_ms);
+        fits.then_some((key, lease))
     }
 }
 
@@ -111,9 +118,10 @@ impl Handler for KeyWait<'_> {
             },
             FrameKind::KeyrelResp => match KeyrelResp::from_bytes(frame.body) {
                 Ok(response) => {
-                    let key = self.take(id, response.sealed.as_slice());
-                    let code = if key.is_some() { CloseCode::Ok } else { CloseCode::Rejected };
-                    self.key = self.key.take().or(key);
+                    let released = self.take(id, response.sealed.as_slice(), now_ms);
+                    let good = released.is_some();
+                    let code = if good { CloseCode::Ok } else { CloseCode::Rejected };
+                    self.released = self.released.take().or(released);
                     reply::close(id, stream, code, out);
                 }
                 Err(_) => out.push(Output::Reset(id)),
@@ -145,6 +153,6 @@ impl Handler for KeyWait<'_> {
     }
 
     fn is_done(&self) -> bool {
-        self.key.is_some()
+        self.released.is_some()
     }
 }

@@ -14,6 +14,7 @@ pub mod files;
 mod harden;
 pub mod hub;
 pub mod key_wait;
+pub mod lease;
 pub mod limits;
 pub mod load;
 mod load_wait;

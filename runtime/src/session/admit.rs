@@ -14,6 +14,7 @@ use super::{Gateway, ModelFacts, StreamId};
 use crate::counters::Counters;
 use crate::engine::{NewSequence, Sampling, SequenceId};
 use crate::hub::Output;
+use crate::lease::Promise;
 use crate::pacer::Pacer;
 use crate::reply;
 use crate::worker::Command;
@@ -37,14 +38,10 @@ impl Gateway {
         // would tell its length.
         let longest = policy.max_output.min(self.parts.model.max_context);
         let envelope = frames_of(body.max_output.min(longest), body.want_logprobs);
-        let new = match sequence_of(
-            sequence,
-            body,
-            &self.parts.model,
-            policy.max_prompt,
-            policy.max_output,
-        ) {
-            Ok(new) => new,
+        let asked =
+            sequence_of(sequence, body, &self.parts.model, policy.max_prompt, policy.max_output);
+        let (new, promise) = match asked.and_then(|new| self.promise(new)) {
+            Ok(promised) => promised,
             Err(code) => {
                 Counters::add(&self.parts.counters.rejected, 1);
                 return self.start_refusal(id, sealer, meter, (code, envelope), now_ms, out);
@@ -56,7 +53,7 @@ impl Gateway {
         let pacer = Pacer::new(self.rhythm, envelope, now_ms);
         let prompt_tokens = u32::try_from(new.prompt.len()).unwrap_or(u32::MAX);
         let wants = new.logprobs;
-        let answer = Answer::accepted(
+        let mut answer = Answer::accepted(
             sealer,
             pacer,
             meter,
@@ -66,11 +63,21 @@ impl Gateway {
             prompt_tokens,
             wants,
         );
+        answer.promise = promise;
         self.by_sequence.insert(sequence, id);
         (self.parts.engine)(Command::Add(Box::new(new)));
         let body = messages::Accept { serial: accept.serial }.to_bytes();
         reply::send(id.0, FrameKind::Accept, id.1, &body, out);
         self.begin(id, answer, now_ms, out);
+    }
+
+    /// A sequence within what is left of the lease.
+    fn promise(&mut self, mut new: NewSequence) -> Result<(NewSequence, Promise), ErrorCode> {
+        let prompt = u32::try_from(new.prompt.len()).unwrap_or(u32::MAX);
+        let promised = self.parts.lease.promise(prompt, new.max_output);
+        let (output, promise) = promised.ok_or(ErrorCode::Draining)?;
+        new.max_output = output;
+        Ok((new, promise))
     }
 
     /// Answers with a sealed error, in the rhythm of every other answer.

@@ -12,6 +12,7 @@ use zeroize::Zeroizing;
 use super::receipts::{Meter, Receipts, Usage};
 use crate::engine::{self, Event, SequenceId};
 use crate::epoch::Identity;
+use crate::lease::Promise;
 use crate::limits::Limits;
 use crate::pacer::Pacer;
 
@@ -36,6 +37,8 @@ pub(super) struct Answer {
     /// The engine's name for it, while the engine works on it.
     pub(super) sequence: Option<SequenceId>,
     prompt_tokens: u32,
+    /// What the lease holds for it.
+    pub(super) promise: Promise,
     outcome: Option<FinishReason>,
 }
 
@@ -91,8 +94,15 @@ impl Answer {
             wants_logprobs: None,
             sequence: None,
             prompt_tokens: 0,
+            promise: Promise::default(),
             outcome: None,
         }
+    }
+
+    /// Tokens that the model has read and written for it.
+    pub(super) fn used(&self) -> u64 {
+        let waiting = self.tokens.len() as u64;
+        u64::from(self.prompt_tokens) + u64::from(self.sealer.num_tokens()) + waiting
     }
 
     /// The head of the response, which goes out before the first frame.

@@ -23,6 +23,7 @@ use crate::counters::Counters;
 use crate::engine::{Event, SequenceId};
 use crate::epoch::{Epochs, Identity};
 use crate::hub::{ConnectionId, Handler, Output};
+use crate::lease::Lease;
 use crate::limits::Limits;
 use crate::pacer::Rhythm;
 use crate::reply;
@@ -71,6 +72,8 @@ pub struct GatewayParts {
     pub epochs: Epochs,
     /// The receipt chain.
     pub receipts: Receipts,
+    /// What the owner's terms leave to be served.
+    pub lease: Lease,
     /// The model's limits and defaults.
     pub model: ModelFacts,
     /// The bytes of the client bundle.
@@ -114,6 +117,12 @@ impl Gateway {
         }
     }
 
+    /// When the owner's terms are used up, what runs is finished and nothing new is taken.
+    fn end_lease(&mut self, now_ms: u64) {
+        let quantum = self.parts.identity.policy.billing_quantum;
+        self.draining |= self.parts.lease.is_over(now_ms, quantum);
+    }
+
     fn state(&self) -> State {
         if self.draining { State::Draining } else { State::Serving }
     }
@@ -128,6 +137,7 @@ impl Gateway {
         match self.streams.remove(&id) {
             Some(Stream::Receiving(receiving)) => self.request_bytes -= receiving.charged,
             Some(Stream::Answering(answer)) => {
+                self.parts.lease.settle(answer.promise, answer.used());
                 if let Some(sequence) = answer.sequence
                     && self.by_sequence.remove(&sequence).is_some()
                 {
@@ -245,6 +255,7 @@ impl Handler for Gateway {
         if body_len.is_some_and(|len| frame.body.len() != len) {
             return out.push(Output::Reset(id));
         }
+        self.end_lease(now_ms);
         match frame.kind {
             FrameKind::Hello => {
                 let status = self.parts.counters.status(self.state(), self.streams.len());
@@ -317,6 +328,7 @@ impl Handler for Gateway {
             self.pump(id, now_ms, out);
         }
         self.expire_streams(now_ms, out);
+        self.end_lease(now_ms);
         self.refresh(now_ms, out);
         let policy = &self.parts.identity.policy;
         if now_ms >= self.rotate_from_ms && self.parts.epochs.is_due(policy, now_ms) {
@@ -333,7 +345,8 @@ impl Handler for Gateway {
         let challenges = self.challenges.first().map(|challenge| challenge.due_ms);
         let epoch = self.parts.epochs.due_ms(&self.parts.identity.policy);
         let epoch = epoch.max(self.rotate_from_ms);
-        ticks.chain(challenges).chain([epoch]).min()
+        let lease = self.parts.lease.until_ms().filter(|_| !self.draining);
+        ticks.chain(challenges).chain(lease).chain([epoch]).min()
     }
 
     fn is_done(&self) -> bool {

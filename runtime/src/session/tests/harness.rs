@@ -30,6 +30,7 @@ use crate::counters::Counters;
 use crate::engine::{Event, FinishReason, NewSequence, SequenceId};
 use crate::epoch::{Epoch, Epochs, Identity};
 use crate::hub::{ConnectionId, Handler, Output};
+use crate::lease::Lease;
 use crate::limits::Limits;
 use crate::rng::SystemRng;
 use crate::worker::Command;
@@ -146,6 +147,7 @@ impl Host {
             attester: Box::new(platform),
             epochs: Epochs::new(first, limits.epoch_grace_ms),
             receipts: Receipts::new(receipt_key),
+            lease: Lease::UNLIMITED,
             model: ModelFacts {
                 vocab_size: VOCAB as usize,
                 max_context: 8_192,

@@ -4,6 +4,7 @@ mod credit;
 mod epochs;
 mod evidence;
 mod harness;
+mod lease;
 mod receipts;
 mod refusals;
 mod simulate;
