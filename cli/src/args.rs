@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 
+use crate::key_broker::args::BrokerArgs;
+
 /// Confidential inference: pack a model, serve it from an enclave, verify, ask.
 #[derive(Debug, Parser)]
 #[command(name = "chrysalis", version, propagate_version = true, arg_required_else_help = true)]
@@ -26,6 +28,8 @@ pub enum Command {
     Serve(ServeArgs),
     /// As the model's owner: verify an enclave, then seal the package key to it
     Release(ReleaseArgs),
+    /// Hold package keys, and release them to enclaves that licences cover
+    KeyBroker(BrokerArgs),
     /// Fetch an enclave's evidence and say what it proves and what it does not
     Verify(VerifyArgs),
     /// Compute the SEV-SNP launch measurement of an image from its files, and explain one that differs
@@ -147,11 +151,23 @@ pub struct ReleaseArgs {
     #[arg(long, value_name = "ADDR")]
     pub connect: String,
     /// Package key file
-    #[arg(long, value_name = "FILE")]
-    pub key: PathBuf,
+    #[arg(long, value_name = "FILE", required_unless_present = "broker", requires = "policy")]
+    pub key: Option<PathBuf>,
     /// Appraisal policy (TOML)
-    #[arg(long, value_name = "FILE")]
-    pub policy: PathBuf,
+    #[arg(long, value_name = "FILE", requires = "key")]
+    pub policy: Option<PathBuf>,
+    /// As the host, without a key: let this key broker verify and release (https://HOST:PORT)
+    #[arg(long, value_name = "URL", conflicts_with_all = ["key", "policy"])]
+    pub broker: Option<String>,
+    /// Who certified the broker (PEM) [default: the system's authorities]
+    #[arg(long, value_name = "FILE", requires = "broker")]
+    pub broker_ca: Option<PathBuf>,
+    /// End serving after this many seconds [default: no end]
+    #[arg(long, value_name = "N", conflicts_with = "broker", value_parser = clap::value_parser!(u32).range(1..))]
+    pub lease_seconds: Option<u32>,
+    /// End serving after this many tokens of prompts and answers [default: no end]
+    #[arg(long, value_name = "N", conflicts_with = "broker", value_parser = clap::value_parser!(u64).range(1..))]
+    pub lease_tokens: Option<u64>,
     /// One JSON object instead of text
     #[arg(long)]
     pub json: bool,

@@ -18,6 +18,7 @@ use chrysalis_runtime::engine::{AddError, EngineError};
 use chrysalis_runtime::files::FileError;
 use chrysalis_runtime::load::LoadError;
 
+use crate::key_broker::{BrokerError, ExchangeError};
 use crate::model_cache::FetchError;
 
 /// Why a command failed.
@@ -164,6 +165,12 @@ pub enum CliError {
     /// The way to an answer failed.
     #[error(transparent)]
     Client(#[from] ClientError),
+    /// The key broker did not start, stopped, or took no licence.
+    #[error(transparent)]
+    Broker(#[from] BrokerError),
+    /// A key broker gave no key.
+    #[error(transparent)]
+    Exchange(#[from] ExchangeError),
     /// The enclave's process is not there.
     #[error("the enclave failed: {0}")]
     Enclave(&'static str),
@@ -184,8 +191,9 @@ impl CliError {
     /// refused or is of another launch; 4 for an enclave that could not be reached or closed; 1 for everything else.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Usage(_) | Self::Address(_) => 2,
-            Self::Client(ClientError::Rejected(_) | ClientError::BundleDigest { .. })
+            Self::Usage(_) | Self::Address(_) | Self::Exchange(ExchangeError::Url { .. }) => 2,
+            Self::Exchange(ExchangeError::Refused { .. })
+            | Self::Client(ClientError::Rejected(_) | ClientError::BundleDigest { .. })
             | Self::Differs { .. } => 3,
             Self::Client(
                 ClientError::Connect { .. }
@@ -193,7 +201,8 @@ impl CliError {
                 | ClientError::Silent { .. }
                 | ClientError::State { .. }
                 | ClientError::Refused { .. },
-            ) => 4,
+            )
+            | Self::Exchange(_) => 4,
             _ => 1,
         }
     }

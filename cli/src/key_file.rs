@@ -14,28 +14,61 @@ use zeroize::{Zeroize, Zeroizing};
 use crate::error::CliError;
 use crate::hex;
 
+/// What a file of 32 secret bytes is for: its first line, and the words for it.
+#[derive(Clone, Copy, Debug)]
+pub struct Form {
+    head: &'static str,
+    expected: &'static str,
+}
+
+/// The key of a package.
+pub const PACKAGE: Form =
+    Form { head: "chrysalis package key 1", expected: "a package key (`chrysalis package key 1`)" };
+
+/// The master key of a key broker.
+pub const MASTER: Form = Form {
+    head: "chrysalis broker master key 1",
+    expected: "a broker's master key (`chrysalis broker master key 1`)",
+};
+
 /// Reads a package key.
 ///
 /// # Errors
 /// [`CliError::KeyFile`] when it is no key file.
 pub fn read(path: &Path) -> Result<PackageKey, CliError> {
+    read_secret(path, PACKAGE).map(PackageKey::new)
+}
+
+/// Reads 32 secret bytes.
+///
+/// # Errors
+/// [`CliError::KeyFile`] when the file has another form.
+pub fn read_secret(path: &Path, form: Form) -> Result<Secret<32>, CliError> {
     let text = Zeroizing::new(fs::read_to_string(path).map_err(CliError::io(path))?);
     let mut lines = text.lines();
-    let form = || CliError::KeyFile {
-        path: path.to_owned(),
-        expected: "a package key (`chrysalis package key 1`)",
-    };
-    if lines.next() != Some(HEAD) {
-        return Err(form());
+    let wrong = || CliError::KeyFile { path: path.to_owned(), expected: form.expected };
+    if lines.next() != Some(form.head) {
+        return Err(wrong());
     }
-    let mut bytes = hex::decode(lines.next().unwrap_or_default()).ok_or_else(form)?;
+    let mut bytes = hex::decode(lines.next().unwrap_or_default()).ok_or_else(wrong)?;
     let array: Result<[u8; 32], _> = bytes.as_slice().try_into();
     bytes.zeroize();
-    let key = array.map(|mut array| PackageKey::new(Secret::take(&mut array)));
+    let secret = array.map(|mut array| Secret::take(&mut array));
     if lines.any(|line| !line.trim().is_empty()) {
-        return Err(form());
+        return Err(wrong());
     }
-    key.map_err(|_| form())
+    secret.map_err(|_| wrong())
+}
+
+/// Makes 32 secret bytes and their file.
+///
+/// # Errors
+/// [`CliError::Io`], also when the file is there.
+pub fn create_secret(path: &Path, form: Form) -> Result<Secret<32>, CliError> {
+    let secret = Secret::random(&mut SystemRng::default());
+    let text = Zeroizing::new(format!("{}\n{}\n", form.head, hex::encode(secret.expose())));
+    create(path, text.as_bytes())?;
+    Ok(secret)
 }
 
 /// Reads a package key, or makes one where the file does not exist. Tells whether it was made.
@@ -46,10 +79,7 @@ pub fn read_or_create(path: &Path) -> Result<(PackageKey, bool), CliError> {
     if path.exists() {
         return read(path).map(|key| (key, false));
     }
-    let key = PackageKey::new(Secret::random(&mut SystemRng::default()));
-    let text = Zeroizing::new(format!("{HEAD}\n{}\n", hex::encode(key.expose())));
-    create(path, text.as_bytes())?;
-    Ok((key, true))
+    Ok((PackageKey::new(create_secret(path, PACKAGE)?), true))
 }
 
 /// Reads a publisher's key pair, or makes one where the file does not exist. Tells whether it was made.
@@ -78,8 +108,6 @@ fn create(path: &Path, bytes: &[u8]) -> Result<(), CliError> {
     };
     write().map_err(CliError::io(path))
 }
-
-const HEAD: &str = "chrysalis package key 1";
 
 #[cfg(test)]
 mod tests {

@@ -21,6 +21,7 @@ mod error;
 mod eval;
 mod hex;
 mod inspect;
+mod key_broker;
 mod key_file;
 mod measure;
 mod model_cache;
@@ -53,6 +54,7 @@ fn run(command: Command) -> Result<(), CliError> {
         Command::Inspect(args) => inspect::run(&args),
         Command::Serve(args) => serve::run(&args),
         Command::Release(args) => release::run(&args),
+        Command::KeyBroker(args) => key_broker::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Measure(args) => measure::run(&args),
         Command::Doctor(args) => doctor::run(&args),

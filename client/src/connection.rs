@@ -7,9 +7,10 @@ use chrysalis_attestation::policy::{
 };
 use chrysalis_protocol::bundle::BUNDLE_MAX;
 use chrysalis_protocol::frame::FrameKind;
+use chrysalis_protocol::key_release::SEALED_LEN;
 use chrysalis_protocol::messages::{
     Assembler, CLIENT_BUNDLE_PIECES, ClientBundleReq, Close, CloseCode, EvidenceReq, Hello,
-    KeyrelResp, Limits, Open, Piece, State, Status,
+    KeyrelReq, KeyrelResp, Limits, Open, Piece, State, Status,
 };
 use chrysalis_protocol::package::{CLIENT_BUNDLE_MAX, PackageKey};
 use chrysalis_protocol::rand_core::{Rng, UnwrapErr};
@@ -28,6 +29,7 @@ pub struct Connection {
     wire: Wire,
     limits: Limits,
     state: State,
+    awaits: Option<KeyrelReq>,
     next_stream: u64,
 }
 
@@ -41,12 +43,15 @@ impl Connection {
         wire.send(FrameKind::Hello, 0, &Hello.to_bytes())?;
         let ack = expect(wire.receive()?, FrameKind::HelloAck)?;
         let status = expect(wire.receive()?, FrameKind::Status)?;
-        Ok(Self {
-            wire,
-            limits: Limits::from_bytes(&ack.body)?,
-            state: Status::from_bytes(&status.body)?.state,
-            next_stream: 1,
-        })
+        let state = Status::from_bytes(&status.body)?.state;
+        let awaits = match state {
+            State::AwaitingKey => {
+                let request = expect(wire.receive()?, FrameKind::KeyrelReq)?;
+                Some(KeyrelReq::from_bytes(&request.body)?)
+            }
+            _ => None,
+        };
+        Ok(Self { wire, limits: Limits::from_bytes(&ack.body)?, state, awaits, next_stream: 1 })
     }
 
     /// What the enclave said it was doing when the connection was opened.
@@ -110,11 +115,16 @@ impl Connection {
     pub fn evidence(&mut self, kind: Kind) -> Result<(Vec<u8>, Challenge), ClientError> {
         let mut nonce = [0; 32];
         rng().fill_bytes(&mut nonce);
+        let bundle = self.evidence_over(kind, nonce)?;
+        Ok((bundle, Challenge { nonce: Some(nonce), now_unix: now_unix() }))
+    }
+
+    /// Fetches evidence of a kind over somebody's challenge.
+    fn evidence_over(&mut self, kind: Kind, nonce: [u8; 32]) -> Result<Vec<u8>, ClientError> {
         let stream = self.stream();
         self.wire.send(FrameKind::EvidenceReq, stream, &EvidenceReq { kind, nonce }.to_bytes())?;
         let limit = u32::try_from(BUNDLE_MAX).unwrap_or(u32::MAX);
-        let bundle = self.assemble(stream, FrameKind::Evidence, limit)?;
-        Ok((bundle, Challenge { nonce: Some(nonce), now_unix: now_unix() }))
+        self.assemble(stream, FrameKind::Evidence, limit)
     }
 
     /// Fetches the client bundle and compares its BLAKE3 with those that the policy lists.
@@ -162,18 +172,42 @@ impl Connection {
         key: &PackageKey,
         terms: &ReleaseTerms,
     ) -> Result<VerifiedKeyRelease, ClientError> {
-        if self.state != State::AwaitingKey {
-            let hint = "it does not need a key";
-            return Err(ClientError::State { state: self.state, hint });
-        }
+        self.awaited_package()?;
         let (bundle, challenge) = self.evidence(Kind::KeyRelease)?;
         let verified = policy.appraise_key_release(&bundle, &challenge)?;
-        let sealed = Box::new(verified.seal(key, terms, &mut rng())?);
+        self.bring_key(Box::new(verified.seal(key, terms, &mut rng())?))?;
+        Ok(verified)
+    }
+
+    /// As a host, between an enclave and a key broker: which package's key the enclave waits for.
+    ///
+    /// # Errors
+    /// [`ClientError::State`] when it waits for none.
+    pub fn awaited_package(&self) -> Result<KeyrelReq, ClientError> {
+        let hint = "it does not need a key";
+        self.awaits
+            .filter(|_| self.state == State::AwaitingKey)
+            .ok_or(ClientError::State { state: self.state, hint })
+    }
+
+    /// As a host: fetches evidence for a key release over the broker's challenge. The host cannot judge it, nor need it.
+    ///
+    /// # Errors
+    /// What a peer can do wrong.
+    pub fn key_evidence(&mut self, challenge: [u8; 32]) -> Result<Vec<u8>, ClientError> {
+        self.evidence_over(Kind::KeyRelease, challenge)
+    }
+
+    /// As a host: brings what the broker sealed, on the connection that the evidence came over.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] when it is not the key that the enclave asked for.
+    pub fn bring_key(&mut self, sealed: Box<[u8; SEALED_LEN]>) -> Result<(), ClientError> {
         let stream = self.stream();
         self.wire.send(FrameKind::KeyrelResp, stream, &KeyrelResp { sealed }.to_bytes())?;
         let close = Close::from_bytes(&self.receive(stream, FrameKind::Close)?.body)?;
         match close.code {
-            CloseCode::Ok => Ok(verified),
+            CloseCode::Ok => Ok(()),
             code => Err(ClientError::Refused { code }),
         }
     }

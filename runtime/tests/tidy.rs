@@ -35,6 +35,11 @@ const HOMES: &[(&str, &[&str])] = &[
     ("safetensors", &["models"]),
     ("criterion", &["benches"]),
     ("indicatif", &["cli"]),
+    ("axum", &["cli"]),
+    ("hyper", &["cli"]),
+    ("redb", &["cli"]),
+    ("rustls", &["cli"]),
+    ("tokio", &["cli", "client"]),
 ];
 
 /// What the enclave's own tree must not have: parsers of other people's text and certificates, async runtimes, candle.
@@ -49,6 +54,9 @@ const NEVER_IN_THE_ENCLAVE: &[&str] = &[
     "safetensors",
     "tokio",
     "axum",
+    "hyper",
+    "rustls",
+    "redb",
     "candle-core",
     "candle-transformers",
     "regex",

@@ -57,7 +57,7 @@ fn a_reader_that_left_is_no_failure() {
 }
 
 /// Each command, and what its help has to name.
-const COMMANDS: [(&str, &str); 11] = [
+const COMMANDS: [(&str, &str); 12] = [
     ("demo", "[PROMPT] --model --cache --max-tokens --threads --json"),
     (
         "pack",
@@ -65,7 +65,11 @@ const COMMANDS: [(&str, &str); 11] = [
     ),
     ("inspect", "<PACKAGE> --key --json"),
     ("serve", "--package --listen --attester --config --enclave"),
-    ("release", "--connect --key --policy --json"),
+    (
+        "release",
+        "--connect --key --policy --broker --broker-ca --lease-seconds --lease-tokens --json",
+    ),
+    ("key-broker", "init licence add revoke status serve log"),
     ("verify", "--connect --evidence --policy --save --nonce --at --json"),
     ("doctor", "--root --json"),
     (

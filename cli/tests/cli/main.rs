@@ -6,6 +6,7 @@ mod doctor;
 #[path = "../../../attestation/tests/suite/firmware.rs"]
 mod firmware;
 mod help;
+mod key_broker;
 mod measure;
 mod package;
 mod support;
