@@ -15,6 +15,7 @@
     )
 )]
 
+pub mod ack;
 pub mod bundle;
 pub mod codec;
 pub mod frame;
@@ -22,6 +23,7 @@ pub mod freshness;
 pub mod hash;
 pub mod hpke;
 pub mod key_release;
+pub mod ledger;
 pub mod messages;
 pub mod package;
 pub mod receipt;

@@ -9,6 +9,7 @@
 use rand_core::CryptoRng;
 use thiserror::Error;
 
+use crate::ack::{AckOpener, AckSealer};
 use crate::codec::{CodecError, Reader, Writer};
 use crate::hash::{Sha256, sha256};
 use crate::hpke::{ENC_LEN, HpkeError, KemKeyPair, Receiver, SealingKey, Sender, TAG_LEN};
@@ -160,6 +161,7 @@ pub struct RequestContext {
     request_hash: [u8; 32],
     request_tag: [u8; 32],
     response: ResponseSecret,
+    sender: Sender,
 }
 
 impl RequestContext {
@@ -178,7 +180,13 @@ impl RequestContext {
     /// Opens the one response there is.
     #[must_use]
     pub fn into_opener(self) -> ResponseOpener {
-        ResponseOpener::new(self.response, self.request_hash)
+        self.into_parts().0
+    }
+
+    /// Opens the one response there is, and seals what is said of it while it comes.
+    #[must_use]
+    pub fn into_parts(self) -> (ResponseOpener, AckSealer) {
+        (ResponseOpener::new(self.response, self.request_hash), AckSealer::new(self.sender))
     }
 }
 
@@ -208,7 +216,8 @@ pub fn seal(
     }
     let bytes = writer.into_bytes();
     let request_hash = sha256(&[&bytes]);
-    let context = RequestContext { request_hash, request_tag: head.request_tag(), response };
+    let context =
+        RequestContext { request_hash, request_tag: head.request_tag(), response, sender };
     Ok(SealedRequest { bytes, context })
 }
 
@@ -316,7 +325,8 @@ impl RequestOpener {
             OpenerState::Open => Err(RequestError::Truncated { opened: self.plaintext.len() }),
             OpenerState::Final => {
                 let body = RequestBody::from_padded(self.plaintext.expose())?;
-                Ok(OpenedRequest { body, request_hash: self.hash.finish() })
+                let acks = AckOpener::new(self.receiver);
+                Ok(OpenedRequest { body, request_hash: self.hash.finish(), acks })
             }
         }
     }
@@ -375,6 +385,8 @@ pub struct OpenedRequest {
     pub body: RequestBody,
     /// SHA-256 of the sealed request, which ACCEPT repeats.
     pub request_hash: [u8; 32],
+    /// Opens what the client says of the answer while it comes.
+    pub acks: AckOpener,
 }
 
 /// The word before a frame's ciphertext.

@@ -64,6 +64,7 @@ pub(crate) fn all() -> Vec<Case> {
         receipts(),
         sealed_cases::requests(),
         sealed_cases::responses(),
+        sealed_cases::acks(),
         sealed_cases::releases(),
     ]
     .into_iter()

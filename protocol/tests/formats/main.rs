@@ -1,9 +1,15 @@
 //! The formats from outside: every cut and every flipped bit is refused, and the vectors hold.
 
 #[cfg(test)]
+mod acks;
+#[cfg(test)]
 mod cases;
 #[cfg(test)]
 mod layouts;
+#[cfg(test)]
+mod ledger;
+#[cfg(test)]
+mod receipts_page;
 #[cfg(test)]
 mod request_bodies;
 #[cfg(test)]

@@ -5,7 +5,7 @@ use chrysalis_protocol::request::{Prompt, RequestBody, SealTo, seal};
 
 use crate::cases::{Case, to_hex};
 use crate::support::{Replay, SeededRng, body, key_config, key_pair, plain_body, statement};
-use crate::vectors::{release_from, response_from};
+use crate::vectors::{acks_from, release_from, response_from};
 
 fn request_case(name: &'static str, about: &str, kind: &str, body: &RequestBody) -> Case {
     let keys = key_pair();
@@ -89,6 +89,63 @@ pub(crate) fn responses() -> Vec<Case> {
             case.hex("response", response)
         })
         .collect()
+}
+
+pub(crate) fn acks() -> Vec<Case> {
+    let case = |name, about, expect: &str, tokens: &[u64]| {
+        let mut case = request_case(name, about, "acks", &plain_body(3)).number("sent", 70);
+        case.fields[1].1 = expect.to_owned();
+        for &tokens in tokens {
+            case = case.number("tokens", tokens);
+        }
+        case
+    };
+    let with = |case: Case, change: fn(Vec<u8>) -> Vec<u8>| {
+        let acks = change(acks_from(&case.fields_of()));
+        case.number("acked", 70).hex("acks", acks)
+    };
+    let swapped = |mut acks: Vec<u8>| {
+        acks.rotate_left(28);
+        acks
+    };
+    vec![
+        with(
+            case(
+                "acks",
+                "at ACCEPT, after the first frame of tokens, at the end",
+                "accept",
+                &[0, 62, 70],
+            ),
+            |acks| acks,
+        ),
+        with(
+            case(
+                "acks_order",
+                "the second ACK comes first",
+                "the ciphertext was refused",
+                &[62, 70],
+            ),
+            swapped,
+        ),
+        with(
+            case(
+                "acks_decreased",
+                "an ACK takes tokens back",
+                "an ACK of 61 tokens after one of 62",
+                &[62, 61],
+            ),
+            |acks| acks,
+        ),
+        with(
+            case(
+                "acks_unsent",
+                "71 of 70 tokens",
+                "an ACK of 71 tokens, of which 70 were sent",
+                &[71],
+            ),
+            |acks| acks,
+        ),
+    ]
 }
 
 pub(crate) fn releases() -> Vec<Case> {

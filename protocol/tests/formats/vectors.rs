@@ -6,6 +6,7 @@
 use std::fs;
 use std::path::PathBuf;
 
+use chrysalis_protocol::ack::ACK_LEN;
 use chrysalis_protocol::bundle::Bundle;
 use chrysalis_protocol::frame;
 use chrysalis_protocol::freshness::{Freshness, Tree};
@@ -95,6 +96,7 @@ fn check(fields: &Fields) -> Result<(), String> {
         "receipt" => check_receipt(fields),
         "request" => check_request(fields).map(drop),
         "response" => check_response(fields),
+        "acks" => check_acks(fields),
         "key_release" => check_key_release(fields),
         other => panic!("{other} is no kind of vector"),
     }
@@ -189,6 +191,31 @@ fn check_response(fields: &Fields) -> Result<(), String> {
     let found: Vec<String> = opened.iter().map(|frame| describe(&frame.inner)).collect();
     assert!(found.iter().eq(stated), "{found:?}");
     Ok(())
+}
+
+/// Seals the ACKs that a vector lists, and opens those that came in their place.
+fn check_acks(fields: &Fields) -> Result<(), String> {
+    let (context, opener) = check_request(fields)?;
+    let mut opener = opener.finish().map_err(refusal)?.acks;
+    let (_, mut sealer) = context.into_parts();
+    let sent = get(fields, "sent").parse().unwrap();
+    let tokens = fields.iter().filter(|(name, _)| name == "tokens").map(|(_, value)| value);
+    let came = hex(fields, "acks");
+    for (tokens, came) in tokens.zip(came.chunks(ACK_LEN)) {
+        let tokens: u32 = tokens.parse().unwrap();
+        let sealed = sealer.seal(tokens).map_err(refusal)?;
+        assert_eq!(opener.open(came, sent).map_err(refusal)?, tokens);
+        assert_eq!(sealed.as_slice(), came);
+    }
+    assert_eq!(opener.acked().unwrap().to_string(), get(fields, "acked"));
+    Ok(())
+}
+
+/// The ACKs of a vector's request, one after another.
+pub(crate) fn acks_from(fields: &Fields) -> Vec<u8> {
+    let (_, mut sealer) = check_request(fields).unwrap().0.into_parts();
+    let tokens = fields.iter().filter(|(name, _)| name == "tokens");
+    tokens.flat_map(|(_, value)| sealer.seal(value.parse().unwrap()).unwrap()).collect()
 }
 
 /// Seals the frames that a response vector lists.
