@@ -35,6 +35,7 @@ use crate::lease::Lease;
 use crate::limits::Limits;
 use crate::load::{self, LoadError, LoadOptions, LoadReport};
 use crate::load_wait::LoadWait;
+use crate::platform::Platform;
 use crate::rng::SystemRng;
 use crate::session::{Gateway, GatewayParts, ModelFacts, Receipts};
 use crate::transport::{Address, Listener};
@@ -333,11 +334,13 @@ impl Boot {
             .map_err(|error| BootError::Thread(error.to_string()))?;
         let mut rng = SystemRng::default();
         let first = Epoch::begin(&identity, None, &mut *attester, &mut rng, hub.now_ms())?;
+        let platform = Platform::start(attester, hub.sender())
+            .map_err(|error| BootError::Thread(error.to_string()))?;
         let mut gateway = Gateway::new(GatewayParts {
             identity,
             limits: options.limits,
             config: options.config,
-            attester,
+            platform: Box::new(move |report_data| platform.ask(report_data)),
             epochs: Epochs::new(first, options.limits.epoch_grace_ms),
             receipts: Receipts::new(receipt_key),
             lease,

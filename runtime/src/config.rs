@@ -91,16 +91,17 @@ const EPOCH_MAX_SECONDS: usize = 6;
 const EPOCH_MAX_REQUESTS: usize = 7;
 const MIN_MODEL_SVN: usize = 8;
 const SPEC_DECODE: usize = 9;
-const THREADS: usize = 10;
-const MAX_SEQUENCES: usize = 11;
-const MAX_WAITING: usize = 12;
-const MAX_TOKENS_PER_STEP: usize = 13;
-const KV_TOKENS: usize = 14;
-const BLOCK_SIZE: usize = 15;
-const MAX_PREFILL_WITH_DECODE: usize = 16;
-const KV_INT8: usize = 17;
+const ACK_WINDOW: usize = 10;
+const THREADS: usize = 11;
+const MAX_SEQUENCES: usize = 12;
+const MAX_WAITING: usize = 13;
+const MAX_TOKENS_PER_STEP: usize = 14;
+const KV_TOKENS: usize = 15;
+const BLOCK_SIZE: usize = 16;
+const MAX_PREFILL_WITH_DECODE: usize = 17;
+const KV_INT8: usize = 18;
 
-const KEYS: [Key; 18] = [
+const KEYS: [Key; 19] = [
     key("pad_profile", 1, 0, 2),
     key("tick_ms", 50, 1, 10_000),
     key("length_quantum", 16, 1, 4_096),
@@ -111,6 +112,7 @@ const KEYS: [Key; 18] = [
     key("epoch_max_requests", 1 << 20, 1, 1 << 24),
     key("min_model_svn", 0, 0, u32::MAX),
     key("spec_decode", 0, 0, 1),
+    key("ack_window", 0, 0, 2_000_000),
     key("threads", 0, 0, 1_024),
     key("max_sequences", 64, 1, 4_096),
     key("max_waiting", 1_024, 1, 16_384),
@@ -177,6 +179,7 @@ impl LaunchConfig {
             epoch_max_requests: self.values[EPOCH_MAX_REQUESTS],
             min_model_svn: self.values[MIN_MODEL_SVN],
             spec_decode: self.values[SPEC_DECODE] == 1,
+            ack_window: self.values[ACK_WINDOW],
             ..ServingPolicy::default()
         }
     }

@@ -135,23 +135,55 @@ impl Epoch {
         rng: &mut impl CryptoRng,
         now_ms: u64,
     ) -> Result<Self, AttesterError> {
+        let draft = Draft::new(identity, previous, rng, now_ms);
+        let evidence = attester.attest(&draft.report_data())?;
+        Ok(draft.attested(evidence, &identity.policy))
+    }
+}
+
+/// An epoch that the platform has not attested yet: nobody is told of its key.
+#[expect(missing_debug_implementations, reason = "it holds the private key")]
+pub struct Draft {
+    keys: KemKeyPair,
+    key_config: KeyConfig,
+    statement: Statement,
+}
+
+impl Draft {
+    /// Makes a key and states it.
+    pub fn new(
+        identity: &Identity,
+        previous: Option<&Epoch>,
+        rng: &mut impl CryptoRng,
+        now_ms: u64,
+    ) -> Self {
         let number = previous.map_or(1, |epoch| epoch.number.saturating_add(1));
         let keys = KemKeyPair::generate(rng);
         let key_config = KeyConfig { epoch: number, sealing_key: keys.sealing_key().clone() };
         let mut statement = identity.statement(Kind::Serve, number, key_config.digest(), now_ms);
         statement.prev_digest = previous.map_or([0; 48], |epoch| epoch.statement_digest);
-        let evidence = attester.attest(&statement.report_data().to_bytes())?;
-        Ok(Self {
-            number,
+        Self { keys, key_config, statement }
+    }
+
+    /// What the platform's report has to cover.
+    pub fn report_data(&self) -> [u8; 64] {
+        self.statement.report_data().to_bytes()
+    }
+
+    /// The epoch, with the evidence that was made over [`Self::report_data`]. It is as old as its statement.
+    pub fn attested(self, evidence: Evidence, policy: &ServingPolicy) -> Epoch {
+        let Self { keys, key_config, statement } = self;
+        Epoch {
+            number: statement.epoch,
             key_id: key_config.key_id(),
             keys,
             key_config,
             statement_digest: statement.digest(),
+            began_ms: statement.uptime_ms,
             statement,
             evidence,
-            replay: ReplaySet::new(identity.policy.epoch_max_requests as usize),
-            began_ms: now_ms,
-        })
+            replay: ReplaySet::new(policy.epoch_max_requests as usize),
+        }
     }
 }
 

@@ -12,6 +12,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use chrysalis_attestation::attester::{AttesterError, Evidence};
 use chrysalis_protocol::frame::{self, Frame, FrameKind};
 
 use crate::counters::Counters;
@@ -35,6 +36,8 @@ pub enum Inbound {
     Engine(Vec<Event>),
     /// The engine ended: nothing can be answered any more.
     EngineFailed(String),
+    /// The platform made the report that it was asked for, or did not.
+    Attested(Box<Result<Evidence, AttesterError>>),
     /// The model is loaded (or not); the boot goes on.
     Wake,
     /// Stop serving.
@@ -58,6 +61,14 @@ pub trait Handler {
     fn closed(&mut self, id: ConnectionId, out: &mut Vec<Output>);
     /// The engine reported.
     fn engine(&mut self, events: Vec<Event>, now_ms: u64, out: &mut Vec<Output>);
+    /// The platform answered the oldest open question for a report; only a handler that asks is told.
+    fn attested(
+        &mut self,
+        _evidence: Result<Evidence, AttesterError>,
+        _now_ms: u64,
+        _out: &mut Vec<Output>,
+    ) {
+    }
     /// Time passed.
     fn tick(&mut self, now_ms: u64, out: &mut Vec<Output>);
     /// When [`tick`](Self::tick) has something to do at the latest.
@@ -275,6 +286,7 @@ impl Hub {
                 }
             }
             Inbound::Engine(events) => handler.engine(events, now, out),
+            Inbound::Attested(evidence) => handler.attested(*evidence, now, out),
             Inbound::EngineFailed(why) => return Some(HubExit::EngineFailed(why)),
             Inbound::Wake => {}
             Inbound::Shutdown => return Some(HubExit::Shutdown),

@@ -19,6 +19,7 @@ pub mod limits;
 pub mod load;
 mod load_wait;
 pub mod pacer;
+mod platform;
 pub mod replay;
 mod reply;
 pub mod rng;

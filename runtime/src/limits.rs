@@ -21,6 +21,8 @@ pub struct Limits {
     pub egress_frames: u32,
     /// Time a response may wait for credit before its stream is closed.
     pub egress_stall_ms: u64,
+    /// Time for which an answer with an ACK window waits for its client to say that it has tokens.
+    pub ack_wait_ms: u64,
     /// Time from OPEN to END of a request, however slowly its frames come: it holds a part of the budget all that time.
     pub request_ms: u64,
     /// Time between two frames of a request that is still being received.
@@ -45,6 +47,7 @@ impl Default for Limits {
             ingress_frames: 256,
             egress_frames: 64,
             egress_stall_ms: 30_000,
+            ack_wait_ms: 30_000,
             request_ms: 120_000,
             idle_stream_ms: 30_000,
             // A full batch of freshness evidence, and as much again.

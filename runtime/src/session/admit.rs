@@ -8,7 +8,8 @@ use chrysalis_protocol::response::{Accept, ErrorCode, ResponseSealer};
 use chrysalis_protocol::secret::SecretBytes;
 use zeroize::Zeroizing;
 
-use super::answer::Answer;
+use super::acks::Acks;
+use super::answer::{Accepted, Answer};
 use super::receipts::Meter;
 use super::{Gateway, ModelFacts, StreamId};
 use crate::counters::Counters;
@@ -30,10 +31,11 @@ impl Gateway {
         now_ms: u64,
         out: &mut Vec<Output>,
     ) {
-        let OpenedRequest { body, request_hash } = opened;
+        let OpenedRequest { body, request_hash, acks } = opened;
         meter.payer_tag = payer_tag(body.options.voucher.as_ref().map_or(&[], SecretBytes::expose));
         let sequence = SequenceId(meter.serial);
         let policy = &self.parts.identity.policy;
+        let window = policy.ack_window;
         // A refusal keeps the rhythm of the answer. Nothing in it depends on the prompt: the room that a prompt leaves
         // would tell its length.
         let longest = policy.max_output.min(self.parts.model.max_context);
@@ -51,18 +53,15 @@ impl Gateway {
         let accept =
             Accept { request_hash, boot_id: self.parts.identity.boot_id, serial: meter.serial };
         let pacer = Pacer::new(self.rhythm, envelope, now_ms);
-        let prompt_tokens = u32::try_from(new.prompt.len()).unwrap_or(u32::MAX);
-        let wants = new.logprobs;
-        let mut answer = Answer::accepted(
-            sealer,
-            pacer,
-            meter,
-            self.parts.limits.egress_frames,
+        let accepted = Accepted {
             accept,
             sequence,
-            prompt_tokens,
-            wants,
-        );
+            prompt_tokens: u32::try_from(new.prompt.len()).unwrap_or(u32::MAX),
+            wants_logprobs: new.logprobs,
+            acks: (window > 0).then(|| Acks::new(acks, window)),
+        };
+        let credit = self.parts.limits.egress_frames;
+        let mut answer = Answer::accepted(sealer, pacer, meter, credit, accepted);
         answer.promise = promise;
         self.by_sequence.insert(sequence, id);
         (self.parts.engine)(Command::Add(Box::new(new)));

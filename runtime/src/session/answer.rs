@@ -9,6 +9,7 @@ use chrysalis_protocol::response::{
 };
 use zeroize::Zeroizing;
 
+use super::acks::{Acks, Refused};
 use super::receipts::{Meter, Receipts, Usage};
 use crate::engine::{self, Event, SequenceId};
 use crate::epoch::Identity;
@@ -34,12 +35,23 @@ pub(super) struct Answer {
     /// Their log probabilities, where they were asked for.
     logprobs: VecDeque<engine::TokenLogprobs>,
     wants_logprobs: Option<u8>,
+    /// What the client says of it, where the policy has an ACK window.
+    acks: Option<Acks>,
     /// The engine's name for it, while the engine works on it.
     pub(super) sequence: Option<SequenceId>,
     prompt_tokens: u32,
     /// What the lease holds for it.
     pub(super) promise: Promise,
     outcome: Option<FinishReason>,
+}
+
+/// What is known of an answer when its request is accepted.
+pub(super) struct Accepted {
+    pub(super) accept: Accept,
+    pub(super) sequence: SequenceId,
+    pub(super) prompt_tokens: u32,
+    pub(super) wants_logprobs: Option<u8>,
+    pub(super) acks: Option<Acks>,
 }
 
 /// The end of an answer.
@@ -50,21 +62,18 @@ pub(super) struct Ended {
 }
 
 impl Answer {
-    #[expect(clippy::too_many_arguments, reason = "one place makes it")]
     pub(super) fn accepted(
         sealer: ResponseSealer,
         pacer: Pacer,
         meter: Meter,
         credit: u32,
-        accept: Accept,
-        sequence: SequenceId,
-        prompt_tokens: u32,
-        wants_logprobs: Option<u8>,
+        accepted: Accepted,
     ) -> Self {
-        let mut answer = Self::new(sealer, pacer, meter, credit, Inner::Accept(accept));
-        answer.sequence = Some(sequence);
-        answer.prompt_tokens = prompt_tokens;
-        answer.wants_logprobs = wants_logprobs;
+        let mut answer = Self::new(sealer, pacer, meter, credit, Inner::Accept(accepted.accept));
+        answer.sequence = Some(accepted.sequence);
+        answer.prompt_tokens = accepted.prompt_tokens;
+        answer.wants_logprobs = accepted.wants_logprobs;
+        answer.acks = accepted.acks;
         answer
     }
 
@@ -92,6 +101,7 @@ impl Answer {
             tokens: Zeroizing::default(),
             logprobs: VecDeque::new(),
             wants_logprobs: None,
+            acks: None,
             sequence: None,
             prompt_tokens: 0,
             promise: Promise::default(),
@@ -152,7 +162,11 @@ impl Answer {
 
     /// Nobody waits for the rest. What has no frame yet is dropped; the length stays within its quantum.
     pub(super) fn cancel(&mut self) -> Option<SequenceId> {
-        if self.outcome.is_none() {
+        if let Some(acks) = &mut self.acks {
+            acks.waive();
+        }
+        let held = self.acks.is_some() && !self.tokens.is_empty();
+        if self.outcome.is_none() || held {
             self.outcome = Some(FinishReason::Cancelled);
             self.tokens = Zeroizing::default();
             self.logprobs.clear();
@@ -178,17 +192,31 @@ impl Answer {
         self.stalled_ms.is_none() && self.pacer.is_due(now_ms)
     }
 
-    /// When time alone changes something: the next tick, or the end of the host's patience.
-    pub(super) fn next_ms(&self, stall_limit_ms: u64) -> Option<u64> {
-        match self.stalled_ms {
-            Some(since) => Some(since.saturating_add(stall_limit_ms).saturating_add(1)),
-            None => (!self.is_immediate()).then(|| self.pacer.next_ms()),
-        }
+    /// Takes what the client says of the answer; an answer without an ACK window hears nothing.
+    pub(super) fn ack(&mut self, bytes: &[u8]) -> Result<(), Refused> {
+        let (frames, tokens) = (self.sealer.num_frames(), self.sealer.num_tokens());
+        self.acks.as_mut().map_or(Ok(()), |acks| acks.take(bytes, frames, tokens))
     }
 
-    /// The sequence whose engine must learn that the host takes frames no more, or takes them again.
+    /// Whether its client has let it wait for an ACK for too long.
+    pub(super) fn is_unheard(&self, now_ms: u64, limits: &Limits) -> bool {
+        let due = self.acks.as_ref().and_then(|acks| acks.overdue_ms(limits.ack_wait_ms));
+        due.is_some_and(|due_ms| now_ms >= due_ms)
+    }
+
+    /// When time alone changes something: the next tick, or the end of the host's or the client's patience.
+    pub(super) fn next_ms(&self, limits: &Limits) -> Option<u64> {
+        let next = match self.stalled_ms {
+            Some(since) => Some(since.saturating_add(limits.egress_stall_ms).saturating_add(1)),
+            None => (!self.is_immediate()).then(|| self.pacer.next_ms()),
+        };
+        let unheard = self.acks.as_ref().and_then(|acks| acks.overdue_ms(limits.ack_wait_ms));
+        next.into_iter().chain(unheard).min()
+    }
+
+    /// The sequence whose engine must learn that nobody takes its tokens for now, or that they are taken again.
     pub(super) fn change_pause(&mut self) -> Option<(SequenceId, bool)> {
-        let paused = self.stalled_ms.is_some();
+        let paused = self.stalled_ms.is_some() || self.room() <= self.tokens.len();
         let changed = std::mem::replace(&mut self.paused, paused) != paused;
         self.sequence.filter(|_| changed).map(|id| (id, paused))
     }
@@ -200,6 +228,22 @@ impl Answer {
 
     /// Seals the frames that are due. After the final one comes the receipt.
     pub(super) fn pump(
+        &mut self,
+        now_ms: u64,
+        identity: &Identity,
+        receipts: &mut Receipts,
+        due: &mut Vec<[u8; response::FRAME_LEN]>,
+    ) -> Result<Option<Ended>, ResponseError> {
+        let ended = self.seal_due(now_ms, identity, receipts, due);
+        let held = !self.tokens.is_empty() && self.room() == 0;
+        let unended = self.tokens.is_empty() && self.outcome.is_some();
+        if let Some(acks) = &mut self.acks {
+            acks.wait(held || (unended && !acks.may_end()), now_ms);
+        }
+        ended
+    }
+
+    fn seal_due(
         &mut self,
         now_ms: u64,
         identity: &Identity,
@@ -229,8 +273,11 @@ impl Answer {
             };
             let failed = reason == FinishReason::Error;
             let output_tokens = self.sealer.num_tokens();
-            // A fault before the first token is not the payer's: its prompt is not billed.
-            let prompt_tokens = if failed && output_tokens == 0 { 0 } else { self.prompt_tokens };
+            // A fault before the first token is not the payer's, nor is an answer of which nothing reached him: its
+            // prompt is not billed.
+            let unheard = self.acks.as_ref().is_some_and(|acks| !acks.reached());
+            let unbilled = unheard || (failed && output_tokens == 0);
+            let prompt_tokens = if unbilled { 0 } else { self.prompt_tokens };
             let cancelled = reason == FinishReason::Cancelled;
             let usage = Usage { cancelled, failed, prompt_tokens, output_tokens };
             let receipt = receipts.sign(identity, &self.meter, usage);
@@ -242,8 +289,20 @@ impl Answer {
 
     /// Whether [`Self::next`] has a frame.
     fn has_next(&self) -> bool {
-        let waits = !self.queue.is_empty() || !self.tokens.is_empty();
-        waits || !self.is_immediate() || self.outcome.is_some()
+        let tokens = !self.tokens.is_empty() && self.room() > 0;
+        !self.queue.is_empty() || tokens || !self.is_immediate() || self.reason().is_some()
+    }
+
+    /// Tokens that may go out before the client has said that others are here.
+    fn room(&self) -> usize {
+        let sent = self.sealer.num_tokens();
+        self.acks.as_ref().map_or(usize::MAX, |acks| acks.room(sent) as usize)
+    }
+
+    /// Why the answer ends, when nothing of it is left.
+    fn reason(&self) -> Option<FinishReason> {
+        let heard = self.acks.as_ref().is_none_or(Acks::may_end);
+        self.outcome.filter(|_| heard && self.tokens.is_empty())
     }
 
     /// What the next frame says; nothing where frames need not go out without something in them.
@@ -251,23 +310,24 @@ impl Answer {
         if let Some(inner) = self.queue.pop_front() {
             return Some(Next::Frame(inner));
         }
-        if !self.tokens.is_empty() {
-            return Some(Next::Frame(self.next_tokens()));
+        let room = self.room();
+        if !self.tokens.is_empty() && room > 0 {
+            return Some(Next::Frame(self.next_tokens(room)));
         }
-        match self.outcome {
+        match self.reason() {
             Some(reason) if self.pacer.may_end() => Some(Next::End(reason)),
             _ if self.is_immediate() => None,
             _ => Some(Next::Frame(Inner::Dummy)),
         }
     }
 
-    /// As many tokens as fit a frame; with log probabilities, as many as fit the frame that follows it.
-    fn next_tokens(&mut self) -> Inner {
+    /// As many tokens as fit a frame and there is room for; with log probabilities, as many as fit the frame that follows.
+    fn next_tokens(&mut self, room: usize) -> Inner {
         let most = match self.wants_logprobs {
             None => TOKENS_MAX,
             Some(alternatives) => logprobs_max(alternatives).max(1),
         };
-        let count = self.tokens.len().min(most);
+        let count = self.tokens.len().min(most).min(room);
         let ids: Vec<u32> = self.tokens.drain(..count).collect();
         if self.wants_logprobs.is_some() {
             let entries = ids.iter().zip(self.logprobs.drain(..count.min(self.logprobs.len())));

@@ -3,6 +3,7 @@
 //! It owns the epochs, the streams and the receipt chain. Plaintext exists from `receive` (a request opens) to `answer`
 //! (a response is sealed); the engine behind it sees token ids and numbers only.
 
+mod acks;
 mod admit;
 mod answer;
 mod evidence;
@@ -12,7 +13,7 @@ mod receive;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use chrysalis_attestation::attester::Attester;
+use chrysalis_attestation::attester::{AttesterError, Evidence};
 use chrysalis_protocol::frame::{Frame, FrameKind};
 use chrysalis_protocol::messages::{CloseCode, Credit, State};
 use chrysalis_protocol::package::Generation;
@@ -31,7 +32,7 @@ use crate::rng::SystemRng;
 use crate::worker::Command;
 
 use answer::Answer;
-use evidence::Challenge;
+use evidence::Reports;
 pub use receipts::Receipts;
 use receive::Receiving;
 
@@ -66,8 +67,8 @@ pub struct GatewayParts {
     pub limits: Limits,
     /// The launch config.
     pub config: LaunchConfig,
-    /// Makes the evidence of later epochs.
-    pub attester: Box<dyn Attester>,
+    /// The way to the platform: 64 bytes to attest. Its answers come in order, by [`Handler::attested`].
+    pub platform: Box<dyn FnMut([u8; 64]) + Send>,
     /// Starts with the first one.
     pub epochs: Epochs,
     /// The receipt chain.
@@ -92,11 +93,9 @@ pub struct Gateway {
     rng: SystemRng,
     streams: HashMap<StreamId, Stream>,
     by_sequence: HashMap<SequenceId, StreamId>,
-    challenges: Vec<Challenge>,
+    reports: Reports,
     request_bytes: usize,
     next_serial: u64,
-    /// After a rotation that the platform gave no evidence for, the time of the next try.
-    rotate_from_ms: u64,
     draining: bool,
 }
 
@@ -109,10 +108,9 @@ impl Gateway {
             rng: SystemRng::default(),
             streams: HashMap::new(),
             by_sequence: HashMap::new(),
-            challenges: Vec::new(),
+            reports: Reports::default(),
             request_bytes: 0,
             next_serial: 0,
-            rotate_from_ms: 0,
             draining: false,
         }
     }
@@ -226,6 +224,17 @@ impl Gateway {
         }
     }
 
+    /// Answers whose client does not say that they reach it end where they are, as if it had cancelled.
+    fn expire_unheard(&mut self, now_ms: u64, out: &mut Vec<Output>) {
+        let limits = self.parts.limits;
+        let unheard = |stream: &Stream| matches!(stream, Stream::Answering(answer) if answer.is_unheard(now_ms, &limits));
+        let late: Vec<_> =
+            self.streams.iter().filter(|(_, stream)| unheard(stream)).map(|(id, _)| *id).collect();
+        for id in late {
+            self.cancel(id, now_ms, out);
+        }
+    }
+
     /// Streams whose peer is too slow.
     fn expire_streams(&mut self, now_ms: u64, out: &mut Vec<Output>) {
         let limits = self.parts.limits;
@@ -287,7 +296,7 @@ impl Handler for Gateway {
             Counters::add(&self.parts.counters.cancelled, 1);
             self.forget(stream);
         }
-        self.challenges.retain(|challenge| challenge.stream.0 != id);
+        self.reports.forget(id);
     }
 
     fn engine(&mut self, events: Vec<Event>, now_ms: u64, out: &mut Vec<Output>) {
@@ -315,6 +324,15 @@ impl Handler for Gateway {
         }
     }
 
+    fn attested(
+        &mut self,
+        evidence: Result<Evidence, AttesterError>,
+        now_ms: u64,
+        out: &mut Vec<Output>,
+    ) {
+        self.take_evidence(evidence, now_ms, out);
+    }
+
     fn tick(&mut self, now_ms: u64, out: &mut Vec<Output>) {
         let due: Vec<_> = self
             .streams
@@ -327,26 +345,21 @@ impl Handler for Gateway {
         for id in due {
             self.pump(id, now_ms, out);
         }
+        self.expire_unheard(now_ms, out);
         self.expire_streams(now_ms, out);
         self.end_lease(now_ms);
-        self.refresh(now_ms, out);
-        let policy = &self.parts.identity.policy;
-        if now_ms >= self.rotate_from_ms && self.parts.epochs.is_due(policy, now_ms) {
-            self.rotate(now_ms);
-        }
+        self.ask_platform(now_ms, out);
         self.parts.epochs.expire(now_ms);
     }
 
     fn next_wake_ms(&self) -> Option<u64> {
         let ticks = self.streams.values().filter_map(|stream| match stream {
             Stream::Receiving(_) => None,
-            Stream::Answering(answer) => answer.next_ms(self.parts.limits.egress_stall_ms),
+            Stream::Answering(answer) => answer.next_ms(&self.parts.limits),
         });
-        let challenges = self.challenges.first().map(|challenge| challenge.due_ms);
         let epoch = self.parts.epochs.due_ms(&self.parts.identity.policy);
-        let epoch = epoch.max(self.rotate_from_ms);
         let lease = self.parts.lease.until_ms().filter(|_| !self.draining);
-        ticks.chain(challenges).chain(lease).chain([epoch]).min()
+        ticks.chain(lease).chain(self.reports.next_ms(epoch)).min()
     }
 
     fn is_done(&self) -> bool {

@@ -113,9 +113,11 @@ impl Gateway {
 
     /// DATA: the next bytes. The first frame that opens is the moment at which a replay is refused.
     pub(super) fn data(&mut self, id: StreamId, bytes: &[u8], now_ms: u64, out: &mut Vec<Output>) {
-        // Frames of a stream that was just closed may still be under way.
-        let Some(Stream::Receiving(receiving)) = self.streams.get_mut(&id) else {
-            return;
+        let receiving = match self.streams.get_mut(&id) {
+            Some(Stream::Receiving(receiving)) => receiving,
+            Some(Stream::Answering(_)) => return self.ack(id, bytes, now_ms, out),
+            // Frames of a stream that was just closed may still be under way.
+            None => return,
         };
         receiving.last_ms = now_ms;
         if bytes.len() > receiving.missing || receiving.frames_left == 0 {
@@ -135,6 +137,18 @@ impl Gateway {
         if pushed.is_err() {
             self.refuse(id, ErrorCode::Malformed, now_ms, out);
         }
+    }
+
+    /// DATA after END: what the client says of its answer. Changed, left out or repeated, it ends the stream unpaid.
+    fn ack(&mut self, id: StreamId, bytes: &[u8], now_ms: u64, out: &mut Vec<Output>) {
+        let Some(Stream::Answering(answer)) = self.streams.get_mut(&id) else {
+            return;
+        };
+        if answer.ack(bytes).is_err() {
+            Counters::add(&self.parts.counters.rejected, 1);
+            return self.end(id, CloseCode::Rejected, out);
+        }
+        self.pump(id, now_ms, out);
     }
 
     /// Takes an encapsulated key into the replay set of its epoch.

@@ -1,7 +1,5 @@
 //! Replays, and the change of keys under load.
 
-use std::sync::atomic::Ordering;
-
 use chrysalis_protocol::messages::CloseCode;
 use chrysalis_protocol::request::HEAD_LEN;
 
@@ -167,13 +165,30 @@ fn statements_are_chained_over_the_epochs() {
 #[test]
 fn a_platform_without_evidence_leaves_the_old_key_and_is_asked_again_each_second() {
     let mut host = Host::new("epoch_max_seconds = 10");
-    host.platform_is_broken.store(true, Ordering::Relaxed);
+    host.platform.is_broken = true;
     host.pass(15_000);
     assert_eq!(host.gateway.parts.epochs.current().number, 1);
-    let asked = host.attested.load(Ordering::Relaxed);
+    let asked = host.platform.asked;
     assert!((6..=8).contains(&asked), "asked {asked} times");
     host.ask((1, 1), &body(&[5], 10)).1.unwrap();
-    host.platform_is_broken.store(false, Ordering::Relaxed);
+    host.platform.is_broken = false;
     host.pass(1_000);
     assert_eq!(host.gateway.parts.epochs.current().number, 2);
+}
+
+#[test]
+fn the_old_key_serves_on_while_the_platform_makes_the_next_report() {
+    let mut host = Host::new("epoch_max_seconds = 10");
+    host.platform.is_slow = true;
+    host.pass(60_000);
+    assert_eq!(host.gateway.parts.epochs.current().number, 1);
+    let (context, sequence) = host.ask((1, 1), &body(&[5], 10));
+    host.tokens(sequence.unwrap(), &[1, 2]);
+    host.finish(sequence.unwrap(), FinishReason::Stop);
+    host.pass(5_000);
+    assert_eq!(host.hear((1, 1), context).tokens(), [1, 2], "no answer waits for a report");
+    host.attest();
+    assert_eq!(host.platform.asked, 2, "asked once, however long it took");
+    let current = host.gateway.parts.epochs.current();
+    assert_eq!((current.number, current.began_ms), (2, 10_000));
 }

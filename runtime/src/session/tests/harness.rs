@@ -1,14 +1,13 @@
 //! A gateway without threads: frames are handed to it, what it sends is kept with its time.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, LazyLock};
 
 use aws_lc_rs::digest;
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
 use chrysalis_attestation::attester::simulated::Simulated;
-use chrysalis_attestation::attester::{Attester, AttesterError, Evidence};
+use chrysalis_attestation::attester::{Attester, AttesterError};
 use chrysalis_attestation::policy::{
     AppraisalPolicy, Dangerous, MaxAge, PlatformTrust, ServingDemand, SnpDemand,
 };
@@ -54,30 +53,22 @@ pub(super) struct Host {
     pub(super) sent: HashMap<StreamId, Vec<Sent>>,
     pub(super) receipts: Vec<Vec<u8>>,
     pub(super) resets: Vec<ConnectionId>,
-    pub(super) attested: Arc<AtomicUsize>,
-    pub(super) platform_is_broken: Arc<AtomicBool>,
+    pub(super) platform: Platform,
     pub(super) receipt_key: [u8; 32],
 }
 
-/// The simulated platform, with a counter and a switch.
-struct Platform {
+/// The simulated platform, with a counter and switches.
+pub(super) struct Platform {
     inner: Simulated,
-    attested: Arc<AtomicUsize>,
-    broken: Arc<AtomicBool>,
-}
-
-impl Attester for Platform {
-    fn tee(&self) -> Tee {
-        self.inner.tee()
-    }
-
-    fn attest(&mut self, report_data: &[u8; 64]) -> Result<Evidence, AttesterError> {
-        self.attested.fetch_add(1, Ordering::Relaxed);
-        if self.broken.load(Ordering::Relaxed) {
-            return Err(AttesterError::Sign);
-        }
-        self.inner.attest(report_data)
-    }
+    questions: Receiver<[u8; 64]>,
+    /// Reports that were asked for, the first epoch's among them.
+    pub(super) asked: usize,
+    /// Questions that it made no report for.
+    pub(super) failed: usize,
+    /// It makes no report.
+    pub(super) is_broken: bool,
+    /// It answers only when [`Host::attest`] is called.
+    pub(super) is_slow: bool,
 }
 
 static PUBLISHER: LazyLock<Ed25519KeyPair> =
@@ -116,12 +107,8 @@ impl Host {
     /// With a launch config, and parts that `change` changes.
     pub(super) fn with(config: &str, change: impl FnOnce(&mut GatewayParts)) -> Self {
         let config = LaunchConfig::parse(config.as_bytes()).unwrap();
-        let (attested, broken) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
-        let mut platform = Platform {
-            inner: Simulated::new(config.digest(), SIMULATED_MEASUREMENT).unwrap(),
-            attested: Arc::clone(&attested),
-            broken: Arc::clone(&broken),
-        };
+        let mut inner = Simulated::new(config.digest(), SIMULATED_MEASUREMENT).unwrap();
+        let (ask, questions) = channel();
         let receipt_key = ReceiptKey::from_seed(&Secret::from([9; 32])).unwrap();
         let public_key = receipt_key.public_key();
         let identity = Identity {
@@ -137,14 +124,14 @@ impl Host {
             launch_config_digest: config.digest(),
         };
         let mut rng = SystemRng::default();
-        let first = Epoch::begin(&identity, None, &mut platform, &mut rng, 0).unwrap();
+        let first = Epoch::begin(&identity, None, &mut inner, &mut rng, 0).unwrap();
         let limits = Limits::default();
         let (engine, commands) = channel();
         let mut parts = GatewayParts {
             identity,
             limits,
             config,
-            attester: Box::new(platform),
+            platform: Box::new(move |report_data| ask.send(report_data).unwrap()),
             epochs: Epochs::new(first, limits.epoch_grace_ms),
             receipts: Receipts::new(receipt_key),
             lease: Lease::UNLIMITED,
@@ -171,8 +158,14 @@ impl Host {
             sent: HashMap::new(),
             receipts: Vec::new(),
             resets: Vec::new(),
-            attested,
-            platform_is_broken: broken,
+            platform: Platform {
+                inner,
+                questions,
+                asked: 1,
+                failed: 0,
+                is_broken: false,
+                is_slow: false,
+            },
             receipt_key: public_key,
         }
     }
@@ -183,6 +176,9 @@ impl Host {
         let frame = Frame { kind, stream, body };
         self.gateway.frame(connection, &frame, self.now, &mut out);
         self.deliver(out);
+        if !self.platform.is_slow {
+            self.attest();
+        }
     }
 
     /// The host leaves.
@@ -190,6 +186,24 @@ impl Host {
         let mut out = Vec::new();
         self.gateway.closed(connection, &mut out);
         self.deliver(out);
+    }
+
+    /// The platform answers what it was asked; whether it was asked anything.
+    pub(super) fn attest(&mut self) -> bool {
+        let mut out = Vec::new();
+        let before = self.platform.asked;
+        while let Ok(report_data) = self.platform.questions.try_recv() {
+            self.platform.asked += 1;
+            let evidence = if self.platform.is_broken {
+                self.platform.failed += 1;
+                Err(AttesterError::Sign)
+            } else {
+                self.platform.inner.attest(&report_data)
+            };
+            self.gateway.attested(evidence, self.now, &mut out);
+        }
+        self.deliver(out);
+        self.platform.asked > before
     }
 
     /// What the hub does with outputs.
@@ -236,6 +250,10 @@ impl Host {
         let mut out = Vec::new();
         self.gateway.tick(self.now, &mut out);
         self.deliver(out);
+        // What comes in between is followed by another tick.
+        if !self.platform.is_slow && self.attest() {
+            self.tick();
+        }
     }
 
     /// Seals a request to the current epoch, as a client that verified it would.
@@ -372,7 +390,7 @@ impl Host {
     pub(super) fn assert_empty(&self) {
         assert_eq!(self.gateway.streams.len(), 0, "streams");
         assert_eq!(self.gateway.by_sequence.len(), 0, "sequences");
-        assert_eq!(self.gateway.challenges.len(), 0, "challenges");
+        assert_eq!(self.gateway.reports.num_waiting(), 0, "challenges");
         assert_eq!(self.gateway.request_bytes, 0, "bytes of requests");
     }
 }

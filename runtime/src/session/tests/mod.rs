@@ -1,5 +1,6 @@
 //! The session as its host sees it: frames in, frames out, with the engine played by the test.
 
+mod acks;
 mod credit;
 mod epochs;
 mod evidence;

@@ -6,19 +6,25 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
+use chrysalis_protocol::bundle::Bundle;
 use chrysalis_protocol::frame::FrameKind;
+use chrysalis_protocol::freshness::Freshness;
 use chrysalis_protocol::messages::{Credit, EvidenceReq};
 use chrysalis_protocol::receipt::Chain;
 use chrysalis_protocol::request::{HEAD_LEN, RequestContext};
 use chrysalis_protocol::response::{Inner, ResponseOpener};
-use chrysalis_protocol::statement::Kind;
+use chrysalis_protocol::statement::{Kind, Statement};
 
 use super::super::StreamId;
+use super::evidence;
 use super::harness::{BOOT, Host, body, open_body};
 use crate::engine::{Event, FinishReason, SequenceId};
 use crate::worker::Command;
 
 const SEEDS: u64 = 2_000;
+
+/// Streams of challenges are counted from here.
+const CHALLENGES: u64 = 1 << 20;
 
 #[test]
 fn no_host_gets_more_than_refusals_out_of_two_thousand_seeds() {
@@ -36,9 +42,13 @@ fn no_host_gets_more_than_refusals_out_of_two_thousand_seeds() {
 }
 
 /// SplitMix64.
-struct Dice(u64);
+pub(super) struct Dice(u64);
 
 impl Dice {
+    pub(super) fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
     fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut z = self.0;
@@ -47,11 +57,11 @@ impl Dice {
         z ^ (z >> 31)
     }
 
-    fn below(&mut self, bound: usize) -> usize {
+    pub(super) fn below(&mut self, bound: usize) -> usize {
         (self.next() % bound as u64) as usize
     }
 
-    fn one_in(&mut self, bound: usize) -> bool {
+    pub(super) fn one_in(&mut self, bound: usize) -> bool {
         self.below(bound) == 0
     }
 }
@@ -132,10 +142,12 @@ struct Simulation {
     held: Vec<Held>,
     clients: Vec<Client>,
     next_stream: u64,
+    /// Streams on which a fresh report was asked for, with their challenges.
+    challenged: HashMap<StreamId, [u8; 32]>,
 }
 
 fn run(seed: u64) -> [u64; 3] {
-    let mut dice = Dice(seed);
+    let mut dice = Dice::new(seed);
     let config = format!(
         "pad_profile = {}\nlength_quantum = {}\nepoch_max_requests = {}\nepoch_max_seconds = 40\nmax_sequences = 4\nmax_waiting = 2",
         dice.below(3),
@@ -152,6 +164,7 @@ fn run(seed: u64) -> [u64; 3] {
         held: Vec::new(),
         clients: Vec::new(),
         next_stream: 1,
+        challenged: HashMap::new(),
     };
     simulation.attack();
     simulation.settle();
@@ -169,6 +182,7 @@ impl Simulation {
                 15 => self.host.now += [1, 50, 1_000, 45_000][self.dice.below(4)],
                 16 => self.noise(),
                 17 => self.grant_all(),
+                18 if self.dice.one_in(2) => self.platform(),
                 18 if self.dice.one_in(6) => {
                     let connection = self.dice.below(3) as u64;
                     self.host.close(connection);
@@ -260,13 +274,7 @@ impl Simulation {
             0 => kinds[self.dice.below(kinds.len())],
             1 | 2 => FrameKind::Cancel,
             3 => FrameKind::End,
-            4 | 5 => {
-                let nonce = [self.dice.below(256) as u8; 32];
-                let kind = Kind::Freshness;
-                let id = self.stream();
-                let request = EvidenceReq { kind, nonce };
-                return self.host.frame(id, FrameKind::EvidenceReq, &request.to_bytes());
-            }
+            4 | 5 => return self.challenge(),
             _ => FrameKind::HostData,
         };
         if kind == FrameKind::Drain {
@@ -275,6 +283,25 @@ impl Simulation {
         let stream = self.dice.below(self.next_stream as usize + 2) as u64;
         let connection = self.dice.below(3) as u64;
         self.host.frame((connection, stream), kind, &[]);
+    }
+
+    /// A client asks for a fresh report; some ask together.
+    fn challenge(&mut self) {
+        for _ in 0..=self.dice.below(6) {
+            let nonce = [self.dice.below(256) as u8; 32];
+            // No noise hits these streams: what comes back is the answer.
+            let id = (self.dice.below(3) as u64, CHALLENGES + self.challenged.len() as u64);
+            self.challenged.insert(id, nonce);
+            let request = EvidenceReq { kind: Kind::Freshness, nonce };
+            self.host.frame(id, FrameKind::EvidenceReq, &request.to_bytes());
+        }
+    }
+
+    /// The platform is quick, slow or broken, and says what it has.
+    fn platform(&mut self) {
+        self.host.attest();
+        self.host.platform.is_slow = self.dice.one_in(2);
+        self.host.platform.is_broken = self.dice.one_in(4);
     }
 
     fn run_engine(&mut self) {
@@ -294,6 +321,8 @@ impl Simulation {
 
     /// The host behaves from here on: everything comes to its end.
     fn settle(&mut self) {
+        self.host.attest();
+        (self.host.platform.is_slow, self.host.platform.is_broken) = (false, false);
         for _ in 0..400 {
             self.engine.obey(&self.host);
             let events = self.engine.step(&mut self.dice);
@@ -324,6 +353,7 @@ impl Simulation {
             let receipt = chain.verify_next(receipt).unwrap();
             assert!(serials.insert(receipt.serial), "two receipts of a request");
         }
+        self.judge_evidence();
         let (mut whole, mut cut) = (0, 0);
         let (host, mut dice) = (self.host, self.dice);
         let added = self.engine.added.len() as u64;
@@ -336,6 +366,31 @@ impl Simulation {
             }
         }
         [added, whole, cut]
+    }
+
+    /// Each challenge was answered once at most: by evidence that is fresh for it, or by a close. Reports were made for
+    /// epochs and for batches, of which there are four a second at most.
+    fn judge_evidence(&self) {
+        for (id, nonce) in &self.challenged {
+            let sent = self.host.sent.get(id).map_or(&[][..], |sent| sent);
+            if sent.iter().any(|sent| sent.kind == FrameKind::Close) {
+                assert_eq!(sent.len(), 1, "closed and answered");
+            } else if let Some(bundle) = evidence::bundle(&self.host, *id) {
+                // Whole appraisals are in tests of their own: their signatures take long.
+                let bundle = Bundle::parse(&bundle).unwrap();
+                let section = Freshness::parse(bundle.freshness.unwrap()).unwrap();
+                let refresh = Statement::from_bytes(section.statement).unwrap();
+                let serve = Statement::from_bytes(bundle.statement).unwrap();
+                assert_eq!(section.path.root(nonce), refresh.nonce);
+                assert_eq!((refresh.epoch, refresh.prev_digest), (serve.epoch, serve.digest()));
+                assert_eq!(section.report[0x50..0x90], refresh.report_data().to_bytes());
+            }
+        }
+        let epochs = self.host.gateway.parts.epochs.current().number as usize;
+        let seconds = self.host.now as usize / 1_000 + 1;
+        let platform = &self.host.platform;
+        let most = self.challenged.len().min(4 * seconds) + epochs + platform.failed;
+        assert!(platform.asked <= most, "{} reports, {most} at most", platform.asked);
     }
 }
 
