@@ -2,12 +2,13 @@
 
 use std::collections::VecDeque;
 
+use chrysalis_protocol::ack::{ACK_LEN, AckSealer};
 use chrysalis_protocol::frame::FrameKind;
 use chrysalis_protocol::messages::{Close, CloseCode, Credit};
 use chrysalis_protocol::receipt::{self, Receipt};
 use chrysalis_protocol::request::RequestContext;
 use chrysalis_protocol::response::{
-    End, ErrorCode, Inner, OpenedFrame, ResponseOpener, TokenLogprobs,
+    End, ErrorCode, FinishReason, Inner, OpenedFrame, ResponseOpener, TOKENS_MAX, TokenLogprobs,
 };
 use zeroize::Zeroizing;
 
@@ -47,6 +48,7 @@ pub struct Answer<'a> {
     opener: Option<ResponseOpener>,
     receipt_key: [u8; 32],
     request_tag: [u8; 32],
+    acks: Option<Acks>,
     /// Frames after which the enclave waits for credit.
     window: u32,
     unacknowledged: u32,
@@ -63,13 +65,16 @@ impl<'a> Answer<'a> {
         stream: u64,
         window: u32,
         context: RequestContext,
-        receipt_key: [u8; 32],
+        (receipt_key, ack_window): ([u8; 32], u32),
     ) -> Self {
+        let request_tag = context.request_tag();
+        let (opener, sealer) = context.into_parts();
         Self {
             wire,
             stream,
-            request_tag: context.request_tag(),
-            opener: Some(context.into_opener()),
+            request_tag,
+            opener: Some(opener),
+            acks: (ack_window > 0).then(|| Acks::new(sealer, ack_window)),
             receipt_key,
             window,
             unacknowledged: 0,
@@ -137,12 +142,11 @@ impl<'a> Answer<'a> {
             None
         } else {
             let receipt = Receipt::verify(&receipt_bytes, &self.receipt_key)?;
-            let fits = receipt::hash(&receipt_bytes) == end.receipt_hash
-                && receipt.request_tag == self.request_tag;
-            if !fits {
-                return Err(receipt::ReceiptError::Chain.into());
+            let hash = receipt::hash(&receipt_bytes);
+            match unlike(&receipt, &hash, &end, &self.request_tag) {
+                Some(field) => return Err(ClientError::OtherReceipt { field }),
+                None => Some(receipt),
             }
-            Some(receipt)
         };
         Ok(Summary { end, receipt, receipt_bytes })
     }
@@ -157,7 +161,12 @@ impl<'a> Answer<'a> {
                 let opener = self.opener.as_mut().ok_or(ClientError::Closed)?;
                 let mut opened = Vec::new();
                 opener.push(&received.body, &mut opened)?;
+                let acks = self.acks.as_mut().filter(|_| !opener.is_finished());
+                let ack = acks.map_or(Ok(None), |acks| acks.hear(&opened))?;
                 self.opened.extend(opened);
+                if let Some(ack) = ack {
+                    self.tell(FrameKind::HostData, &ack)?;
+                }
                 self.acknowledge()
             }
             FrameKind::Receipt => {
@@ -182,14 +191,66 @@ impl<'a> Answer<'a> {
         if self.unacknowledged >= (self.window / 2).max(1) {
             let credit = Credit { frames: self.unacknowledged };
             self.unacknowledged = 0;
-            let sent = self.wire.send(FrameKind::HostCredit, self.stream, &credit.to_bytes());
-            // An enclave that has just ended needs no credit; what it sent is still there to read.
-            return match sent {
-                Err(ClientError::Closed) => Ok(()),
-                sent => sent,
-            };
+            return self.tell(FrameKind::HostCredit, &credit.to_bytes());
         }
         Ok(())
+    }
+
+    /// Sends what an enclave that has just ended need not hear; what it sent is still there to read.
+    fn tell(&mut self, kind: FrameKind, body: &[u8]) -> Result<(), ClientError> {
+        match self.wire.send(kind, self.stream, body) {
+            Err(ClientError::Closed) => Ok(()),
+            sent => sent,
+        }
+    }
+}
+
+/// What a receipt says otherwise than the answer that it is for.
+fn unlike(
+    receipt: &Receipt,
+    hash: &[u8; 32],
+    end: &End,
+    request_tag: &[u8; 32],
+) -> Option<&'static str> {
+    let quantum = u16::try_from(receipt.quantum).unwrap_or(u16::MAX);
+    let units = |tokens| receipt::round_up(tokens, quantum);
+    let fields = [
+        ("hash", *hash == end.receipt_hash),
+        ("request", receipt.request_tag == *request_tag),
+        ("prompt units", receipt.prompt_units == units(end.prompt_tokens)),
+        ("output units", receipt.output_units == units(end.output_tokens)),
+        ("cached units", receipt.cached_units == units(end.cached_tokens)),
+        ("end", receipt.last && receipt.failed == (end.reason == FinishReason::Error)),
+        ("end", receipt.cancelled == (end.reason == FinishReason::Cancelled)),
+    ];
+    fields.into_iter().find(|&(_, same)| !same).map(|(field, _)| field)
+}
+
+/// Says what has come, where the enclave's policy has an ACK window: after the first frame, and after every few more,
+/// whatever is in them, so that the host learns nothing by it.
+struct Acks {
+    sealer: AckSealer,
+    every: u32,
+    frames: u32,
+    tokens: u32,
+}
+
+impl Acks {
+    fn new(sealer: AckSealer, window: u32) -> Self {
+        // Twice a window at the fastest.
+        let frames = window / 2 / u32::try_from(TOKENS_MAX).unwrap_or(u32::MAX);
+        Self { sealer, every: frames.clamp(1, ACK_EVERY_MAX), frames: 0, tokens: 0 }
+    }
+
+    /// Counts opened frames; an ACK when one is due.
+    fn hear(&mut self, opened: &[OpenedFrame]) -> Result<Option<[u8; ACK_LEN]>, ClientError> {
+        let mut due = false;
+        for frame in opened {
+            due |= self.frames.is_multiple_of(self.every);
+            self.frames = self.frames.saturating_add(1);
+            self.tokens = frame.cumulative_tokens;
+        }
+        if due { Ok(Some(self.sealer.seal(self.tokens)?)) } else { Ok(None) }
     }
 }
 
@@ -200,6 +261,9 @@ impl Drop for Answer<'_> {
         drop(self.cancel());
     }
 }
+
+/// Frames between two ACKs, where the window leaves the choice: 0.2 s of them.
+const ACK_EVERY_MAX: u32 = 4;
 
 #[cfg(test)]
 mod tests {
@@ -246,7 +310,7 @@ mod tests {
         };
         let context = request::seal(&to, &body, &mut rng).unwrap().context;
         let mut wire = close_ok_at_once();
-        let mut answer = Answer::new(&mut wire, 1, 64, context, [3; 32]);
+        let mut answer = Answer::new(&mut wire, 1, 64, context, ([3; 32], 0));
         let cut = answer.next_delta();
         assert!(
             matches!(cut, Err(ClientError::Response(ResponseError::Truncated { frames: 0 }))),

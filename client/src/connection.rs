@@ -233,9 +233,9 @@ impl Connection {
             self.wire.send(FrameKind::HostData, stream, chunk)?;
         }
         self.wire.send(FrameKind::End, stream, &[])?;
-        let receipt_key = enclave.receipt_key();
-        let context = sealed.context;
-        Ok(Answer::new(&mut self.wire, stream, self.limits.egress_frames, context, receipt_key))
+        let terms = (enclave.receipt_key(), enclave.serving_policy().ack_window);
+        let window = self.limits.egress_frames;
+        Ok(Answer::new(&mut self.wire, stream, window, sealed.context, terms))
     }
 
     /// Asks the enclave to finish what runs and end.

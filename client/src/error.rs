@@ -4,6 +4,7 @@ use std::io;
 
 use chrysalis_attestation::policy::{Rejection, ReleaseError};
 use chrysalis_models::text::TextError;
+use chrysalis_protocol::ack::AckError;
 use chrysalis_protocol::frame::{FrameError, FrameKind};
 use chrysalis_protocol::messages::{CloseCode, MessageError, State};
 use chrysalis_protocol::package::ClientBundleError;
@@ -84,6 +85,15 @@ pub enum ClientError {
     /// The receipt was refused.
     #[error("the receipt was refused: {0}")]
     Receipt(#[from] ReceiptError),
+    /// The receipt is another answer's, or bills what the answer does not say.
+    #[error("the receipt is not this answer's: its {field} differ")]
+    OtherReceipt {
+        /// What it says otherwise.
+        field: &'static str,
+    },
+    /// An ACK could not be sealed.
+    #[error("the answer could not be acknowledged: {0}")]
+    Ack(#[from] AckError),
     /// The client bundle is not the one that the policy names.
     #[error(
         "the client bundle has BLAKE3 {found}, which the policy does not list (client_bundles)"

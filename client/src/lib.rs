@@ -11,14 +11,18 @@ pub mod address;
 pub mod answer;
 pub mod chat;
 pub mod connection;
+pub mod contact;
 mod error;
+pub mod receipts;
 mod wire;
 
 pub use address::Address;
 pub use answer::{Answer, Delta, Summary};
 pub use chat::{Chat, ChatRequest};
 pub use chrysalis_attestation::policy::{
-    AppraisalPolicy, Rejection, ReleaseTerms, VerifiedEnclave, VerifiedKeyRelease,
+    AppraisalPolicy, MaxAge, Rejection, ReleaseTerms, VerifiedEnclave, VerifiedKeyRelease,
 };
 pub use connection::Connection;
+pub use contact::Contact;
 pub use error::ClientError;
+pub use receipts::ReceiptFile;
