@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 
 use crate::key_broker::args::BrokerArgs;
+use crate::receipts::ReceiptsArgs;
 
 /// Confidential inference: pack a model, serve it from an enclave, verify, ask.
 #[derive(Debug, Parser)]
@@ -36,6 +37,8 @@ pub enum Command {
     Measure(MeasureArgs),
     /// Say what this machine can attest and serve, what is missing, and what to do about it
     Doctor(DoctorArgs),
+    /// Judge the receipts that a host presents for payment; make vouchers
+    Receipts(ReceiptsArgs),
     /// Verify an enclave, seal a prompt to it, stream the answer
     Ask(AskArgs),
     /// Measure the bare engine: prefill and decode speed, and the share of the machine's limit
@@ -173,6 +176,15 @@ pub struct ReleaseArgs {
     pub json: bool,
 }
 
+/// How old the platform's evidence may be.
+#[derive(Clone, Copy, Debug, ValueEnum, PartialEq, Eq)]
+pub enum Age {
+    /// Made after, and over, this command's challenge
+    Fresh,
+    /// Made in the epoch of the sealing key; that the key is alive, the first answer proves
+    Epoch,
+}
+
 /// `chrysalis verify`.
 #[derive(Debug, Args)]
 #[command(group(ArgGroup::new("source").required(true).args(["connect", "evidence"])))]
@@ -186,6 +198,9 @@ pub struct VerifyArgs {
     /// Appraisal policy (TOML)
     #[arg(long, value_name = "FILE")]
     pub policy: PathBuf,
+    /// How old the evidence may be [default: as the policy says]
+    #[arg(long, value_enum, value_name = "AGE")]
+    pub max_age: Option<Age>,
     /// Keep the evidence, whatever it proves
     #[arg(long, value_name = "FILE", conflicts_with = "evidence")]
     pub save: Option<PathBuf>,
@@ -269,6 +284,15 @@ pub struct AskArgs {
     /// Appraisal policy (TOML)
     #[arg(long, value_name = "FILE")]
     pub policy: PathBuf,
+    /// How old the evidence may be [default: as the policy says]
+    #[arg(long, value_enum, value_name = "AGE")]
+    pub max_age: Option<Age>,
+    /// Voucher to pay with (`chrysalis receipts voucher`); its hash is the receipt's payer tag
+    #[arg(long, value_name = "FILE")]
+    pub voucher: Option<PathBuf>,
+    /// Add the receipt to this file
+    #[arg(long, value_name = "FILE")]
+    pub receipts: Option<PathBuf>,
     /// System message
     #[arg(long, value_name = "S", conflicts_with = "raw")]
     pub system: Option<String>,

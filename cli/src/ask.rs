@@ -1,9 +1,12 @@
 //! `chrysalis ask`: verify, seal, stream.
 
 use std::io::Read;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use chrysalis_client::{AppraisalPolicy, Chat, ChatRequest, Connection, Summary, VerifiedEnclave};
+use chrysalis_client::{
+    AppraisalPolicy, Chat, ChatRequest, Connection, ReceiptFile, Summary, VerifiedEnclave,
+};
 use chrysalis_models::text::Message;
 use chrysalis_protocol::request::Options;
 use chrysalis_protocol::response::FinishReason;
@@ -11,7 +14,7 @@ use serde::Serialize;
 
 use crate::args::{AskArgs, SamplingArgs};
 use crate::error::CliError;
-use crate::{hex, output, remote};
+use crate::{hex, output, receipts, remote};
 
 /// What `--json` prints.
 #[derive(Debug, Serialize)]
@@ -50,7 +53,12 @@ pub fn run(args: &AskArgs) -> Result<(), CliError> {
     if args.max_tokens == 0 {
         return Err(CliError::Usage("--max-tokens is 1 or more"));
     }
-    let policy = remote::policy(&args.policy)?;
+    let policy = remote::policy_of_age(&args.policy, args.max_age)?;
+    let mut kept = args.receipts.as_deref().map(receipt_file).transpose()?;
+    let mut options = options(&args.sampling);
+    if let Some(path) = &args.voucher {
+        options.voucher = Some(receipts::voucher(path)?.to_vec().into());
+    }
     let prompt = match args.prompt.as_str() {
         "-" => {
             let mut text = String::new();
@@ -68,11 +76,18 @@ pub fn run(args: &AskArgs) -> Result<(), CliError> {
         raw: args.raw,
         max_tokens: args.max_tokens,
         seed: args.sampling.seed,
-        options: options(&args.sampling),
+        options,
         stop: args.stop.clone(),
     };
     let answer = answer(&mut connection, &enclave, &chat, &request, !args.json)?;
+    if let (Some(file), Some(path)) = (&mut kept, &args.receipts) {
+        file.add(&answer.summary.receipt_bytes).map_err(CliError::io(path))?;
+    }
     if args.json { output::json(&report(&answer, &enclave)) } else { output::line("") }
+}
+
+fn receipt_file(path: &Path) -> Result<ReceiptFile, CliError> {
+    ReceiptFile::append_to(path).map_err(CliError::io(path))
 }
 
 /// The text side of a model, from the bundle that the enclave passes on and the policy names.

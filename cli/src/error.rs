@@ -12,6 +12,7 @@ use chrysalis_models::decoder::ModelError;
 use chrysalis_models::pack::PackError;
 use chrysalis_models::source::SourceError;
 use chrysalis_models::text::TextError;
+use chrysalis_protocol::ledger::LedgerError;
 use chrysalis_protocol::package::{ClientBundleError, MetaError, PackageError};
 use chrysalis_runtime::config::ConfigError;
 use chrysalis_runtime::engine::{AddError, EngineError};
@@ -126,6 +127,28 @@ pub enum CliError {
         /// The system's reason.
         source: io::Error,
     },
+    /// Something is wrong with receipts; each finding was said.
+    #[error("{count} findings: these receipts are not to be paid as they are")]
+    Receipts {
+        /// How many findings.
+        count: usize,
+    },
+    /// Evidence that contradicts the other evidence of its boot, or is about no served model.
+    #[error("{path}: {source}")]
+    Ledger {
+        /// The bundle.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: LedgerError,
+    },
+    /// A list of payer tags that is none.
+    #[error("{path}: line {line} is no payer tag: 64 hexadecimal digits, and a name if you like")]
+    Vouchers {
+        /// The list.
+        path: PathBuf,
+        /// Counted from 1.
+        line: usize,
+    },
     /// Standard output took no more.
     #[error("standard output: {0}")]
     Output(io::Error),
@@ -194,7 +217,9 @@ impl CliError {
             Self::Usage(_) | Self::Address(_) | Self::Exchange(ExchangeError::Url { .. }) => 2,
             Self::Exchange(ExchangeError::Refused { .. })
             | Self::Client(ClientError::Rejected(_) | ClientError::BundleDigest { .. })
-            | Self::Differs { .. } => 3,
+            | Self::Differs { .. }
+            | Self::Receipts { .. }
+            | Self::Ledger { .. } => 3,
             Self::Client(
                 ClientError::Connect { .. }
                 | ClientError::Closed

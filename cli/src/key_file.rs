@@ -100,7 +100,10 @@ pub fn publisher(path: &Path) -> Result<(Ed25519KeyPair, bool), CliError> {
 }
 
 /// A new file that only its owner reads; one that exists is an error.
-fn create(path: &Path, bytes: &[u8]) -> Result<(), CliError> {
+///
+/// # Errors
+/// [`CliError::Io`] names the file.
+pub fn create(path: &Path, bytes: &[u8]) -> Result<(), CliError> {
     let write = || -> io::Result<()> {
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
         file.write_all(bytes)?;

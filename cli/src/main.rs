@@ -28,6 +28,7 @@ mod model_cache;
 mod output;
 mod pack;
 mod policy_file;
+mod receipts;
 mod release;
 mod remote;
 mod serve;
@@ -58,6 +59,7 @@ fn run(command: Command) -> Result<(), CliError> {
         Command::Verify(args) => verify::run(&args),
         Command::Measure(args) => measure::run(&args),
         Command::Doctor(args) => doctor::run(&args),
+        Command::Receipts(args) => receipts::run(&args),
         Command::Ask(args) => ask::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Eval(args) => eval::run(&args),

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use chrysalis_attestation::policy::{Challenge, Claims, Ear, Eat, Explanation, MaxAge};
 use chrysalis_client::{AppraisalPolicy, ClientError, VerifiedEnclave};
@@ -37,7 +36,7 @@ struct Judged {
 /// # Errors
 /// [`CliError::Client`] names the step at which the evidence was refused.
 pub fn run(args: &VerifyArgs) -> Result<(), CliError> {
-    let policy = remote::policy(&args.policy)?;
+    let policy = remote::policy_of_age(&args.policy, args.max_age)?;
     let (bundle, challenge) = match (&args.connect, &args.evidence) {
         (Some(address), _) => remote::connect(address)?.serving_evidence(&policy)?,
         (None, Some(path)) => saved(path, args, &policy)?,
@@ -73,13 +72,12 @@ fn saved(
         None if policy.max_age == MaxAge::Fresh => {
             return Err(CliError::Usage(
                 "the policy asks for fresh evidence (max_age = \"fresh\"): give the challenge that --save told with \
-                 --nonce, or a policy with max_age = \"epoch\"",
+                 --nonce, or --max-age epoch",
             ));
         }
         None => None,
     };
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    Ok((bundle, Challenge { nonce, now_unix: args.at.unwrap_or(now) }))
+    Ok((bundle, Challenge { nonce, now_unix: args.at.unwrap_or_else(remote::now_unix) }))
 }
 
 /// Keeps evidence, and tells how to judge it again.

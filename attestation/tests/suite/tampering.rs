@@ -102,6 +102,110 @@ type Swap = fn(&mut Parts, &Parts);
 /// What is different, and how.
 type Other<T> = (&'static str, fn(&mut T));
 
+/// Each of these would be accepted by itself (but for its kind), and differs in one thing.
+const OTHERS: [Other<World>; 9] = [
+    ("another kind", |w| w.statement.kind = Kind::KeyRelease),
+    ("another epoch", |w| {
+        w.statement.epoch = 8;
+        w.key_config.epoch = 8;
+        w.link();
+    }),
+    ("another boot", |w| {
+        w.statement.boot_id = [1; 16];
+        w.report.report_id = [1; 32];
+    }),
+    ("another key", |w| {
+        let keys = KemKeyPair::derive(&Secret::from([1; 32]));
+        w.key_config.sealing_key = keys.sealing_key().clone();
+        w.link();
+    }),
+    ("another receipt key", |w| w.statement.receipt_key = [1; 32]),
+    ("another serving policy", |w| {
+        w.serving.max_output = 1;
+        w.link();
+    }),
+    ("another model", |w| {
+        w.header.data_root = [9; 32];
+        w.link();
+    }),
+    ("another launch config", |w| {
+        w.statement.launch_config_digest = [1; 32];
+        w.report.host_data = [1; 32];
+    }),
+    ("another image", |w| {
+        w.report.measurement = [1; 48];
+        w.report.report_id = [1; 32];
+    }),
+];
+
+#[test]
+fn no_mixture_of_two_enclaves_evidence_is_accepted() {
+    let tree = Tree::new(&[[1; 32], NONCE]).expect("a batch");
+    // Evidence of an epoch, refreshed over a batch in which the challenge is.
+    let refreshed = |world: &World| {
+        let mut parts = world.parts();
+        let statement = Statement {
+            kind: Kind::Freshness,
+            nonce: tree.root(),
+            prev_digest: world.statement.digest(),
+            ..world.statement.clone()
+        };
+        let (report, _) = world.attest(&statement);
+        let path = tree.path(1).expect("two leaves");
+        let statement = statement.to_bytes();
+        parts.freshness =
+            Some(Freshness { statement: &statement, report: &report, path }.to_bytes());
+        parts
+    };
+    let swaps: [Swap; 6] = [
+        |to, from| to.statement.clone_from(&from.statement),
+        |to, from| to.report.clone_from(&from.report),
+        |to, from| to.key_config.clone_from(&from.key_config),
+        |to, from| to.policy.clone_from(&from.policy),
+        |to, from| to.package.clone_from(&from.package),
+        |to, from| to.freshness.clone_from(&from.freshness),
+    ];
+    let mut mixtures = 0;
+    for (other, change) in OTHERS {
+        let mut world = World::honest();
+        world.statement.nonce = [0; 32];
+        let mut elsewhere = world.clone();
+        change(&mut elsewhere);
+        world.policy.content_digests.push(elsewhere.statement.content_digest);
+        world.policy.measurements.push(elsewhere.report.measurement);
+        let (honest, foreign) = (refreshed(&world), refreshed(&elsewhere));
+        for taken in 0..1_u32 << swaps.len() {
+            let mut parts = honest.clone();
+            for (bit, swap) in swaps.iter().enumerate() {
+                if taken >> bit & 1 == 1 {
+                    swap(&mut parts, &foreign);
+                }
+            }
+            let whole = [(&honest, true), (&foreign, other != "another kind")];
+            let expected = whole.iter().any(|(of, good)| *good && signed(&parts) == signed(of));
+            let found = world.appraise(&parts);
+            assert_eq!(found.is_ok(), expected, "{taken:#08b} of {other}: {found:?}");
+            mixtures += usize::from(!expected);
+        }
+    }
+    println!("{mixtures} mixtures of two enclaves' evidence, none accepted");
+}
+
+/// Evidence without the signatures of its reports, which differ each time.
+fn signed(parts: &Parts) -> Vec<Vec<u8>> {
+    let freshness = parts.freshness.clone().unwrap_or_default();
+    let of_report = |report: &[u8]| report[..0x2A0].to_vec();
+    vec![
+        parts.statement.clone(),
+        of_report(&parts.report),
+        parts.key_config.clone(),
+        parts.policy.clone(),
+        parts.package.clone(),
+        freshness[..512].to_vec(),
+        of_report(&freshness[516..]),
+    ]
+}
+
 #[test]
 fn evidence_does_not_bind_what_it_was_not_made_for() {
     let sections: [(&str, Swap); 5] = [
@@ -115,36 +219,14 @@ fn evidence_does_not_bind_what_it_was_not_made_for() {
         ("policy", |to, from| to.policy.clone_from(&from.policy)),
         ("package", |to, from| to.package.clone_from(&from.package)),
     ];
-    // Each of these would be accepted by itself, and differs in one thing.
-    let others: [Other<World>; 6] = [
-        ("another kind", |w| w.statement.kind = Kind::KeyRelease),
-        ("another epoch", |w| {
-            w.statement.epoch = 8;
-            w.key_config.epoch = 8;
-            w.link();
-        }),
-        ("another boot", |w| w.statement.boot_id = [1; 16]),
-        ("another key", |w| {
-            let keys = KemKeyPair::derive(&Secret::from([1; 32]));
-            w.key_config.sealing_key = keys.sealing_key().clone();
-            w.link();
-        }),
-        ("another serving policy", |w| {
-            w.serving.max_output = 1;
-            w.link();
-        }),
-        ("another model", |w| {
-            w.header.data_root = [9; 32];
-            w.link();
-        }),
-    ];
     let mut world = World::honest();
     let honest = world.parts();
     let mut swaps = 0;
-    for (other, change) in others {
+    for (other, change) in OTHERS {
         let mut elsewhere = World::honest();
         change(&mut elsewhere);
         world.policy.content_digests.push(elsewhere.statement.content_digest);
+        world.policy.measurements.push(elsewhere.report.measurement);
         let foreign = elsewhere.parts();
         for (section, swap) in sections {
             let mut parts = honest.clone();

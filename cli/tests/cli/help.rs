@@ -57,7 +57,7 @@ fn a_reader_that_left_is_no_failure() {
 }
 
 /// Each command, and what its help has to name.
-const COMMANDS: [(&str, &str); 12] = [
+const COMMANDS: [(&str, &str); 13] = [
     ("demo", "[PROMPT] --model --cache --max-tokens --threads --json"),
     (
         "pack",
@@ -70,7 +70,8 @@ const COMMANDS: [(&str, &str); 12] = [
         "--connect --key --policy --broker --broker-ca --lease-seconds --lease-tokens --json",
     ),
     ("key-broker", "init licence add revoke status serve log"),
-    ("verify", "--connect --evidence --policy --save --nonce --at --json"),
+    ("verify", "--connect --evidence --policy --max-age fresh epoch --save --nonce --at --json"),
+    ("receipts", "verify voucher"),
     ("doctor", "--root --json"),
     (
         "measure",
@@ -78,7 +79,7 @@ const COMMANDS: [(&str, &str); 12] = [
     ),
     (
         "ask",
-        "<PROMPT> --connect --policy --system --max-tokens --temperature --top-p --top-k --min-p \
+        "<PROMPT> --connect --policy --max-age --voucher --receipts --system --max-tokens --temperature --top-p --top-k --min-p \
          --repetition-penalty --seed --stop --raw --json",
     ),
     ("bench", "--package --key --threads --prompt --generate --batch --kv-dtype --profile --json"),
