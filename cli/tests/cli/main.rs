@@ -9,5 +9,6 @@ mod help;
 mod key_broker;
 mod measure;
 mod package;
+mod receipts;
 mod support;
 mod verify;

@@ -8,14 +8,14 @@ use std::time::{Duration, Instant};
 use super::support::{Folder, chrysalis, command};
 
 /// A tiny model, served until the test ends.
-struct Served {
-    folder: Folder,
-    address: String,
+pub(crate) struct Served {
+    pub(crate) folder: Folder,
+    pub(crate) address: String,
     enclave: Child,
 }
 
 impl Served {
-    fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let folder = Folder::new();
         let source = folder.tiny_llama();
         let package = folder.packed(&source, "tiny.chry", &["--open"]);
@@ -32,11 +32,11 @@ impl Served {
         served
     }
 
-    fn policy(&self) -> String {
+    pub(crate) fn policy(&self) -> String {
         self.folder.path("tiny.policy.toml")
     }
 
-    fn verify(&self, more: &[&str]) -> super::support::Outcome {
+    pub(crate) fn verify(&self, more: &[&str]) -> super::support::Outcome {
         let args = ["verify", "--connect", &self.address, "--policy", &self.policy()];
         chrysalis(&[&args[..], more].concat())
     }
