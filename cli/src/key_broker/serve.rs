@@ -253,8 +253,8 @@ fn tls(cert: &Path, key: &Path) -> Result<TlsAcceptor, BrokerError> {
 
 /// A clock may be this much behind the last entry, in seconds: time services correct it.
 const CLOCK_SLACK: u64 = 300;
-/// Connections at once; the next one waits to be accepted.
-const CONNECTIONS_MAX: usize = 1_024;
+/// Connections at once, and so bundles of a megabyte in memory; the next one waits to be accepted.
+const CONNECTIONS_MAX: usize = 256;
 /// A handshake takes no longer.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// A request's head takes no longer.
@@ -265,3 +265,38 @@ const HEAD_MAX: usize = 16 << 10;
 const SUMMARY: Duration = Duration::from_secs(60);
 /// How long the end waits for what is under way.
 const GRACE: Duration = Duration::from_secs(25);
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::args::{Cli, Command};
+    use crate::key_broker::args::BrokerCommand;
+
+    #[test]
+    fn a_clock_that_is_behind_the_store_is_refused_until_somebody_says_it_is_right() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name).into_os_string().into_string().unwrap();
+        let (store, key) = (path("store"), path("master.key"));
+        let (master, _) = MasterKey::read_or_create(Path::new(&key)).unwrap();
+        let ahead = now_unix() + 2 * CLOCK_SLACK;
+        drop(Store::create(Path::new(&store), &master, ahead).unwrap());
+        let tried = |flag: Option<&str>| {
+            let args =
+                ["chrysalis", "key-broker", "serve", "--store", &store, "--master-key", &key];
+            let cli = Cli::parse_from(args.into_iter().chain(flag));
+            let Command::KeyBroker(broker) = cli.command else { panic!("another command") };
+            let BrokerCommand::Serve(args) = broker.command else { panic!("another command") };
+            open(&args, &master).map(|store| store.last_unix())
+        };
+        let refused = tried(None);
+        assert!(matches!(
+            refused,
+            Err(CliError::Broker(BrokerError::ClockBack { last, .. })) if last == ahead
+        ));
+        assert!(tried(Some("--dangerous-clock-back")).unwrap() < ahead);
+        // It was taken once, and is the store's time from then on.
+        assert!(tried(None).unwrap() < ahead);
+    }
+}

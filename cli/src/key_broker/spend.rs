@@ -141,3 +141,117 @@ pub const CHIPS: TableDefinition<'_, ([u8; 16], [u8; 64]), u64> = TableDefinitio
 pub const ANSWERS: TableDefinition<'_, [u8; 48], &[u8]> = TableDefinition::new("answers");
 /// When each answer was given.
 pub const ANSWERED: TableDefinition<'_, (u64, [u8; 48]), ()> = TableDefinition::new("answered");
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use chrysalis_protocol::package::PackageKey;
+    use chrysalis_protocol::secret::Secret;
+    use chrysalis_runtime::rng::SystemRng;
+    use redb::Database;
+
+    use super::*;
+    use crate::key_broker::master::MasterKey;
+    use crate::key_broker::record::LicenceRecord;
+    use crate::key_broker::store::{Store, database_path};
+    use crate::policy_file;
+
+    /// A store with a licence for two releases, one to a chip.
+    fn store(folder: &Path) -> (Store, Arc<Licensed>) {
+        let master = MasterKey::read_or_create(&folder.join("master.key")).unwrap().0;
+        let licence = "format = 1\nserial = 1\npackage_id = \"01010101010101010101010101010101\"\n\
+            model = \"m\"\nminimum_svn = 1\npolicy = \"p\"\nplatforms = [\"simulated\"]\n\
+            expires = 2100-01-01T00:00:00Z\nreleases = 2\nreleases_per_chip = 1\n\
+            lease_seconds = \"unlimited\"\nlease_tokens = 10\ntoken_budget = \"unlimited\"\n";
+        let policy = policy_file::fitting([1; 48], [2; 32], 1, [4; 32]).to_toml();
+        let licensed = Arc::new(Licensed::from_toml(licence, &policy).unwrap());
+        let mut store = Store::create(&folder.join("store"), &master, 1_000).unwrap();
+        let key = PackageKey::new(Secret::from([7; 32]));
+        let bound = LicenceRecord::bound(licence, &policy);
+        let rng = &mut SystemRng::default();
+        let sealed_key = master.seal(&[1; 16], &bound, &key, rng).unwrap();
+        let record =
+            LicenceRecord { revoked: false, licence: licence.to_owned(), policy, sealed_key };
+        store.add(&licensed, &record, 1_000).unwrap();
+        (store, licensed)
+    }
+
+    fn ask(licensed: &Arc<Licensed>, chip: u8, statement: u8, answer: u8, now: u64) -> Job {
+        let licensed = Arc::clone(licensed);
+        let sealed = Box::new([answer; SEALED_LEN]);
+        let package_id = "01".repeat(16);
+        let named = "ab".repeat(usize::from(statement) + 1);
+        let entry = Entry { package_id, statement: named, ..Entry::new(Event::Release, now) };
+        let (chip, statement) = ([chip; 64], [statement; 48]);
+        Job::Release(Box::new(Ask { licensed, chip, statement, sealed, entry }))
+    }
+
+    #[test]
+    fn what_is_decided_together_is_decided_in_order_and_paid_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut store, licensed) = store(folder.path());
+        let jobs = vec![
+            ask(&licensed, 1, 1, 11, 1_000),
+            ask(&licensed, 1, 1, 12, 1_000),
+            ask(&licensed, 1, 2, 13, 1_000),
+            ask(&licensed, 2, 3, 14, 1_000),
+            ask(&licensed, 3, 4, 15, 1_000),
+        ];
+        let sealed = |answer| Outcome::Sealed(Box::new([answer; SEALED_LEN]));
+        let expected = [
+            sealed(11),
+            // The same statement again: the first answer, whatever was sealed this time.
+            sealed(11),
+            Outcome::Refused(Refusal::ChipReleases { spent: 1, budget: 1 }),
+            sealed(14),
+            Outcome::Refused(Refusal::Releases { spent: 2, budget: 2 }),
+        ];
+        assert_eq!(store.commit(jobs).unwrap(), expected);
+        drop(store);
+        let store = Store::open(&folder.path().join("store")).unwrap();
+        let spent = store.packages().unwrap()[&[1; 16]].spent;
+        assert_eq!(spent, Spent { releases: 2, tokens: 20 });
+        let answer = store.answers().find(&[3; 48]).unwrap();
+        assert_eq!(answer, Some(([1; 16], Box::new([14; SEALED_LEN]))));
+        assert_eq!(store.answers().find(&[4; 48]).unwrap(), None);
+    }
+
+    #[test]
+    fn answers_are_forgotten_after_a_day_and_what_was_spent_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut store, licensed) = store(folder.path());
+        store.commit(vec![ask(&licensed, 1, 1, 11, 1_000)]).unwrap();
+        let later = 1_000 + ANSWER_SECONDS;
+        let note = |now| vec![Job::Note(Box::new(Entry::new(Event::Start, now)))];
+        store.commit(note(later)).unwrap();
+        store.commit(note(later)).unwrap();
+        assert!(store.answers().find(&[1; 48]).unwrap().is_some());
+        store.commit(note(later + 1)).unwrap();
+        store.commit(note(later + 1)).unwrap();
+        assert!(store.answers().find(&[1; 48]).unwrap().is_none());
+        assert_eq!(store.packages().unwrap()[&[1; 16]].spent.releases, 1);
+    }
+
+    #[test]
+    fn a_store_of_another_format_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        drop(store(folder.path()));
+        let path = folder.path().join("store");
+        let db = Database::open(database_path(&path)).unwrap();
+        let txn = db.begin_write().unwrap();
+        {
+            let meta: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
+            let mut meta = txn.open_table(meta).unwrap();
+            meta.insert("format", 2_u64.to_be_bytes().as_slice()).unwrap();
+        }
+        txn.commit().unwrap();
+        drop(db);
+        let refused = Store::open(&path).map(|_| ());
+        assert!(matches!(refused, Err(BrokerError::StoreFormat { found: 2, expected: 1 })));
+        fs::remove_file(database_path(&path)).unwrap();
+        let refused = Store::open(&path).map(|_| ());
+        assert!(matches!(refused, Err(BrokerError::NoStore { .. })));
+    }
+}
