@@ -20,6 +20,7 @@ pub mod bundle;
 pub mod codec;
 pub mod frame;
 pub mod freshness;
+pub mod gpu;
 pub mod hash;
 pub mod hpke;
 pub mod key_release;

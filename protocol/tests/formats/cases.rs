@@ -3,8 +3,11 @@
 use chrysalis_protocol::bundle::{Bundle, Endorsements};
 use chrysalis_protocol::frame::{self, FrameKind};
 use chrysalis_protocol::freshness::{Freshness, Tree};
+use chrysalis_protocol::gpu::{Device, GpuEndorsements};
 use chrysalis_protocol::receipt::{Receipt, hash};
-use chrysalis_protocol::statement::{GpuFlags, PadProfile, ServingPolicy, Statement, Tee};
+use chrysalis_protocol::statement::{
+    GpuFlags, PadProfile, ServingPolicy, Statement, Tee, gpu_digest,
+};
 
 use crate::sealed_cases;
 use crate::support::{SeededRng, key_config, policy, receipt, receipt_key, statement};
@@ -61,6 +64,7 @@ pub(crate) fn all() -> Vec<Case> {
         report_data(),
         configs(),
         bundles(),
+        gpus(),
         receipts(),
         sealed_cases::requests(),
         sealed_cases::responses(),
@@ -261,6 +265,39 @@ fn bundles() -> Vec<Case> {
             .hex("root", tree.root()),
     ]
 }
+
+fn gpus() -> Vec<Case> {
+    let devices = [
+        Device { report: b"report of the first GPU", chain: b"its certificates" },
+        Device { report: b"report of the second GPU", chain: b"its certificates" },
+    ];
+    let section = Device::to_bytes(&devices);
+    let endorsements =
+        GpuEndorsements { rims: vec![b"<driver/>", b"<vbios/>"], statuses: vec![b"\x30\x00"] };
+    let endorsements = endorsements.to_bytes();
+    let mut unordered = endorsements.clone();
+    unordered[8..17].copy_from_slice(b"<zriver/>");
+    vec![
+        Case::new("gpu", "two GPUs, and what the statement has for them", "gpu", "accept")
+            .hex("bytes", &section)
+            .hex("report_1", devices[1].report)
+            .hex("digest", gpu_digest(&section)),
+        Case::new("gpu_empty_report", "a report has bytes", "gpu", EMPTY_REPORT)
+            .hex("bytes", [0, 0, 0, 0, 0, 0, 0, 1, 0]),
+        Case::new("gpu_endorsements", "two manifests, one status", "gpu_endorsements", "accept")
+            .hex("bytes", &endorsements)
+            .hex("manifest_1", b"<vbios/>"),
+        Case::new(
+            "gpu_endorsements_order",
+            "manifests ascend",
+            "gpu_endorsements",
+            "manifest 1 does not come after the one before it",
+        )
+        .hex("bytes", unordered),
+    ]
+}
+
+const EMPTY_REPORT: &str = "a report of 0 bytes, not of 1 to 8192";
 
 fn receipts() -> Vec<Case> {
     let (receipt, key) = (receipt(3, [5; 32]), receipt_key());

@@ -10,6 +10,7 @@ use chrysalis_protocol::ack::ACK_LEN;
 use chrysalis_protocol::bundle::Bundle;
 use chrysalis_protocol::frame;
 use chrysalis_protocol::freshness::{Freshness, Tree};
+use chrysalis_protocol::gpu::{Device, GpuEndorsements};
 use chrysalis_protocol::hpke::KemKeyPair;
 use chrysalis_protocol::key_release::{self, KeyRelease};
 use chrysalis_protocol::receipt::{Receipt, ReceiptKey, hash};
@@ -19,7 +20,7 @@ use chrysalis_protocol::request::{
 use chrysalis_protocol::response::{Accept, ErrorCode, FinishReason, Inner, TokenLogprobs};
 use chrysalis_protocol::secret::Secret;
 use chrysalis_protocol::statement::{
-    KeyConfig, ReportData, ServingPolicy, Statement, StatementError,
+    KeyConfig, ReportData, ServingPolicy, Statement, StatementError, gpu_digest,
 };
 use zeroize::Zeroizing;
 
@@ -93,6 +94,21 @@ fn check(fields: &Fields) -> Result<(), String> {
             Ok(())
         }
         "freshness" => check_freshness(fields),
+        "gpu" => {
+            let bytes = hex(fields, "bytes");
+            let devices = Device::parse_all(&bytes).map_err(refusal)?;
+            assert_eq!(Device::to_bytes(&devices), bytes);
+            assert_eq!(devices[1].report, hex(fields, "report_1"));
+            assert_eq!(gpu_digest(&bytes).as_slice(), hex(fields, "digest"));
+            Ok(())
+        }
+        "gpu_endorsements" => {
+            let bytes = hex(fields, "bytes");
+            let endorsements = GpuEndorsements::parse(&bytes).map_err(refusal)?;
+            assert_eq!(endorsements.to_bytes(), bytes);
+            assert_eq!(endorsements.rims[1], hex(fields, "manifest_1"));
+            Ok(())
+        }
         "receipt" => check_receipt(fields),
         "request" => check_request(fields).map(drop),
         "response" => check_response(fields),
