@@ -3,6 +3,8 @@
 //! They prove nothing, by design: the private keys are published with the source. Run it from the
 //! crate's folder, then write the new fingerprints into `src/roots/README.md`.
 
+#[path = "../tests/suite/simulated/der.rs"]
+mod der;
 #[path = "../tests/suite/simulated/issue.rs"]
 mod issue;
 
@@ -13,7 +15,8 @@ use aws_lc_rs::encoding::AsDer;
 use aws_lc_rs::rsa::{KeyPair, KeySize};
 use aws_lc_rs::signature::{ECDSA_P384_SHA384_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _};
 use chrysalis_attestation::attester::simulated::{CHIP_ID, TCB};
-use issue::{Draft, bit_string, pss_sha384, seq, tlv};
+use der::{bit_string, seq, tlv};
+use issue::{Draft, pss_sha384};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/roots/simulated");

@@ -15,6 +15,8 @@
 )]
 
 pub mod attester;
+#[cfg(any(feature = "gpu", feature = "verifier"))]
+pub mod gpu;
 #[cfg(feature = "verifier")]
 pub mod launch;
 #[cfg(feature = "verifier")]

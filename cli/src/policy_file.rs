@@ -52,6 +52,7 @@ pub fn fitting(
             require_oblivious_embed: served.oblivious_embed,
         },
         snp: SnpDemand::default(),
+        gpu: None,
         dangerous: Dangerous { allow_debug_build: cfg!(debug_assertions), ..Dangerous::default() },
     }
 }

@@ -10,7 +10,7 @@ use chrysalis_protocol::statement::{
 };
 
 use super::verified::{Appraised, VerifiedEnclave, VerifiedKeyRelease};
-use super::{AppraisalPolicy, MaxAge, PlatformError, PlatformTrust, Rejection, platform};
+use super::{AppraisalPolicy, MaxAge, PlatformError, PlatformTrust, Rejection, gpu, platform};
 use crate::quote;
 use crate::verifier::{PlatformEvidence, Roots, verify_snp};
 
@@ -87,10 +87,8 @@ impl AppraisalPolicy {
         // 7. content_digest in the caller's set, model_svn >= minimum, publisher signature.
         let package = self.model(header, signature, &statement)?;
 
-        // 8. GPU evidence and flags. None can be judged here, so none may be stated.
-        if statement.gpu_count != 0 || bundle.gpu.is_some() {
-            return Err(Rejection::Gpu { count: statement.gpu_count });
-        }
+        // 8. GPU evidence and flags.
+        let gpus = gpu::appraise(self, &bundle, &statement, roots, challenge.now_unix)?;
 
         // 9. Platform trust choice.
         if let PlatformTrust::Pinned(machines) = &self.platform {
@@ -108,7 +106,7 @@ impl AppraisalPolicy {
             Some(_) => Some(self.snp.floors_in_use().map_err(PlatformError::Floors)?.into_owned()),
             None => None,
         };
-        Ok(Appraised { statement, key_config, serving, package, evidence, floors, fresh })
+        Ok(Appraised { statement, key_config, serving, package, evidence, floors, gpus, fresh })
     }
 
     /// Step 2, behind the layout: purpose and platform.

@@ -8,6 +8,7 @@ use super::verified::Appraised;
 use super::{FloorTable, Floors};
 use crate::report::Report;
 use crate::verifier::VerifiedQuote;
+use crate::verifier::gpu::{DeviceFacts, VerifiedGpus};
 
 /// The claims of an appraised enclave, flat, hexadecimal where they are bytes.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize)]
@@ -38,6 +39,9 @@ pub struct Claims {
     pub snp: Option<SnpClaims>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tdx: Option<TdxClaims>,
+    /// GPUs, then the switches between them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub gpus: Vec<GpuClaims>,
 }
 
 /// What only an SEV-SNP report says.
@@ -64,6 +68,19 @@ pub struct TdxClaims {
     pub xfam: String,
     pub mr_seam: String,
     pub rtmrs: [String; 4],
+}
+
+/// One GPU or switch.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+#[expect(missing_docs, reason = "the names are those of docs/attestation.md")]
+pub struct GpuClaims {
+    pub chip: String,
+    pub serial: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub driver: Option<String>,
+    pub vbios: String,
+    pub driver_compared: bool,
+    pub vbios_compared: bool,
 }
 
 /// What an appraisal proved and what it did not, in plain words.
@@ -112,6 +129,7 @@ impl Appraised {
                 .zip(self.floors())
                 .map(|(v, floors)| snp(v.report(), floors)),
             tdx: self.evidence().tdx().map(tdx),
+            gpus: self.gpus().map(gpus).unwrap_or_default(),
         }
     }
 
@@ -175,12 +193,12 @@ impl Appraised {
                 "Freshness: the evidence may be as old as the sealing key's epoch.".to_owned(),
             );
         }
+        self.explain_gpus(&mut proved, &mut not_proved);
         not_proved.extend(
             [
                 "Physical attacks: a device on the memory bus can read such machines, and no \
                  software check finds it. Pin the chips of somebody you trust.",
                 "What the listed image does: that is for whoever listed its measurement.",
-                "GPUs: none is used, and none was judged.",
                 "Availability, and that the host does not watch when and how long requests run.",
                 "Patch levels beyond the floors file and this policy, and that no issuer was revoked \
                  since the policy's lists: the vendors' bulletins and lists are not fetched.",
@@ -189,6 +207,68 @@ impl Appraised {
         );
         Explanation { proved, not_proved }
     }
+}
+
+impl Appraised {
+    fn explain_gpus(&self, proved: &mut Vec<String>, not_proved: &mut Vec<String>) {
+        let Some(gpus) = self.gpus() else {
+            proved.push("The enclave states that it uses no GPU.".to_owned());
+            return;
+        };
+        let devices = gpus.devices();
+        let names: Vec<String> = devices
+            .iter()
+            .map(|device| {
+                let driver =
+                    device.driver.as_ref().map_or(String::new(), |d| format!(", driver {d}"));
+                format!("{} {} (vbios {}{driver})", device.chip, device.serial, device.vbios)
+            })
+            .collect();
+        let who = if self.simulated() {
+            "Simulated devices, which prove nothing,"
+        } else {
+            "Genuine NVIDIA devices"
+        };
+        proved.push(format!(
+            "{who} signed reports for this statement alone, and the statement commits to them: {}.",
+            names.join("; ")
+        ));
+        if devices.iter().all(|device| device.driver_compared && device.vbios_compared) {
+            proved.push("Their firmware and driver measure as NVIDIA's manifests say.".to_owned());
+        } else {
+            not_proved.push(
+                "What firmware and driver the GPUs run: not all were compared with manifests."
+                    .to_owned(),
+            );
+        }
+        if gpus.without_status() != 0 {
+            not_proved.push(format!(
+                "That {} certificates of GPUs and manifests were not revoked.",
+                gpus.without_status()
+            ));
+        }
+        if self.statement().gpu_flags.nvlink_clear {
+            not_proved.push("Links between the GPUs carry plaintext.".to_owned());
+        }
+        not_proved.push(
+            "Where the GPUs are: evidence of another genuine GPU can be relayed, until devices and \
+             CPUs prove the link between them. What travels there is encrypted to the GPU that \
+             reported."
+                .to_owned(),
+        );
+    }
+}
+
+fn gpus(gpus: &VerifiedGpus) -> Vec<GpuClaims> {
+    let claims = |device: &DeviceFacts| GpuClaims {
+        chip: device.chip.clone(),
+        serial: device.serial.clone(),
+        driver: device.driver.clone(),
+        vbios: device.vbios.clone(),
+        driver_compared: device.driver_compared,
+        vbios_compared: device.vbios_compared,
+    };
+    gpus.devices().iter().map(claims).collect()
 }
 
 fn snp(report: &Report, floors: &Floors) -> SnpClaims {

@@ -6,6 +6,7 @@ use chrysalis_protocol::statement::PadProfile;
 use serde::Deserialize;
 use thiserror::Error;
 
+use super::gpu::GpuFile;
 use super::snp_file::{SnpFile, TcbFloor};
 use super::{AppraisalPolicy, Dangerous, MaxAge, PlatformTrust, ServingDemand};
 use crate::verifier::HardwareId;
@@ -105,6 +106,7 @@ impl AppraisalPolicy {
                 file.loaned_key_providers,
                 read,
             )?,
+            gpu: file.gpu.map(GpuFile::check).transpose()?,
             dangerous: Dangerous {
                 allow_milan: file.dangerous_allow_milan,
                 allow_smt: file.dangerous_allow_smt,
@@ -127,6 +129,9 @@ impl AppraisalPolicy {
         self.write_options(&mut out);
         out.say("");
         self.serving.write(&mut out);
+        if let Some(gpu) = &self.gpu {
+            gpu.write(&mut out);
+        }
         self.snp.write_table(&mut out);
         self.snp.write_floors(&mut out);
         out.0
@@ -243,7 +248,11 @@ pub(super) fn from_hex<const N: usize>(
     Ok(bytes)
 }
 
-fn required<T>(value: Option<T>, key: &'static str, write: &'static str) -> Result<T, PolicyError> {
+pub(super) fn required<T>(
+    value: Option<T>,
+    key: &'static str,
+    write: &'static str,
+) -> Result<T, PolicyError> {
     value.ok_or(PolicyError::Missing { key, write })
 }
 
@@ -325,6 +334,7 @@ struct File {
     chip_ids: Option<Vec<String>>,
     max_age: Option<String>,
     serving: Option<ServingFile>,
+    gpu: Option<GpuFile>,
     #[serde(default)]
     snp: SnpFile,
     #[serde(default)]

@@ -9,16 +9,18 @@ mod claims;
 mod eat;
 mod file;
 mod floors;
+mod gpu;
 mod platform;
 mod rejection;
 mod snp_file;
 mod verified;
 
 pub use appraise::Challenge;
-pub use claims::{Claims, Explanation, SnpClaims, TdxClaims};
+pub use claims::{Claims, Explanation, GpuClaims, SnpClaims, TdxClaims};
 pub use eat::{Ear, Eat, Measurement, Record, Submods, Vector, VerifierId};
 pub use file::PolicyError;
 pub use floors::{Abi, FLOORS_SIGNER, Floor, FloorTable, Floors, FloorsError};
+pub use gpu::{GpuDemand, GpuDemandError};
 pub use platform::PlatformError;
 pub use rejection::Rejection;
 pub use verified::{Appraised, ReleaseError, ReleaseTerms, VerifiedEnclave, VerifiedKeyRelease};
@@ -56,6 +58,8 @@ pub struct AppraisalPolicy {
     pub serving: ServingDemand,
     /// What an SEV-SNP machine has to be, beyond the rules that always hold.
     pub snp: SnpDemand,
+    /// What the GPUs have to be; without it, an enclave that has any is refused.
+    pub gpu: Option<GpuDemand>,
     /// Rules that are switched off.
     pub dangerous: Dangerous,
 }

@@ -6,8 +6,9 @@ use chrysalis_protocol::freshness::FreshnessError;
 use chrysalis_protocol::statement::{Kind, StatementError, Tee};
 use thiserror::Error;
 
-use super::PlatformError;
 use super::file::hex;
+use super::{GpuDemandError, PlatformError};
+use crate::verifier::gpu::GpuError;
 use crate::verifier::{HardwareId, VerifyError};
 
 /// Why an enclave is refused. [`Self::step`] is the step of docs/formats.md, section 1.6;
@@ -125,12 +126,12 @@ pub enum Rejection {
         /// How many the policy has.
         count: usize,
     },
-    /// Step 8: GPU evidence, which this program cannot judge.
-    #[error("{count} GPUs are stated, whose evidence cannot be judged by this program")]
-    Gpu {
-        /// The stated number.
-        count: u16,
-    },
+    /// Step 8: the GPUs' evidence is not authentic, or not this statement's.
+    #[error(transparent)]
+    GpuEvidence(#[from] GpuError),
+    /// Step 8: the GPUs are authentic, and not what is demanded.
+    #[error(transparent)]
+    GpuDemand(#[from] GpuDemandError),
     /// Step 9: a genuine machine, but not one of those that are trusted.
     #[error("machine {} is not among the {count} that the policy pins", hex(found.as_bytes()))]
     Chip {
@@ -175,7 +176,7 @@ impl Rejection {
             | Self::ModelSvn { .. }
             | Self::PublisherSignature { .. }
             | Self::Publisher { .. } => 7,
-            Self::Gpu { .. } => 8,
+            Self::GpuEvidence(_) | Self::GpuDemand(_) => 8,
             Self::Chip { .. } => 9,
             Self::ChallengeMissing | Self::Stale | Self::Freshness(_) | Self::FreshnessMismatch => {
                 10
@@ -217,7 +218,8 @@ impl Rejection {
             Self::ModelSvn { .. } => "model.svn",
             Self::PublisherSignature { .. } => "model.signature",
             Self::Publisher { .. } => "model.publisher",
-            Self::Gpu { .. } => "gpu.unverifiable",
+            Self::GpuEvidence(error) => error.code(),
+            Self::GpuDemand(error) => error.code(),
             Self::Chip { .. } => "chip.not_pinned",
             Self::ChallengeMissing => "freshness.no_challenge",
             Self::Stale => "freshness.stale",

@@ -13,6 +13,7 @@ use thiserror::Error;
 
 use super::Floors;
 use super::file::hex;
+use crate::verifier::gpu::VerifiedGpus;
 use crate::verifier::{HardwareId, PlatformEvidence};
 
 /// The facts of an appraisal that found nothing wrong. Seals nothing by itself.
@@ -24,6 +25,7 @@ pub struct Appraised {
     pub(super) package: PublicHeader,
     pub(super) evidence: PlatformEvidence,
     pub(super) floors: Option<Floors>,
+    pub(super) gpus: Option<VerifiedGpus>,
     pub(super) fresh: bool,
 }
 
@@ -68,6 +70,12 @@ impl Appraised {
     #[must_use]
     pub const fn floors(&self) -> Option<&Floors> {
         self.floors.as_ref()
+    }
+
+    /// The GPUs and the switches between them, where there are any.
+    #[must_use]
+    pub const fn gpus(&self) -> Option<&VerifiedGpus> {
+        self.gpus.as_ref()
     }
 
     /// The launch measurement of the enclave's image.

@@ -2,6 +2,7 @@
 //! [`crate::policy`]'s question. Rules 1 to 5 of docs/threat-model.md, "Evidence".
 
 mod evidence;
+pub mod gpu;
 mod revocation;
 mod roots;
 mod tdx;

@@ -128,7 +128,7 @@ mod tests {
     #[test]
     fn the_fingerprints_are_those_of_the_readme() {
         let readme = include_str!("../roots/README.md");
-        let pinned: [(&str, &[u8]); 11] = [
+        let pinned: [(&str, &[u8]); 14] = [
             ("milan/ark.der", MILAN_ARK),
             ("milan/ask.der", MILAN_ASK),
             ("milan/asvk.der", MILAN_ASVK),
@@ -140,6 +140,9 @@ mod tests {
             ("turin/asvk.der", TURIN_ASVK),
             ("simulated/ark.der", SIMULATED_ARK),
             ("simulated/ask.der", SIMULATED_ASK),
+            ("nvidia/device_root.der", include_bytes!("../roots/nvidia/device_root.der")),
+            ("nvidia/rim_root.der", include_bytes!("../roots/nvidia/rim_root.der")),
+            ("simulated/gpu_root.der", include_bytes!("../roots/simulated/gpu_root.der")),
         ];
         for (name, der) in pinned {
             let fingerprint: String =

@@ -11,6 +11,7 @@
 mod appraisal;
 mod firmware;
 mod floors_source;
+mod gpu;
 mod launch;
 mod policy_file;
 mod release;

@@ -245,17 +245,17 @@ fn pem(folder: &Path, path: &str) -> Vec<Vec<u8>> {
     found
 }
 
-fn flipped(bytes: &[u8], bit: usize) -> Vec<u8> {
+pub(crate) fn flipped(bytes: &[u8], bit: usize) -> Vec<u8> {
     let mut bytes = bytes.to_vec();
     bytes[bit / 8] ^= 1 << (bit % 8);
     bytes
 }
 
-fn read(folder: &Path, path: &str) -> Vec<u8> {
+pub(crate) fn read(folder: &Path, path: &str) -> Vec<u8> {
     fs::read(folder.join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
-fn vectors() -> Option<PathBuf> {
+pub(crate) fn vectors() -> Option<PathBuf> {
     let beside = concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/vectors");
     let folder = std::env::var_os("CHRYSALIS_VECTORS").map_or_else(|| beside.into(), PathBuf::from);
     if folder.join("snp").is_dir() {

@@ -104,6 +104,7 @@ impl Model {
                 require_oblivious_embed: false,
             },
             snp: SnpDemand::default(),
+            gpu: None,
             dangerous: Dangerous {
                 allow_debug_build: cfg!(debug_assertions),
                 ..Dangerous::default()

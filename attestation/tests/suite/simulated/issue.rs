@@ -1,11 +1,13 @@
 //! Issues certificates of the simulated platform: honest ones for the fixtures, and any others for
-//! the tests. A DER writer of a few lines, because no builder writes certificates that are wrong.
+//! the tests.
 
 use aws_lc_rs::error::Unspecified;
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::rsa::KeyPair;
 use aws_lc_rs::signature::RSA_PSS_SHA384;
 use chrysalis_attestation::report::Tcb;
+
+pub(crate) use super::der::{bit_string, integer, seq, tlv};
 
 /// Object identifier's content, critical, value.
 pub(crate) type Extension = (Vec<u8>, bool, Vec<u8>);
@@ -104,26 +106,6 @@ pub(crate) fn amd(path: &[u8]) -> Vec<u8> {
     [b"\x2b\x06\x01\x04\x01\x9c\x78\x01", path].concat()
 }
 
-pub(crate) fn integer(value: u8) -> Vec<u8> {
-    if value < 0x80 { tlv(0x02, &[value]) } else { tlv(0x02, &[0, value]) }
-}
-
-pub(crate) fn tlv(tag: u8, content: &[u8]) -> Vec<u8> {
-    let len = content.len();
-    let mut out = vec![tag];
-    match len {
-        0..=0x7F => out.push(len as u8),
-        0x80..=0xFF => out.extend([0x81, len as u8]),
-        _ => out.extend([0x82, (len >> 8) as u8, len as u8]),
-    }
-    out.extend(content);
-    out
-}
-
-pub(crate) fn seq(parts: &[Vec<u8>]) -> Vec<u8> {
-    tlv(0x30, &parts.concat())
-}
-
 /// `rsassaPss` with SHA-384, MGF1 with SHA-384, 48 bytes of salt (RFC 4055).
 pub(crate) fn pss_sha384() -> Vec<u8> {
     let sha384 = seq(&[tlv(0x06, b"\x60\x86\x48\x01\x65\x03\x04\x02\x02"), tlv(0x05, &[])]);
@@ -132,10 +114,6 @@ pub(crate) fn pss_sha384() -> Vec<u8> {
         tlv(0x06, b"\x2a\x86\x48\x86\xf7\x0d\x01\x01\x0a"),
         seq(&[tlv(0xA0, &sha384), tlv(0xA1, &mgf1), tlv(0xA2, &integer(48))]),
     ])
-}
-
-pub(crate) fn bit_string(bytes: &[u8]) -> Vec<u8> {
-    tlv(0x03, &[&[0], bytes].concat())
 }
 
 /// O = Chrysalis simulation, proves nothing; CN = `common_name`.

@@ -1,5 +1,6 @@
 //! An honest enclave on the simulated platform, every part of which a test may change.
 
+pub(crate) mod der;
 pub(crate) mod issue;
 pub(crate) mod revocations;
 
@@ -60,6 +61,7 @@ pub(crate) struct Parts {
     pub package: Vec<u8>,
     pub freshness: Option<Vec<u8>>,
     pub vcek: Option<Vec<u8>>,
+    pub gpu_rim: Option<Vec<u8>>,
 }
 
 impl World {
@@ -134,6 +136,7 @@ impl World {
             package: sign_package(&self.header),
             freshness: None,
             vcek: Some(vcek),
+            gpu_rim: None,
         }
     }
 
@@ -183,7 +186,11 @@ impl Parts {
             gpu: self.gpu.as_deref(),
             package: &self.package,
             freshness: self.freshness.as_deref(),
-            endorsements: Endorsements { vcek: self.vcek.as_deref(), ..Endorsements::default() },
+            endorsements: Endorsements {
+                vcek: self.vcek.as_deref(),
+                gpu_rim: self.gpu_rim.as_deref(),
+                ..Endorsements::default()
+            },
         };
         bundle.to_bytes()
     }
@@ -215,6 +222,7 @@ pub(crate) fn policy(header: &Header) -> AppraisalPolicy {
             require_oblivious_embed: false,
         },
         snp: SnpDemand::default(),
+        gpu: None,
         dangerous: Dangerous::default(),
     }
 }

@@ -471,6 +471,7 @@ pub(super) fn policy(max_age: MaxAge) -> AppraisalPolicy {
             require_oblivious_embed: false,
         },
         snp: SnpDemand::default(),
+        gpu: None,
         dangerous: Dangerous { allow_debug_build: cfg!(debug_assertions), ..Dangerous::default() },
     }
 }
