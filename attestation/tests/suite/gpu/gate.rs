@@ -3,13 +3,17 @@
 
 use std::path::Path;
 
-use chrysalis_attestation::attester::gpu::{GpuGateError, GpuOptions, Gpus};
+use chrysalis_attestation::attester::gpu::{GpuGateError, GpuOptions, Gpus, WithGpus};
+use chrysalis_attestation::attester::simulated::Simulated;
+use chrysalis_attestation::attester::{AttesterError, attest_statement};
 use chrysalis_attestation::gpu::{DeviceError, GpuRoots, SetError};
 use chrysalis_protocol::gpu::Device;
 use chrysalis_protocol::statement::gpu_digest;
 
 use super::device::SimulatedDevice;
 use super::nvml::{FakeNvml, Machine};
+use super::world::GpuWorld;
+use crate::simulated::{LAUNCH_CONFIG, MEASUREMENT, World};
 
 const CHALLENGE: [u8; 32] = [0xC4; 32];
 
@@ -34,6 +38,34 @@ fn gpus_that_prove_themselves_are_told_to_work_and_their_evidence_is_in_pci_orde
         }
         assert_eq!(machine.ready, [true]);
     }
+}
+
+#[test]
+fn a_statement_that_gpus_and_platform_attest_is_accepted_by_a_client() {
+    let fake = FakeNvml::new(Machine::honest(2));
+    let mut world = World::honest();
+    world.policy.gpu = GpuWorld::honest(2).world.policy.gpu;
+    let demand = world.policy.gpu.as_mut().unwrap();
+    (demand.require_rims, demand.require_ocsp) = (false, false);
+    let platform = Simulated::new(LAUNCH_CONFIG, MEASUREMENT).unwrap();
+    let gpus = Gpus::open(&fake.library(), options(2), &CHALLENGE).expect("honest");
+    let mut attester = WithGpus::new(Box::new(platform), gpus);
+
+    let mut statement = world.statement.clone();
+    let attested = attest_statement(&mut attester, &mut statement).expect("evidence");
+    assert_eq!(statement.gpu_count, 2);
+    assert_eq!(statement.gpu_challenge(), world.statement.gpu_challenge());
+    world.statement = statement;
+    let mut parts = world.parts();
+    parts.report = attested.evidence.report;
+    parts.gpu = attested.gpus;
+    assert_eq!(world.appraise(&parts), Ok(()));
+
+    // A machine that turned bad makes no statement.
+    fake.machine.lock().unwrap().settings[2] = 1;
+    let mut next = world.statement.clone();
+    let refused = attest_statement(&mut attester, &mut next).map(drop);
+    assert_eq!(refused, Err(AttesterError::Gpu(GpuGateError::DevTools)));
 }
 
 #[test]
