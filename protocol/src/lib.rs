@@ -32,6 +32,7 @@ pub mod request;
 pub mod response;
 pub mod secret;
 pub mod statement;
+pub mod tdx_collateral;
 
 mod inner;
 mod key_config;

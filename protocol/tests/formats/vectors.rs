@@ -22,6 +22,7 @@ use chrysalis_protocol::secret::Secret;
 use chrysalis_protocol::statement::{
     KeyConfig, ReportData, ServingPolicy, Statement, StatementError, gpu_digest,
 };
+use chrysalis_protocol::tdx_collateral::TdxCollateral;
 use zeroize::Zeroizing;
 
 use crate::cases;
@@ -91,6 +92,24 @@ fn check(fields: &Fields) -> Result<(), String> {
             assert_eq!(bundle.to_bytes(), bytes);
             assert_eq!(bundle.statement, hex(fields, "statement"));
             assert_eq!(bundle.freshness, Some(hex(fields, "freshness").as_slice()));
+            Ok(())
+        }
+        "tdx_collateral" => {
+            let bytes = hex(fields, "bytes");
+            let collateral = TdxCollateral::parse(&bytes).map_err(refusal)?;
+            assert_eq!(collateral.to_bytes(), bytes);
+            for (field, value) in [
+                ("root_crl", &collateral.root_crl[..]),
+                ("pck_crl", &collateral.pck_crl),
+                ("tcb_info_signer", &collateral.tcb_info_signer),
+                ("tcb_info", collateral.tcb_info.as_bytes()),
+                ("tcb_info_signature", &collateral.tcb_info_signature),
+                ("qe_identity_signer", &collateral.qe_identity_signer),
+                ("qe_identity", collateral.qe_identity.as_bytes()),
+                ("qe_identity_signature", &collateral.qe_identity_signature),
+            ] {
+                assert_eq!(value, hex(fields, field), "{field}");
+            }
             Ok(())
         }
         "freshness" => check_freshness(fields),
