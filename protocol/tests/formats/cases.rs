@@ -65,6 +65,7 @@ pub(crate) fn all() -> Vec<Case> {
         report_data(),
         configs(),
         bundles(),
+        collaterals(),
         gpus(),
         receipts(),
         sealed_cases::requests(),
@@ -239,17 +240,6 @@ fn bundles() -> Vec<Case> {
         endorsements: Endorsements { vcek: Some(b"certificate"), ..Endorsements::default() },
     };
     let bytes = bundle.to_bytes();
-    let collateral = TdxCollateral {
-        root_crl: b"root list".to_vec(),
-        pck_crl: b"list".to_vec(),
-        tcb_info_signer: b"certificate".to_vec(),
-        tcb_info: "{\"id\":\"TDX\"}".to_owned(),
-        tcb_info_signature: [3; 64],
-        qe_identity_signer: b"certificate".to_vec(),
-        qe_identity: "{\"id\":\"TD_QE\"}".to_owned(),
-        qe_identity_signature: [4; 64],
-    }
-    .to_bytes();
     let doubled = [&bytes[..], &[0, 7, 0, 0, 0, 0, 0, 1, 0]].concat();
     vec![
         Case::new("bundle", "evidence with freshness and a certificate", "bundle", "accept")
@@ -270,30 +260,6 @@ fn bundles() -> Vec<Case> {
             "the input ends inside a field: 11 bytes needed, 10 left",
         )
         .hex("bytes", &bytes[..bytes.len() - 1]),
-        Case::new("tdx_collateral", "what Intel says of a platform", "tdx_collateral", "accept")
-            .hex("bytes", &collateral)
-            .hex("root_crl", b"root list")
-            .hex("pck_crl", b"list")
-            .hex("tcb_info_signer", b"certificate")
-            .hex("tcb_info", b"{\"id\":\"TDX\"}")
-            .hex("tcb_info_signature", [3; 64])
-            .hex("qe_identity_signer", b"certificate")
-            .hex("qe_identity", b"{\"id\":\"TD_QE\"}")
-            .hex("qe_identity_signature", [4; 64]),
-        Case::new(
-            "tdx_collateral_cut",
-            "the last signature is cut short",
-            "tdx_collateral",
-            "the collateral: the input ends inside a field: 64 bytes needed, 63 left",
-        )
-        .hex("bytes", &collateral[..collateral.len() - 1]),
-        Case::new(
-            "tdx_collateral_extended",
-            "a byte follows",
-            "tdx_collateral",
-            "the collateral: 1 bytes follow the last field",
-        )
-        .hex("bytes", [&collateral[..], &[0]].concat()),
         Case::new("freshness", "the fourth of five challenges", "freshness", "accept")
             .hex("challenges", challenges.concat())
             .hex("challenge", challenges[3])
@@ -334,6 +300,46 @@ fn gpus() -> Vec<Case> {
 }
 
 const EMPTY_REPORT: &str = "a report of 0 bytes, not of 1 to 8192";
+
+fn collaterals() -> Vec<Case> {
+    let collateral = TdxCollateral {
+        root_crl: b"root list".to_vec(),
+        pck_crl: b"list".to_vec(),
+        tcb_info_signer: b"certificate".to_vec(),
+        tcb_info: "{\"id\":\"TDX\"}".to_owned(),
+        tcb_info_signature: [3; 64],
+        qe_identity_signer: b"certificate".to_vec(),
+        qe_identity: "{\"id\":\"TD_QE\"}".to_owned(),
+        qe_identity_signature: [4; 64],
+    }
+    .to_bytes();
+    vec![
+        Case::new("tdx_collateral", "what Intel says of a platform", "tdx_collateral", "accept")
+            .hex("bytes", &collateral)
+            .hex("root_crl", b"root list")
+            .hex("pck_crl", b"list")
+            .hex("tcb_info_signer", b"certificate")
+            .hex("tcb_info", b"{\"id\":\"TDX\"}")
+            .hex("tcb_info_signature", [3; 64])
+            .hex("qe_identity_signer", b"certificate")
+            .hex("qe_identity", b"{\"id\":\"TD_QE\"}")
+            .hex("qe_identity_signature", [4; 64]),
+        Case::new(
+            "tdx_collateral_cut",
+            "the last signature is cut short",
+            "tdx_collateral",
+            "the collateral: the input ends inside a field: 64 bytes needed, 63 left",
+        )
+        .hex("bytes", &collateral[..collateral.len() - 1]),
+        Case::new(
+            "tdx_collateral_extended",
+            "a byte follows",
+            "tdx_collateral",
+            "the collateral: 1 bytes follow the last field",
+        )
+        .hex("bytes", [&collateral[..], &[0]].concat()),
+    ]
+}
 
 fn receipts() -> Vec<Case> {
     let (receipt, key) = (receipt(3, [5; 32]), receipt_key());
