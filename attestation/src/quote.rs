@@ -116,6 +116,8 @@ pub struct Quote<'a> {
     pub version: u16,
     /// The claims.
     pub report: TdReport,
+    /// The certificate chain of the platform's key, PEM.
+    pub certificates: &'a [u8],
     /// All bytes of the quote, and none after it.
     pub bytes: &'a [u8],
 }
@@ -179,10 +181,10 @@ impl<'a> Quote<'a> {
         };
         let report = TdReport::parse(r.bytes(len)?)?;
         let signature_len = u32_le(&mut r)? as usize;
-        signature(r.bytes(signature_len)?)?;
+        let certificates = certificates(r.bytes(signature_len)?)?;
         let rest = r.rest();
         let bytes = bytes.get(..bytes.len().saturating_sub(rest.len())).unwrap_or_default();
-        Ok((Self { version, report, bytes }, rest))
+        Ok((Self { version, report, certificates, bytes }, rest))
     }
 }
 
@@ -227,8 +229,9 @@ impl TdReport {
 }
 
 /// Signature, attestation key, and certification data of type 6, which hold the quoting enclave's
-/// report and the certificate chain of type 5: every length fits, and nothing is left over.
-fn signature(bytes: &[u8]) -> Result<(), QuoteError> {
+/// report and the certificate chain of type 5, which is returned: every length fits, and nothing
+/// is left over.
+fn certificates(bytes: &[u8]) -> Result<&[u8], QuoteError> {
     let mut r = Reader::new(bytes);
     r.bytes(64 + 64)?;
     let mut inner = Reader::new(certification(&mut r, 6)?);
@@ -236,8 +239,9 @@ fn signature(bytes: &[u8]) -> Result<(), QuoteError> {
     inner.bytes(384 + 64)?;
     let authentication_len = u16_le(&mut inner)?;
     inner.bytes(usize::from(authentication_len))?;
-    certification(&mut inner, 5)?;
-    Ok(inner.finish()?)
+    let certificates = certification(&mut inner, 5)?;
+    inner.finish()?;
+    Ok(certificates)
 }
 
 fn certification<'a>(r: &mut Reader<'a>, expected: u16) -> Result<&'a [u8], QuoteError> {

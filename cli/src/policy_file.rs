@@ -53,6 +53,7 @@ pub fn fitting(
         },
         snp: SnpDemand::default(),
         gpu: None,
+        tdx: None,
         dangerous: Dangerous { allow_debug_build: cfg!(debug_assertions), ..Dangerous::default() },
     }
 }

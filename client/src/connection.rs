@@ -20,6 +20,7 @@ use getrandom::SysRng;
 
 use crate::address::Address;
 use crate::answer::Answer;
+use crate::endorse::Endorsing;
 use crate::error::ClientError;
 use crate::wire::{Received, Wire};
 
@@ -31,6 +32,7 @@ pub struct Connection {
     state: State,
     awaits: Option<KeyrelReq>,
     next_stream: u64,
+    endorsing: Endorsing,
 }
 
 impl Connection {
@@ -51,7 +53,14 @@ impl Connection {
             }
             _ => None,
         };
-        Ok(Self { wire, limits: Limits::from_bytes(&ack.body)?, state, awaits, next_stream: 1 })
+        let limits = Limits::from_bytes(&ack.body)?;
+        let endorsing = Endorsing::default();
+        Ok(Self { wire, limits, state, awaits, next_stream: 1, endorsing })
+    }
+
+    /// Completes the evidence that is fetched from now on.
+    pub fn endorse(&mut self, endorsing: Endorsing) {
+        self.endorsing = endorsing;
     }
 
     /// What the enclave said it was doing when the connection was opened.
@@ -124,7 +133,8 @@ impl Connection {
         let stream = self.stream();
         self.wire.send(FrameKind::EvidenceReq, stream, &EvidenceReq { kind, nonce }.to_bytes())?;
         let limit = u32::try_from(BUNDLE_MAX).unwrap_or(u32::MAX);
-        self.assemble(stream, FrameKind::Evidence, limit)
+        let bundle = self.assemble(stream, FrameKind::Evidence, limit)?;
+        Ok(self.endorsing.complete(bundle))
     }
 
     /// Fetches the client bundle and compares its BLAKE3 with those that the policy lists.

@@ -12,6 +12,7 @@ pub mod answer;
 pub mod chat;
 pub mod connection;
 pub mod contact;
+mod endorse;
 mod error;
 pub mod receipts;
 mod wire;
@@ -24,5 +25,6 @@ pub use chrysalis_attestation::policy::{
 };
 pub use connection::Connection;
 pub use contact::Contact;
+pub use endorse::Endorsing;
 pub use error::ClientError;
 pub use receipts::ReceiptFile;

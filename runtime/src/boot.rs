@@ -75,6 +75,19 @@ pub enum BootError {
     /// The platform made no evidence.
     #[error("the platform gave no evidence: {0}")]
     Attester(#[from] AttesterError),
+    /// The host launched this guest with another launch config than it was given here.
+    #[error(
+        "the guest was launched for the config with SHA-256 {}, and was given one with {}: the host \
+         sets HOST_DATA or MRCONFIGID to the digest of the file that it gives",
+        hex(.launched),
+        hex(.given)
+    )]
+    LaunchConfig {
+        /// `HOST_DATA`, or the head of `MRCONFIGID`.
+        launched: [u8; 32],
+        /// SHA-256 of the launch config.
+        given: [u8; 32],
+    },
     /// The weights could not be loaded.
     #[error(transparent)]
     Load(#[from] LoadError),
@@ -138,16 +151,18 @@ pub struct Enclave {
 }
 
 impl Enclave {
-    /// Reads the package's public part, binds the socket, and boots on a thread of its own.
+    /// Reads the package's public part, binds the socket, and boots on a thread of its own, with evidence from
+    /// `attester`: that of the machine, or the simulated one, which proves nothing.
     ///
     /// # Errors
-    /// [`BootError`] for what can be known at once: package, platform, address.
+    /// [`BootError`] for what can be known at once: package, platform, launch config, address.
     pub fn start(
         options: EnclaveOptions,
+        attester: Box<dyn Attester>,
         report: impl FnMut(Progress) + Send + 'static,
     ) -> Result<Self, BootError> {
         let counters = Arc::new(Counters::default());
-        let boot = Boot::prepare(options, Arc::clone(&counters))?;
+        let boot = Boot::prepare(options, attester, Arc::clone(&counters))?;
         let inbox = boot.hub.sender();
         let thread = thread::Builder::new()
             .name("boot".into())
@@ -194,7 +209,11 @@ struct Boot {
 }
 
 impl Boot {
-    fn prepare(options: EnclaveOptions, counters: Arc<Counters>) -> Result<Self, BootError> {
+    fn prepare(
+        options: EnclaveOptions,
+        mut attester: Box<dyn Attester>,
+        counters: Arc<Counters>,
+    ) -> Result<Self, BootError> {
         let files = PackageFiles::new(&options.package);
         let main = files.main()?;
         let public = PublicHeader::parse(&main)?;
@@ -203,7 +222,11 @@ impl Boot {
         if found < minimum {
             return Err(BootError::ModelSvn { found, minimum });
         }
-        let attester = Box::new(Simulated::new(options.config.digest(), SIMULATED_MEASUREMENT)?);
+        let (launched, given) = (attester.launch_config_digest()?, options.config.digest());
+        if launched != given {
+            return Err(BootError::LaunchConfig { launched, given });
+        }
+        attester.measure_package(&public.package_digest())?;
         let mut rng = SystemRng::default();
         let receipt_key = ReceiptKey::from_seed(&Secret::random(&mut rng))?;
         let mut boot_id = [0; 16];
@@ -410,6 +433,10 @@ fn own_digest() -> [u8; 48] {
     out
 }
 
+fn hex(digest: &[u8]) -> String {
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// Piece by piece: the binary is larger than what the enclave may take beside its weights.
 fn digest_of(mut file: File) -> io::Result<digest::Digest> {
     let mut digest = digest::Context::new(&digest::SHA384);
@@ -420,6 +447,14 @@ fn digest_of(mut file: File) -> io::Result<digest::Digest> {
             len => digest.update(piece.get(..len).unwrap_or_default()),
         }
     }
+}
+
+/// The simulated platform, launched for `config`. It proves nothing.
+///
+/// # Errors
+/// [`AttesterError::Key`] when the compiled-in key is damaged.
+pub fn simulated(config: &LaunchConfig) -> Result<Box<dyn Attester>, AttesterError> {
+    Ok(Box::new(Simulated::new(config.digest(), SIMULATED_MEASUREMENT)?))
 }
 
 /// Launch measurement that the simulated platform reports: of nothing, like all it says.

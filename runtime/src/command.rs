@@ -6,10 +6,11 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use chrysalis_attestation::attester::{Attester, AttesterError, Choice, Interfaces};
 use clap::{Parser, ValueEnum};
 use rustix::process::{Signal, getppid, set_parent_process_death_signal};
 
-use crate::boot::{BootError, Enclave, EnclaveOptions, Progress};
+use crate::boot::{BootError, Enclave, EnclaveOptions, Progress, simulated};
 use crate::config::{ConfigError, LaunchConfig};
 use crate::harden::{harden, keep_panics_quiet};
 use crate::transport::Address;
@@ -38,6 +39,12 @@ struct Args {
 /// The platforms that this version can ask for evidence.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum AttesterKind {
+    /// The confidential VM that this machine is; an error where it is none
+    Auto,
+    /// AMD SEV-SNP
+    Snp,
+    /// Intel TDX
+    Tdx,
     /// No hardware: proves nothing, runs anywhere
     Simulated,
 }
@@ -51,6 +58,8 @@ enum CommandError {
     Config { path: PathBuf, source: ConfigError },
     #[error("the process could not be hardened: {0}")]
     Harden(io::Error),
+    #[error(transparent)]
+    Attester(#[from] AttesterError),
     #[error(transparent)]
     Boot(#[from] BootError),
 }
@@ -94,11 +103,10 @@ fn run(args: Args) -> Result<(), CommandError> {
                 .map_err(|source| CommandError::Config { path: path.clone(), source })?
         }
     };
-    let AttesterKind::Simulated = args.attester;
-    say("attester simulated: the evidence proves nothing about this machine");
+    let attester = attester(args.attester, &config)?;
     let address = args.listen.clone();
     let options = EnclaveOptions { config, ..EnclaveOptions::new(args.package, args.listen) };
-    let enclave = Enclave::start(options, move |progress| match progress {
+    let enclave = Enclave::start(options, attester, move |progress| match progress {
         Progress::AwaitingKey => {
             say(&format!("listening on {address}, waiting for the package key"));
         }
@@ -111,6 +119,22 @@ fn run(args: Args) -> Result<(), CommandError> {
         }
     })?;
     Ok(enclave.wait()?)
+}
+
+/// The platform, and a word about it to whoever started the process.
+fn attester(kind: AttesterKind, config: &LaunchConfig) -> Result<Box<dyn Attester>, AttesterError> {
+    let choice = match kind {
+        AttesterKind::Auto => Choice::Auto,
+        AttesterKind::Snp => Choice::Snp,
+        AttesterKind::Tdx => Choice::Tdx,
+        AttesterKind::Simulated => {
+            say("attester simulated: the evidence proves nothing about this machine");
+            return simulated(config);
+        }
+    };
+    let attester = Interfaces::default().attester(choice)?;
+    say(&format!("attester {:?}", attester.tee()));
+    Ok(attester)
 }
 
 /// Memory that the process has, by its `/proc/self/status` (proc(5)); the host sees it anyway.

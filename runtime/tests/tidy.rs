@@ -30,6 +30,8 @@ const HOMES: &[(&str, &[&str])] = &[
     ("hpke", &["protocol"]),
     ("blake3", &["protocol"]),
     ("x509-cert", &["attestation"]),
+    ("dcap-qvl", &["attestation"]),
+    ("sev", &["attestation"]),
     ("tokenizers", &["models"]),
     ("minijinja", &["models"]),
     ("safetensors", &["models"]),
@@ -46,6 +48,8 @@ const HOMES: &[(&str, &[&str])] = &[
 const NEVER_IN_THE_ENCLAVE: &[&str] = &[
     "x509-cert",
     "der",
+    "dcap-qvl",
+    "sev",
     "serde",
     "serde_json",
     "toml",

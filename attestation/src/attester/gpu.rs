@@ -224,6 +224,14 @@ impl Attester for WithGpus {
     fn attest_gpus(&mut self, challenge: &[u8; 32]) -> Result<Option<GpuEvidence>, AttesterError> {
         Ok(Some(self.gpus.attest(challenge)?))
     }
+
+    fn launch_config_digest(&mut self) -> Result<[u8; 32], AttesterError> {
+        self.platform.launch_config_digest()
+    }
+
+    fn measure_package(&mut self, package_digest: &[u8; 48]) -> Result<bool, AttesterError> {
+        self.platform.measure_package(package_digest)
+    }
 }
 
 fn failed(call: &'static str) -> impl Fn(NvmlError) -> GpuGateError {

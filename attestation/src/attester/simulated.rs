@@ -74,6 +74,10 @@ impl Attester for Simulated {
             endorsements: vec![(ENDORSEMENT_VCEK, self.vcek.clone())],
         })
     }
+
+    fn launch_config_digest(&mut self) -> Result<[u8; 32], AttesterError> {
+        Ok(self.report.host_data)
+    }
 }
 
 /// The claims of an up-to-date Genoa machine in the state that the default rules ask for.

@@ -10,9 +10,11 @@ use chrysalis_protocol::statement::{
 };
 
 use super::verified::{Appraised, VerifiedEnclave, VerifiedKeyRelease};
-use super::{AppraisalPolicy, MaxAge, PlatformError, PlatformTrust, Rejection, gpu, platform};
+use super::{
+    AppraisalPolicy, MaxAge, PlatformError, PlatformTrust, Rejection, TdxDemand, gpu, platform, tdx,
+};
 use crate::quote;
-use crate::verifier::{PlatformEvidence, Roots, verify_snp};
+use crate::verifier::{PlatformEvidence, Roots, TdxPlatformDemand, verify_snp, verify_tdx};
 
 /// What the caller knows when evidence arrives.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -66,13 +68,13 @@ impl AppraisalPolicy {
 
         // 2. Statement layout, reserved bytes zero, kind, tee.
         let statement = Statement::from_bytes(bundle.statement).map_err(Rejection::Statement)?;
-        let roots = self.statement(&statement, kind)?;
+        let judge = self.statement(&statement, kind)?;
 
         // 3. REPORT_DATA = magic, kind, epoch, digest.
         report_data(bundle.report, &statement)?;
 
         // 4. TEE evidence.
-        let evidence = self.evidence(&bundle, bundle.report, roots, &statement, challenge)?;
+        let evidence = self.evidence(&bundle, bundle.report, judge, &statement, challenge)?;
 
         // 5. KeyConfig, policy, package header hashes.
         let key_config = key_config(bundle.key_config, &statement)?;
@@ -88,7 +90,7 @@ impl AppraisalPolicy {
         let package = self.model(header, signature, &statement)?;
 
         // 8. GPU evidence and flags.
-        let gpus = gpu::appraise(self, &bundle, &statement, roots, challenge.now_unix)?;
+        let gpus = gpu::appraise(self, &bundle, &statement, judge.roots(), challenge.now_unix)?;
 
         // 9. Platform trust choice.
         if let PlatformTrust::Pinned(machines) = &self.platform {
@@ -110,7 +112,7 @@ impl AppraisalPolicy {
     }
 
     /// Step 2, behind the layout: purpose and platform.
-    fn statement(&self, statement: &Statement, expected: Kind) -> Result<Roots, Rejection> {
+    fn statement(&self, statement: &Statement, expected: Kind) -> Result<Judge<'_>, Rejection> {
         if statement.kind != expected {
             return Err(Rejection::Kind { found: statement.kind, expected });
         }
@@ -118,10 +120,10 @@ impl AppraisalPolicy {
             return Err(Rejection::DebugBuild);
         }
         match statement.tee {
-            Tee::SevSnp => Ok(Roots::Amd),
-            Tee::Simulated if self.allow_simulated => Ok(Roots::Simulated),
+            Tee::SevSnp => Ok(Judge::Snp(Roots::Amd)),
+            Tee::Simulated if self.allow_simulated => Ok(Judge::Snp(Roots::Simulated)),
             Tee::Simulated => Err(Rejection::Simulated),
-            tee @ Tee::Tdx => Err(Rejection::Tee { tee }),
+            tee @ Tee::Tdx => self.tdx.as_ref().map(Judge::Tdx).ok_or(Rejection::Tee { tee }),
         }
     }
 
@@ -130,14 +132,28 @@ impl AppraisalPolicy {
         &self,
         bundle: &Bundle<'_>,
         report: &[u8],
-        roots: Roots,
+        judge: Judge<'_>,
         statement: &Statement,
         challenge: &Challenge,
     ) -> Result<PlatformEvidence, Rejection> {
-        let certificate = bundle.endorsements.vcek.ok_or(Rejection::EndorsementMissing)?;
-        let report = verify_snp(report, certificate, roots, challenge.now_unix)?;
-        platform::appraise(self, &report, &statement.launch_config_digest, challenge.now_unix)?;
-        Ok(PlatformEvidence::Snp(Box::new(report)))
+        let now = challenge.now_unix;
+        match judge {
+            Judge::Snp(roots) => {
+                let certificate = bundle.endorsements.vcek.ok_or(Rejection::EndorsementMissing)?;
+                let report = verify_snp(report, certificate, roots, now)?;
+                platform::appraise(self, &report, &statement.launch_config_digest, now)?;
+                Ok(PlatformEvidence::Snp(Box::new(report)))
+            }
+            Judge::Tdx(demand) => {
+                let collateral = bundle.endorsements.tdx_collateral;
+                let collateral = collateral.ok_or(Rejection::CollateralMissing)?;
+                let allow_smt = self.dangerous.allow_smt;
+                let machine = TdxPlatformDemand { allow_smt, ..demand.machine };
+                let quote = verify_tdx(report, collateral, demand.root(), now, &machine)?;
+                tdx::appraise(self, demand, &quote, statement)?;
+                Ok(PlatformEvidence::Tdx(Box::new(quote)))
+            }
+        }
     }
 
     /// Step 7: which model, how old, signed by whom.
@@ -204,12 +220,29 @@ impl AppraisalPolicy {
             return Err(Rejection::FreshnessMismatch);
         }
         report_data(section.report, &refresh)?;
-        let roots = self.statement(&refresh, Kind::Freshness)?;
-        let fresh = self.evidence(bundle, section.report, roots, &refresh, challenge)?;
+        let judge = self.statement(&refresh, Kind::Freshness)?;
+        let fresh = self.evidence(bundle, section.report, judge, &refresh, challenge)?;
         if !evidence.same_guest(&fresh) {
             return Err(Rejection::FreshnessMismatch);
         }
         Ok(true)
+    }
+}
+
+/// By whose keys, and by which demand, evidence is judged.
+#[derive(Clone, Copy)]
+enum Judge<'a> {
+    Snp(Roots),
+    Tdx(&'a TdxDemand),
+}
+
+impl Judge<'_> {
+    /// Genuine, or simulated: the platform's GPUs are the one or the other with it.
+    const fn roots(self) -> Roots {
+        match self {
+            Self::Snp(roots) => roots,
+            Self::Tdx(_) => Roots::Amd,
+        }
     }
 }
 

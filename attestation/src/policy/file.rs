@@ -8,6 +8,7 @@ use thiserror::Error;
 
 use super::gpu::GpuFile;
 use super::snp_file::{SnpFile, TcbFloor};
+use super::tdx_file::TdxFile;
 use super::{AppraisalPolicy, Dangerous, MaxAge, PlatformTrust, ServingDemand};
 use crate::verifier::HardwareId;
 
@@ -107,6 +108,7 @@ impl AppraisalPolicy {
                 read,
             )?,
             gpu: file.gpu.map(GpuFile::check).transpose()?,
+            tdx: file.tdx.map(TdxFile::check).transpose()?,
             dangerous: Dangerous {
                 allow_milan: file.dangerous_allow_milan,
                 allow_smt: file.dangerous_allow_smt,
@@ -131,6 +133,10 @@ impl AppraisalPolicy {
         self.serving.write(&mut out);
         if let Some(gpu) = &self.gpu {
             gpu.write(&mut out);
+        }
+        if let Some(tdx) = &self.tdx {
+            out.say("");
+            tdx.write(&mut out);
         }
         self.snp.write_table(&mut out);
         self.snp.write_floors(&mut out);
@@ -256,7 +262,7 @@ pub(super) fn required<T>(
     value.ok_or(PolicyError::Missing { key, write })
 }
 
-fn list<const N: usize>(
+pub(super) fn list<const N: usize>(
     values: Option<Vec<String>>,
     key: &'static str,
     write: &'static str,
@@ -335,6 +341,7 @@ struct File {
     max_age: Option<String>,
     serving: Option<ServingFile>,
     gpu: Option<GpuFile>,
+    tdx: Option<TdxFile>,
     #[serde(default)]
     snp: SnpFile,
     #[serde(default)]

@@ -13,6 +13,8 @@ mod gpu;
 mod platform;
 mod rejection;
 mod snp_file;
+mod tdx;
+mod tdx_file;
 mod verified;
 
 pub use appraise::Challenge;
@@ -23,6 +25,7 @@ pub use floors::{Abi, FLOORS_SIGNER, Floor, FloorTable, Floors, FloorsError};
 pub use gpu::{GpuDemand, GpuDemandError};
 pub use platform::PlatformError;
 pub use rejection::Rejection;
+pub use tdx::{Rtmr3, TdError, TdxDemand, XFAM_DEFAULT, package_rtmr};
 pub use verified::{Appraised, ReleaseError, ReleaseTerms, VerifiedEnclave, VerifiedKeyRelease};
 
 use std::borrow::Cow;
@@ -60,6 +63,8 @@ pub struct AppraisalPolicy {
     pub snp: SnpDemand,
     /// What the GPUs have to be; without it, an enclave that has any is refused.
     pub gpu: Option<GpuDemand>,
+    /// What a TDX machine and its guest have to be; nothing where none is accepted.
+    pub tdx: Option<TdxDemand>,
     /// Rules that are switched off.
     pub dangerous: Dangerous,
 }

@@ -7,9 +7,9 @@ use chrysalis_protocol::statement::{Kind, StatementError, Tee};
 use thiserror::Error;
 
 use super::file::hex;
-use super::{GpuDemandError, PlatformError};
+use super::{GpuDemandError, PlatformError, TdError};
 use crate::verifier::gpu::GpuError;
-use crate::verifier::{HardwareId, VerifyError};
+use crate::verifier::{HardwareId, TdxError, VerifyError};
 
 /// Why an enclave is refused. [`Self::step`] is the step of docs/formats.md, section 1.6;
 /// [`Self::code`] is stable and meant for programs.
@@ -33,8 +33,8 @@ pub enum Rejection {
     /// Step 2: a simulated platform, which the policy does not accept.
     #[error("the platform is simulated, which proves nothing; allow_simulated is false")]
     Simulated,
-    /// Step 2: a platform whose evidence this program cannot judge.
-    #[error("evidence of {tee:?} cannot be judged by this program")]
+    /// Step 2: a platform that the policy does not speak of.
+    #[error("evidence of {tee:?} is not accepted: the policy has no table for it")]
     Tee {
         /// The platform.
         tee: Tee,
@@ -60,6 +60,15 @@ pub enum Rejection {
     /// Step 4: the platform is authentic, and not good enough.
     #[error(transparent)]
     Platform(#[from] PlatformError),
+    /// Step 4: no collateral for a TDX quote.
+    #[error("the bundle has no TDX collateral (section 0x82)")]
+    CollateralMissing,
+    /// Step 4: the quote is not authentic, or its machine not up to date.
+    #[error(transparent)]
+    Quote(#[from] TdxError),
+    /// Step 4: the TD is authentic, and not one that is wanted.
+    #[error(transparent)]
+    Td(#[from] TdError),
     /// Step 5: a section is not the one whose digest the statement has.
     #[error("the {section} is not the one that the statement commits to")]
     Digest {
@@ -166,7 +175,12 @@ impl Rejection {
             | Self::Tee { .. }
             | Self::DebugBuild => 2,
             Self::ReportData(_) | Self::ReportDataMismatch { .. } => 3,
-            Self::EndorsementMissing | Self::Evidence(_) | Self::Platform(_) => 4,
+            Self::EndorsementMissing
+            | Self::Evidence(_)
+            | Self::Platform(_)
+            | Self::CollateralMissing
+            | Self::Quote(_)
+            | Self::Td(_) => 4,
             Self::Digest { .. }
             | Self::Layout { .. }
             | Self::KeyEpoch { .. }
@@ -204,6 +218,9 @@ impl Rejection {
             Self::EndorsementMissing => "certificate.missing",
             Self::Evidence(error) => error.code(),
             Self::Platform(error) => error.code(),
+            Self::CollateralMissing => "tdx.collateral_missing",
+            Self::Quote(error) => error.code(),
+            Self::Td(error) => error.code(),
             Self::Digest { section: "key_config" } => "key_config.digest",
             Self::Digest { section: "policy" } => "serving_policy.digest",
             Self::Digest { section: "content" } => "package.content_digest",

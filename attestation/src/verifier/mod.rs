@@ -16,7 +16,10 @@ pub(crate) use revocation::{IssuedBy, check as check_revocation};
 pub use revocation::{RevocationError, RevocationList};
 use roots::Issuer;
 pub use roots::Roots;
-pub use tdx::VerifiedQuote;
+pub use tdx::{
+    CollateralError, INTEL_ROOT, TdxError, TdxPlatformDemand, VerifiedQuote,
+    tdx_collateral_from_json, verify_tdx,
+};
 use x509::verify_certificate;
 pub use x509::{CertificateError, EndorsedKey};
 

@@ -127,8 +127,10 @@ mod tests {
 
     #[test]
     fn the_fingerprints_are_those_of_the_readme() {
+        use crate::verifier::INTEL_ROOT;
         let readme = include_str!("../roots/README.md");
-        let pinned: [(&str, &[u8]); 14] = [
+        let pinned: [(&str, &[u8]); 15] = [
+            ("intel/root.der", INTEL_ROOT),
             ("milan/ark.der", MILAN_ARK),
             ("milan/ask.der", MILAN_ASK),
             ("milan/asvk.der", MILAN_ASVK),

@@ -18,5 +18,7 @@ mod release;
 mod simulated;
 mod snp;
 mod tampering;
+mod tdx;
 mod totality;
+mod tsm;
 mod vectors;

@@ -217,7 +217,7 @@ fn certificate(folder: &Path, name: &str) -> Vec<u8> {
 }
 
 /// The DER of each certificate in a PEM file.
-fn pem(folder: &Path, path: &str) -> Vec<Vec<u8>> {
+pub(crate) fn pem(folder: &Path, path: &str) -> Vec<Vec<u8>> {
     let text = String::from_utf8(read(folder, path)).expect("PEM is text");
     let mut found = Vec::new();
     for block in text.split("-----BEGIN CERTIFICATE-----").skip(1) {

@@ -4,4 +4,5 @@
 mod honest;
 mod hostile;
 mod payment;
+mod platform;
 mod support;

@@ -8,6 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use aws_lc_rs::signature::Ed25519KeyPair;
+use chrysalis_attestation::attester::Attester;
 use chrysalis_attestation::policy::{
     AppraisalPolicy, Dangerous, MaxAge, PlatformTrust, ReleaseTerms, ServingDemand, SnpDemand,
     VerifiedEnclave,
@@ -22,7 +23,7 @@ use chrysalis_protocol::request::{Options, Prompt, RequestBody};
 use chrysalis_protocol::secret::Secret;
 use chrysalis_protocol::statement::PadProfile;
 use chrysalis_runtime::boot::{
-    BootError, Enclave, EnclaveOptions, Progress, SIMULATED_MEASUREMENT,
+    BootError, Enclave, EnclaveOptions, Progress, SIMULATED_MEASUREMENT, simulated,
 };
 use chrysalis_runtime::config::LaunchConfig;
 use chrysalis_runtime::engine::{
@@ -105,6 +106,7 @@ impl Model {
             },
             snp: SnpDemand::default(),
             gpu: None,
+            tdx: None,
             dangerous: Dangerous {
                 allow_debug_build: cfg!(debug_assertions),
                 ..Dangerous::default()
@@ -203,15 +205,25 @@ impl Running {
         config: &str,
         limits: Limits,
     ) -> Result<Self, BootError> {
+        let config = LaunchConfig::parse(config.as_bytes()).unwrap();
+        let attester = simulated(&config)?;
+        Self::start_on(attester, package, socket, config, limits)
+    }
+
+    pub(crate) fn start_on(
+        attester: Box<dyn Attester>,
+        package: &Path,
+        socket: &Path,
+        config: LaunchConfig,
+        limits: Limits,
+    ) -> Result<Self, BootError> {
         let listen = transport::Address::Unix(socket.to_owned());
-        let options = EnclaveOptions {
-            config: LaunchConfig::parse(config.as_bytes()).unwrap(),
-            limits,
-            ..EnclaveOptions::new(package.to_owned(), listen)
-        };
+        let options =
+            EnclaveOptions { config, limits, ..EnclaveOptions::new(package.to_owned(), listen) };
         let (report, progress) = channel();
         // A test that ended needs no reports.
-        let enclave = Enclave::start(options, move |step| report.send(step).unwrap_or_default())?;
+        let enclave =
+            Enclave::start(options, attester, move |step| report.send(step).unwrap_or_default())?;
         Ok(Self {
             enclave,
             address: Address::Unix(socket.to_owned()),

@@ -62,6 +62,7 @@ pub(crate) struct Parts {
     pub freshness: Option<Vec<u8>>,
     pub vcek: Option<Vec<u8>>,
     pub gpu_rim: Option<Vec<u8>>,
+    pub collateral: Option<Vec<u8>>,
 }
 
 impl World {
@@ -137,6 +138,7 @@ impl World {
             freshness: None,
             vcek: Some(vcek),
             gpu_rim: None,
+            collateral: None,
         }
     }
 
@@ -189,6 +191,7 @@ impl Parts {
             endorsements: Endorsements {
                 vcek: self.vcek.as_deref(),
                 gpu_rim: self.gpu_rim.as_deref(),
+                tdx_collateral: self.collateral.as_deref(),
                 ..Endorsements::default()
             },
         };
@@ -223,6 +226,7 @@ pub(crate) fn policy(header: &Header) -> AppraisalPolicy {
         },
         snp: SnpDemand::default(),
         gpu: None,
+        tdx: None,
         dangerous: Dangerous::default(),
     }
 }

@@ -472,6 +472,7 @@ pub(super) fn policy(max_age: MaxAge) -> AppraisalPolicy {
         },
         snp: SnpDemand::default(),
         gpu: None,
+        tdx: None,
         dangerous: Dangerous { allow_debug_build: cfg!(debug_assertions), ..Dangerous::default() },
     }
 }
