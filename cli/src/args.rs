@@ -171,6 +171,9 @@ pub struct ReleaseArgs {
     /// End serving after this many tokens of prompts and answers [default: no end]
     #[arg(long, value_name = "N", conflicts_with = "broker", value_parser = clap::value_parser!(u64).range(1..))]
     pub lease_tokens: Option<u64>,
+    /// Certificates or collateral that the evidence lacks: a file or a folder of *.der, *.json, *.tdx
+    #[arg(long, value_name = "PATH")]
+    pub endorsements: Option<PathBuf>,
     /// One JSON object instead of text
     #[arg(long)]
     pub json: bool,
@@ -201,6 +204,9 @@ pub struct VerifyArgs {
     /// How old the evidence may be [default: as the policy says]
     #[arg(long, value_enum, value_name = "AGE")]
     pub max_age: Option<Age>,
+    /// Certificates or collateral that the evidence lacks: a file or a folder of *.der, *.json, *.tdx
+    #[arg(long, value_name = "PATH")]
+    pub endorsements: Option<PathBuf>,
     /// Keep the evidence, whatever it proves
     #[arg(long, value_name = "FILE", conflicts_with = "evidence")]
     pub save: Option<PathBuf>,
@@ -293,6 +299,9 @@ pub struct AskArgs {
     /// Add the receipt to this file
     #[arg(long, value_name = "FILE")]
     pub receipts: Option<PathBuf>,
+    /// Certificates or collateral that the evidence lacks: a file or a folder of *.der, *.json, *.tdx
+    #[arg(long, value_name = "PATH")]
+    pub endorsements: Option<PathBuf>,
     /// System message
     #[arg(long, value_name = "S", conflicts_with = "raw")]
     pub system: Option<String>,

@@ -68,7 +68,7 @@ pub fn run(args: &AskArgs) -> Result<(), CliError> {
         }
         prompt => prompt.to_owned(),
     };
-    let mut connection = remote::connect(&args.connect)?;
+    let mut connection = remote::connect(&args.connect, args.endorsements.as_deref())?;
     let enclave = connection.verify(&policy)?;
     let chat = chat(&mut connection, &policy)?;
     let request = ChatRequest {

@@ -89,6 +89,14 @@ pub enum CliError {
         /// The key that is wrong or missing.
         source: PolicyError,
     },
+    /// A file completes no evidence.
+    #[error("{path}: {reason}")]
+    Endorsements {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// A file is no launch config.
     #[error("{path}: {source}")]
     Config {

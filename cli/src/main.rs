@@ -16,6 +16,7 @@ mod ask;
 mod bench;
 mod demo;
 mod doctor;
+mod endorsements;
 mod engine_setup;
 mod error;
 mod eval;

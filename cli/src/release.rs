@@ -47,7 +47,7 @@ pub fn run(args: &ReleaseArgs) -> Result<(), CliError> {
 fn by_owner(args: &ReleaseArgs, key: &Path, policy: &Path) -> Result<(), CliError> {
     let policy = remote::policy(policy)?;
     let key = key_file::read(key)?;
-    let mut connection = remote::connect(&args.connect)?;
+    let mut connection = remote::connect(&args.connect, args.endorsements.as_deref())?;
     let terms = ReleaseTerms {
         lease_seconds: args.lease_seconds.unwrap_or(0),
         lease_tokens: args.lease_tokens.unwrap_or(0),
@@ -79,7 +79,7 @@ fn by_owner(args: &ReleaseArgs, key: &Path, policy: &Path) -> Result<(), CliErro
 
 /// As the host: carry challenge, evidence and sealed key between broker and enclave.
 fn by_broker(args: &ReleaseArgs, broker: &Broker) -> Result<(), CliError> {
-    let mut connection = remote::connect(&args.connect)?;
+    let mut connection = remote::connect(&args.connect, args.endorsements.as_deref())?;
     let request = connection.awaited_package()?;
     let challenge = broker.challenge(&request)?;
     let evidence = connection.key_evidence(challenge)?;
@@ -127,7 +127,7 @@ pub fn wait_for_state(
 ) -> Result<Connection, CliError> {
     let start = Instant::now();
     loop {
-        let connected = remote::connect(&format!("unix:{}", socket.display()));
+        let connected = remote::connect(&format!("unix:{}", socket.display()), None);
         match connected {
             Ok(connection) if connection.state() == wanted => return Ok(connection),
             Err(error) if start.elapsed() > START_MAX || !alive() => return Err(error),

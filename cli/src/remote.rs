@@ -7,6 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use chrysalis_client::{Address, AppraisalPolicy, Connection, MaxAge};
 
 use crate::args::Age;
+use crate::endorsements;
 use crate::error::CliError;
 
 /// Reads an appraisal policy.
@@ -40,11 +41,14 @@ pub fn now_unix() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
-/// Connects to an enclave.
+/// Connects to an enclave, whose evidence is completed by the files of `--endorsements`.
 ///
 /// # Errors
-/// [`CliError::Address`], [`CliError::Client`].
-pub fn connect(address: &str) -> Result<Connection, CliError> {
+/// [`CliError::Address`], [`CliError::Client`], [`CliError::Endorsements`].
+pub fn connect(address: &str, endorsements: Option<&Path>) -> Result<Connection, CliError> {
     let address: Address = address.parse()?;
-    Ok(Connection::open(&address)?)
+    let endorsing = endorsements::read(endorsements)?;
+    let mut connection = Connection::open(&address)?;
+    connection.endorse(endorsing);
+    Ok(connection)
 }

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::args::VerifyArgs;
 use crate::error::CliError;
-use crate::{hex, output, remote};
+use crate::{endorsements, hex, output, remote};
 
 /// What `--json` prints.
 #[derive(Debug, Serialize)]
@@ -38,7 +38,10 @@ struct Judged {
 pub fn run(args: &VerifyArgs) -> Result<(), CliError> {
     let policy = remote::policy_of_age(&args.policy, args.max_age)?;
     let (bundle, challenge) = match (&args.connect, &args.evidence) {
-        (Some(address), _) => remote::connect(address)?.serving_evidence(&policy)?,
+        (Some(address), _) => {
+            let mut connection = remote::connect(address, args.endorsements.as_deref())?;
+            connection.serving_evidence(&policy)?
+        }
         (None, Some(path)) => saved(path, args, &policy)?,
         (None, None) => return Err(CliError::Usage("give --connect ADDR or --evidence FILE")),
     };
@@ -66,6 +69,7 @@ fn saved(
     policy: &AppraisalPolicy,
 ) -> Result<(Vec<u8>, Challenge), CliError> {
     let bundle = fs::read(path).map_err(CliError::io(path))?;
+    let bundle = endorsements::read(args.endorsements.as_deref())?.complete(bundle);
     let wrong = CliError::Usage("--nonce is the challenge that --save told: 64 hexadecimal digits");
     let nonce = match &args.nonce {
         Some(text) => Some(hex::decode(text).and_then(|nonce| nonce.try_into().ok()).ok_or(wrong)?),

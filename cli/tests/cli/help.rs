@@ -67,10 +67,13 @@ const COMMANDS: [(&str, &str); 13] = [
     ("serve", "--package --listen --attester --config --enclave"),
     (
         "release",
-        "--connect --key --policy --broker --broker-ca --lease-seconds --lease-tokens --json",
+        "--connect --key --policy --broker --broker-ca --lease-seconds --lease-tokens --endorsements --json",
     ),
     ("key-broker", "init licence add revoke status serve log"),
-    ("verify", "--connect --evidence --policy --max-age fresh epoch --save --nonce --at --json"),
+    (
+        "verify",
+        "--connect --evidence --policy --endorsements --max-age fresh epoch --save --nonce --at --json",
+    ),
     ("receipts", "verify voucher"),
     ("doctor", "--root --json"),
     (
@@ -79,7 +82,7 @@ const COMMANDS: [(&str, &str); 13] = [
     ),
     (
         "ask",
-        "<PROMPT> --connect --policy --max-age --voucher --receipts --system --max-tokens --temperature --top-p --top-k --min-p \
+        "<PROMPT> --connect --policy --endorsements --max-age --voucher --receipts --system --max-tokens --temperature --top-p --top-k --min-p \
          --repetition-penalty --seed --stop --raw --json",
     ),
     ("bench", "--package --key --threads --prompt --generate --batch --kv-dtype --profile --json"),

@@ -97,3 +97,31 @@ fn either_an_enclave_or_a_file_is_verified() {
     let args = ["verify", "--policy", "p", "--evidence", "e", "--connect", "unix:s"];
     chrysalis(&args).refused(2, "cannot be used with");
 }
+
+#[test]
+fn files_complete_the_evidence_and_nothing_else_is_taken_from_them() {
+    let served = Served::start();
+    let endorsed = |path: &str| served.verify(&["--endorsements", path]);
+    let genuine = include_bytes!("../../../attestation/src/roots/simulated/vcek.der");
+    let certificate = served.folder.write("vcek.der", genuine);
+    assert_eq!(endorsed(&certificate).code, Some(0), "{}", endorsed(&certificate).stderr);
+    let other = served.folder.write("other.der", b"no certificate");
+    endorsed(&other).refused(3, "DER");
+
+    let nowhere = served.folder.path("nowhere.der");
+    endorsed(&nowhere).refused(1, "nowhere.der");
+    let unknown = served.folder.write("vcek.txt", genuine);
+    endorsed(&unknown).refused(1, "neither *.der");
+    let json = served.folder.write("collateral.json", b"{}");
+    endorsed(&json).refused(1, "the collateral's JSON");
+    let section = served.folder.write("collateral.tdx", b"CHRY-TC1");
+    endorsed(&section).refused(1, "the input ends inside a field");
+    let folder = served.folder.path("certificates");
+    fs::create_dir(&folder).unwrap();
+    endorsed(&folder).refused(1, "neither *.der");
+    fs::write(format!("{folder}/vcek.der"), genuine).unwrap();
+    fs::write(format!("{folder}/readme.txt"), "not looked at").unwrap();
+    assert_eq!(endorsed(&folder).code, Some(0));
+    fs::write(format!("{folder}/vlek.der"), genuine).unwrap();
+    endorsed(&folder).refused(1, "another file of this kind");
+}
