@@ -3,6 +3,8 @@
 #![no_main]
 #![allow(dead_code, reason = "the tests write more than this target")]
 
+#[path = "../../attestation/tests/suite/simulated/der.rs"]
+mod der;
 #[path = "../../attestation/tests/suite/simulated/issue.rs"]
 mod issue;
 #[path = "../../attestation/tests/suite/simulated/revocations.rs"]
