@@ -29,6 +29,7 @@ use crate::counters::Counters;
 use crate::engine::{Engine, EngineError, EngineLimits};
 use crate::epoch::{Epoch, Epochs, Identity};
 use crate::files::{FileError, PackageFiles};
+use crate::gpus::with_gpus;
 use crate::hub::{Hub, HubExit, Inbound};
 use crate::key_wait::KeyWait;
 use crate::lease::Lease;
@@ -40,6 +41,8 @@ use crate::rng::SystemRng;
 use crate::session::{Gateway, GatewayParts, ModelFacts, Receipts};
 use crate::transport::{Address, Listener};
 use crate::worker::Worker;
+
+pub use crate::gpus::NVML;
 
 /// Why an enclave did not start, or stopped.
 #[derive(Debug, thiserror::Error)]
@@ -88,6 +91,12 @@ pub enum BootError {
         /// SHA-256 of the launch config.
         given: [u8; 32],
     },
+    /// GPUs are asked for, and this build cannot speak to any.
+    #[error("the launch config asks for {count} gpus, and this build is without the feature gpu")]
+    NoGpuSupport {
+        /// How many.
+        count: u16,
+    },
     /// The weights could not be loaded.
     #[error(transparent)]
     Load(#[from] LoadError),
@@ -119,12 +128,20 @@ pub struct EnclaveOptions {
     pub config: LaunchConfig,
     /// Limits of the sockets and sessions.
     pub limits: Limits,
+    /// NVIDIA's management library; looked at only where the launch config asks for GPUs.
+    pub nvml: PathBuf,
 }
 
 impl EnclaveOptions {
     /// Default config and limits.
     pub fn new(package: PathBuf, listen: Address) -> Self {
-        Self { package, listen, config: LaunchConfig::default(), limits: Limits::default() }
+        Self {
+            package,
+            listen,
+            config: LaunchConfig::default(),
+            limits: Limits::default(),
+            nvml: NVML.into(),
+        }
     }
 }
 
@@ -228,6 +245,7 @@ impl Boot {
         }
         attester.measure_package(&public.package_digest())?;
         let mut rng = SystemRng::default();
+        let attester = with_gpus(attester, &options, &mut rng)?;
         let receipt_key = ReceiptKey::from_seed(&Secret::random(&mut rng))?;
         let mut boot_id = [0; 16];
         rng.fill_bytes(&mut boot_id);
@@ -242,6 +260,7 @@ impl Boot {
             policy,
             runtime_digest: own_digest(),
             launch_config_digest: options.config.digest(),
+            gpu_required: options.config.gpus() > 0,
         };
         let listen_error = |source| BootError::Listen { address: options.listen.clone(), source };
         let listener = Listener::bind(&options.listen).map_err(listen_error)?;
@@ -363,7 +382,7 @@ impl Boot {
             identity,
             limits: options.limits,
             config: options.config,
-            platform: Box::new(move |report_data| platform.ask(report_data)),
+            platform: Box::new(move |statement| platform.ask(statement)),
             epochs: Epochs::new(first, options.limits.epoch_grace_ms),
             receipts: Receipts::new(receipt_key),
             lease,

@@ -10,7 +10,7 @@ use chrysalis_attestation::attester::{Attester, AttesterError, Choice, Interface
 use clap::{Parser, ValueEnum};
 use rustix::process::{Signal, getppid, set_parent_process_death_signal};
 
-use crate::boot::{BootError, Enclave, EnclaveOptions, Progress, simulated};
+use crate::boot::{BootError, Enclave, EnclaveOptions, NVML, Progress, simulated};
 use crate::config::{ConfigError, LaunchConfig};
 use crate::harden::{harden, keep_panics_quiet};
 use crate::transport::Address;
@@ -31,6 +31,9 @@ struct Args {
     /// Launch config (key = value lines); its SHA-256 is measured [default: all defaults]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// NVIDIA's management library, opened only where the launch config asks for GPUs
+    #[arg(long, value_name = "FILE", default_value = NVML)]
+    nvml: PathBuf,
     /// End when the process that started this one ends
     #[arg(long, hide = true)]
     exit_with_parent: bool,
@@ -105,7 +108,11 @@ fn run(args: Args) -> Result<(), CommandError> {
     };
     let attester = attester(args.attester, &config)?;
     let address = args.listen.clone();
-    let options = EnclaveOptions { config, ..EnclaveOptions::new(args.package, args.listen) };
+    let options = EnclaveOptions {
+        config,
+        nvml: args.nvml,
+        ..EnclaveOptions::new(args.package, args.listen)
+    };
     let enclave = Enclave::start(options, attester, move |progress| match progress {
         Progress::AwaitingKey => {
             say(&format!("listening on {address}, waiting for the package key"));

@@ -100,8 +100,10 @@ const KV_TOKENS: usize = 15;
 const BLOCK_SIZE: usize = 16;
 const MAX_PREFILL_WITH_DECODE: usize = 17;
 const KV_INT8: usize = 18;
+const GPUS: usize = 19;
+const GPU_ALLOW_PPCIE: usize = 20;
 
-const KEYS: [Key; 19] = [
+const KEYS: [Key; 21] = [
     key("pad_profile", 1, 0, 2),
     key("tick_ms", 50, 1, 10_000),
     key("length_quantum", 16, 1, 4_096),
@@ -121,6 +123,8 @@ const KEYS: [Key; 19] = [
     key("block_size", 16, 1, 256),
     key("max_prefill_with_decode", 128, 1, 65_536),
     key("kv_int8", 0, 0, 1),
+    key("gpus", 0, 0, 16),
+    key("gpu_allow_ppcie", 0, 0, 1),
 ];
 
 /// A launch config that was read and is within its ranges.
@@ -243,6 +247,16 @@ impl LaunchConfig {
     /// Element type of the KV cache.
     pub fn cache_dtype(&self) -> CacheDtype {
         if self.values[KV_INT8] == 1 { CacheDtype::I8 } else { CacheDtype::F16 }
+    }
+
+    /// GPUs that have to be there, and to prove themselves before anything is served.
+    pub fn gpus(&self) -> u16 {
+        narrow(self.values[GPUS])
+    }
+
+    /// Whether they may be in protected PCIe mode, which leaves the links between them in clear.
+    pub fn gpu_allow_ppcie(&self) -> bool {
+        self.values[GPU_ALLOW_PPCIE] == 1
     }
 
     /// Token positions of one KV block.

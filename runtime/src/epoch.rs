@@ -1,6 +1,6 @@
 //! Epochs: a fresh sealing key, the statement that names it, the evidence for both, and the replay set that dies with it.
 
-use chrysalis_attestation::attester::{Attester, AttesterError, Evidence};
+use chrysalis_attestation::attester::{Attested, Attester, AttesterError, attest_statement};
 use chrysalis_protocol::bundle::{Bundle, Endorsements};
 use chrysalis_protocol::hpke::KemKeyPair;
 use chrysalis_protocol::rand_core::CryptoRng;
@@ -31,6 +31,8 @@ pub struct Identity {
     pub runtime_digest: [u8; 48],
     /// SHA-256 of the launch config.
     pub launch_config_digest: [u8; 32],
+    /// Whether the launch config asks for GPUs.
+    pub gpu_required: bool,
 }
 
 impl Identity {
@@ -45,7 +47,7 @@ impl Identity {
         Statement {
             kind,
             tee: self.tee,
-            gpu_required: false,
+            gpu_required: self.gpu_required,
             debug_build: cfg!(debug_assertions),
             epoch,
             boot_id: self.boot_id,
@@ -70,12 +72,13 @@ impl Identity {
     pub fn bundle(
         &self,
         statement: &Statement,
-        evidence: &Evidence,
+        attested: &Attested,
         key_config: &KeyConfig,
         freshness: Option<&[u8]>,
     ) -> Vec<u8> {
         let endorsement = |kind: u16| {
-            evidence
+            attested
+                .evidence
                 .endorsements
                 .iter()
                 .find(|(found, _)| *found == kind)
@@ -83,10 +86,10 @@ impl Identity {
         };
         Bundle {
             statement: &statement.to_bytes(),
-            report: &evidence.report,
+            report: &attested.evidence.report,
             key_config: &key_config.to_bytes(),
             policy: &self.policy.to_bytes(),
-            gpu: None,
+            gpu: attested.gpus.as_deref(),
             package: &self.package_head,
             freshness,
             endorsements: Endorsements {
@@ -97,6 +100,35 @@ impl Identity {
             },
         }
         .to_bytes()
+    }
+}
+
+/// A statement and the evidence for it.
+#[derive(Clone, Debug)]
+pub struct Stated {
+    /// With the GPUs' fields, where there are any.
+    pub statement: Statement,
+    /// The platform's and the GPUs' evidence.
+    pub attested: Attested,
+}
+
+impl Stated {
+    /// Has first the GPUs and then the platform attest `statement`. One that refreshes another has what the GPUs gave
+    /// for that one: they answer once for each key.
+    ///
+    /// # Errors
+    /// The attester's.
+    pub fn new(
+        attester: &mut dyn Attester,
+        mut statement: Statement,
+    ) -> Result<Self, AttesterError> {
+        let attested = if statement.kind == Kind::Freshness {
+            let evidence = attester.attest(&statement.report_data().to_bytes())?;
+            Attested { evidence, gpus: None }
+        } else {
+            attest_statement(attester, &mut statement)?
+        };
+        Ok(Self { statement, attested })
     }
 }
 
@@ -115,8 +147,8 @@ pub struct Epoch {
     pub statement: Statement,
     /// Its digest, to which every request of the epoch is bound.
     pub statement_digest: [u8; 48],
-    /// The platform's evidence for the statement.
-    pub evidence: Evidence,
+    /// The platform's and the GPUs' evidence for the statement.
+    pub attested: Attested,
     /// What this key has opened.
     pub replay: ReplaySet,
     /// When it began.
@@ -136,8 +168,8 @@ impl Epoch {
         now_ms: u64,
     ) -> Result<Self, AttesterError> {
         let draft = Draft::new(identity, previous, rng, now_ms);
-        let evidence = attester.attest(&draft.report_data())?;
-        Ok(draft.attested(evidence, &identity.policy))
+        let stated = Stated::new(attester, draft.statement.clone())?;
+        Ok(draft.attested(stated, &identity.policy))
     }
 }
 
@@ -165,14 +197,15 @@ impl Draft {
         Self { keys, key_config, statement }
     }
 
-    /// What the platform's report has to cover.
-    pub fn report_data(&self) -> [u8; 64] {
-        self.statement.report_data().to_bytes()
+    /// What is to be attested.
+    pub fn statement(&self) -> &Statement {
+        &self.statement
     }
 
-    /// The epoch, with the evidence that was made over [`Self::report_data`]. It is as old as its statement.
-    pub fn attested(self, evidence: Evidence, policy: &ServingPolicy) -> Epoch {
-        let Self { keys, key_config, statement } = self;
+    /// The epoch, with the evidence that was made for [`Self::statement`]. It is as old as its statement.
+    pub fn attested(self, stated: Stated, policy: &ServingPolicy) -> Epoch {
+        let Self { keys, key_config, .. } = self;
+        let Stated { statement, attested } = stated;
         Epoch {
             number: statement.epoch,
             key_id: key_config.key_id(),
@@ -181,7 +214,7 @@ impl Draft {
             statement_digest: statement.digest(),
             began_ms: statement.uptime_ms,
             statement,
-            evidence,
+            attested,
             replay: ReplaySet::new(policy.epoch_max_requests as usize),
         }
     }

@@ -12,11 +12,12 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use chrysalis_attestation::attester::{AttesterError, Evidence};
+use chrysalis_attestation::attester::AttesterError;
 use chrysalis_protocol::frame::{self, Frame, FrameKind};
 
 use crate::counters::Counters;
 use crate::engine::Event;
+use crate::epoch::Stated;
 use crate::limits::Limits;
 use crate::transport::{Connection, Listener};
 
@@ -37,7 +38,7 @@ pub enum Inbound {
     /// The engine ended: nothing can be answered any more.
     EngineFailed(String),
     /// The platform made the report that it was asked for, or did not.
-    Attested(Box<Result<Evidence, AttesterError>>),
+    Attested(Box<Result<Stated, AttesterError>>),
     /// The model is loaded (or not); the boot goes on.
     Wake,
     /// Stop serving.
@@ -64,7 +65,7 @@ pub trait Handler {
     /// The platform answered the oldest open question for a report; only a handler that asks is told.
     fn attested(
         &mut self,
-        _evidence: Result<Evidence, AttesterError>,
+        _stated: Result<Stated, AttesterError>,
         _now_ms: u64,
         _out: &mut Vec<Output>,
     ) {
@@ -286,7 +287,7 @@ impl Hub {
                 }
             }
             Inbound::Engine(events) => handler.engine(events, now, out),
-            Inbound::Attested(evidence) => handler.attested(*evidence, now, out),
+            Inbound::Attested(stated) => handler.attested(*stated, now, out),
             Inbound::EngineFailed(why) => return Some(HubExit::EngineFailed(why)),
             Inbound::Wake => {}
             Inbound::Shutdown => return Some(HubExit::Shutdown),

@@ -16,7 +16,7 @@ use chrysalis_protocol::statement::{KeyConfig, Kind};
 
 use crate::counters::Counters;
 use crate::engine::Event;
-use crate::epoch::Identity;
+use crate::epoch::{Identity, Stated};
 use crate::hub::{ConnectionId, Handler, Output};
 use crate::lease::Lease;
 use crate::limits::Limits;
@@ -67,9 +67,9 @@ impl<'a> KeyWait<'a> {
         let mut statement =
             self.identity.statement(Kind::KeyRelease, 0, key_config.digest(), now_ms);
         statement.nonce = challenge;
-        let evidence = self.attester.attest(&statement.report_data().to_bytes()).ok()?;
+        let Stated { statement, attested } = Stated::new(self.attester, statement).ok()?;
         self.offers.insert(id, Offer { keys, statement_digest: statement.digest() });
-        Some(self.identity.bundle(&statement, &evidence, &key_config, None))
+        Some(self.identity.bundle(&statement, &attested, &key_config, None))
     }
 
     /// Opens a release and checks that it brings the key of this package.

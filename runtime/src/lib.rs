@@ -11,6 +11,7 @@ pub mod counters;
 pub mod engine;
 pub mod epoch;
 pub mod files;
+mod gpus;
 mod harden;
 pub mod hub;
 pub mod key_wait;

@@ -6,13 +6,15 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, channel};
 use std::thread;
 
 use chrysalis_attestation::attester::Attester;
+use chrysalis_protocol::statement::Statement;
 
+use crate::epoch::Stated;
 use crate::hub::Inbound;
 
 /// The attester on its thread, which ends when this handle is dropped and the report under way is made.
 #[derive(Debug)]
 pub(crate) struct Platform {
-    questions: Sender<[u8; 64]>,
+    questions: Sender<Statement>,
 }
 
 impl Platform {
@@ -31,21 +33,21 @@ impl Platform {
         Ok(Self { questions })
     }
 
-    /// Asks for a report over `report_data`.
-    pub(crate) fn ask(&self, report_data: [u8; 64]) {
+    /// Asks for evidence for `statement`.
+    pub(crate) fn ask(&self, statement: Statement) {
         // It fails when the thread is gone: the question stays open, and whoever waits for it is told after a while, as
         // with firmware that does not answer.
-        let _sent = self.questions.send(report_data);
+        let _sent = self.questions.send(statement);
     }
 }
 
 fn run(
     mut attester: Box<dyn Attester>,
-    questions: &Receiver<[u8; 64]>,
+    questions: &Receiver<Statement>,
     answers: &SyncSender<Inbound>,
 ) {
-    for report_data in questions {
-        let attested = attester.attest(&report_data);
+    for statement in questions {
+        let attested = Stated::new(&mut *attester, statement);
         if answers.send(Inbound::Attested(Box::new(attested))).is_err() {
             return;
         }

@@ -32,6 +32,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("x509-cert", &["attestation"]),
     ("dcap-qvl", &["attestation"]),
     ("sev", &["attestation"]),
+    ("nvml-wrapper", &["attestation"]),
     ("tokenizers", &["models"]),
     ("minijinja", &["models"]),
     ("safetensors", &["models"]),
@@ -142,7 +143,8 @@ fn packages_stay_in_their_homes() {
 #[test]
 fn the_enclave_links_no_parser_of_foreign_text_and_no_async_runtime() {
     let output = Command::new(env!("CARGO"))
-        .args(["tree", "--offline", "-p", "chrysalis-runtime", "-e", "normal", "--prefix", "none"])
+        .args(["tree", "--offline", "-p", "chrysalis-runtime", "--features", "gpu", "-e", "normal"])
+        .args(["--prefix", "none"])
         .args(["--format", "{p}"])
         .current_dir(root())
         .output()

@@ -3,7 +3,7 @@
 //! The platform's firmware makes one report at a time and may take long over it. So one is asked for at a time, the
 //! session goes on meanwhile, and what is challenged until the answer comes shares the next one.
 
-use chrysalis_attestation::attester::{AttesterError, Evidence};
+use chrysalis_attestation::attester::AttesterError;
 use chrysalis_protocol::frame::Frame;
 use chrysalis_protocol::freshness::{Freshness, Tree};
 use chrysalis_protocol::messages::{CloseCode, EvidenceReq};
@@ -11,7 +11,7 @@ use chrysalis_protocol::statement::{Kind, Statement};
 
 use super::{Gateway, StreamId};
 use crate::counters::Counters;
-use crate::epoch::Draft;
+use crate::epoch::{Draft, Stated};
 use crate::hub::{ConnectionId, Output};
 use crate::reply;
 
@@ -134,7 +134,7 @@ impl Gateway {
     fn bundle(&self, freshness: Option<&[u8]>) -> Vec<u8> {
         let epoch = self.parts.epochs.current();
         let identity = &self.parts.identity;
-        identity.bundle(&epoch.statement, &epoch.evidence, &epoch.key_config, freshness)
+        identity.bundle(&epoch.statement, &epoch.attested, &epoch.key_config, freshness)
     }
 
     /// Asks the platform for what is due, the next epoch first: without it requests are refused in the end.
@@ -148,9 +148,9 @@ impl Gateway {
         if self.parts.epochs.is_due(policy, now_ms) && is_due(self.reports.rotation_due_ms(0)) {
             let current = self.parts.epochs.current();
             let draft = Draft::new(&self.parts.identity, Some(current), &mut self.rng, now_ms);
-            let report_data = draft.report_data();
+            let statement = draft.statement().clone();
             self.reports.asked = Some(Asked::Epoch(Box::new(draft)));
-            (self.parts.platform)(report_data);
+            (self.parts.platform)(statement);
         } else if is_due(self.reports.batch_due_ms()) {
             self.ask_batch(now_ms);
         }
@@ -166,29 +166,33 @@ impl Gateway {
         let mut statement = identity.statement(Kind::Freshness, epoch.number, digest, now_ms);
         statement.nonce = tree.root();
         statement.prev_digest = epoch.statement_digest;
-        let report_data = statement.report_data().to_bytes();
+        // It says what it refreshes: the GPUs answered for their epoch.
+        statement.gpu_digest = epoch.statement.gpu_digest;
+        statement.gpu_count = epoch.statement.gpu_count;
+        statement.gpu_flags = epoch.statement.gpu_flags;
+        let asked = statement.clone();
         let waiting = waiting.into_iter().map(Some).collect();
         self.reports.asked = Some(Asked::Batch(Box::new(Batch { waiting, tree, statement })));
         self.reports.batch_from_ms = now_ms.saturating_add(BATCH_EVERY_MS);
-        (self.parts.platform)(report_data);
+        (self.parts.platform)(asked);
     }
 
     /// The platform answered.
     pub(super) fn take_evidence(
         &mut self,
-        evidence: Result<Evidence, AttesterError>,
+        stated: Result<Stated, AttesterError>,
         now_ms: u64,
         out: &mut Vec<Output>,
     ) {
-        if evidence.is_err() {
+        if stated.is_err() {
             Counters::add(&self.parts.counters.internal, 1);
         }
-        match (self.reports.asked.take(), evidence) {
-            (Some(Asked::Batch(batch)), evidence) => {
-                self.answer_batch(*batch, evidence.as_ref().ok(), out);
+        match (self.reports.asked.take(), stated) {
+            (Some(Asked::Batch(batch)), stated) => {
+                self.answer_batch(*batch, stated.as_ref().ok(), out);
             }
-            (Some(Asked::Epoch(draft)), Ok(evidence)) => {
-                let next = draft.attested(evidence, &self.parts.identity.policy);
+            (Some(Asked::Epoch(draft)), Ok(stated)) => {
+                let next = draft.attested(stated, &self.parts.identity.policy);
                 self.parts.epochs.rotate(next, now_ms);
             }
             // The old epoch goes on, and is full when it is full.
@@ -200,15 +204,16 @@ impl Gateway {
     }
 
     /// Each client gets the one report with its own path. No epoch began since it was asked for.
-    fn answer_batch(&self, batch: Batch, evidence: Option<&Evidence>, out: &mut Vec<Output>) {
+    fn answer_batch(&self, batch: Batch, stated: Option<&Stated>, out: &mut Vec<Output>) {
         let statement = batch.statement.to_bytes();
         for (index, challenge) in batch.waiting.into_iter().enumerate() {
             let Some(Challenge { stream: (connection, stream), .. }) = challenge else { continue };
-            let (Some(evidence), Some(path)) = (evidence, batch.tree.path(index)) else {
+            let (Some(stated), Some(path)) = (stated, batch.tree.path(index)) else {
                 reply::close(connection, stream, CloseCode::Internal, out);
                 continue;
             };
-            let section = Freshness { statement: &statement, report: &evidence.report, path };
+            let section =
+                Freshness { statement: &statement, report: &stated.attested.evidence.report, path };
             let bundle = self.bundle(Some(&section.to_bytes()));
             reply::evidence(connection, stream, &bundle, out);
         }

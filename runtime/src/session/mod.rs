@@ -13,16 +13,17 @@ mod receive;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use chrysalis_attestation::attester::{AttesterError, Evidence};
+use chrysalis_attestation::attester::AttesterError;
 use chrysalis_protocol::frame::{Frame, FrameKind};
 use chrysalis_protocol::messages::{CloseCode, Credit, State};
 use chrysalis_protocol::package::Generation;
 use chrysalis_protocol::receipt::round_up;
+use chrysalis_protocol::statement::Statement;
 
 use crate::config::LaunchConfig;
 use crate::counters::Counters;
 use crate::engine::{Event, SequenceId};
-use crate::epoch::{Epochs, Identity};
+use crate::epoch::{Epochs, Identity, Stated};
 use crate::hub::{ConnectionId, Handler, Output};
 use crate::lease::Lease;
 use crate::limits::Limits;
@@ -67,8 +68,8 @@ pub struct GatewayParts {
     pub limits: Limits,
     /// The launch config.
     pub config: LaunchConfig,
-    /// The way to the platform: 64 bytes to attest. Its answers come in order, by [`Handler::attested`].
-    pub platform: Box<dyn FnMut([u8; 64]) + Send>,
+    /// The way to the platform: a statement to attest. Its answers come in order, by [`Handler::attested`].
+    pub platform: Box<dyn FnMut(Statement) + Send>,
     /// Starts with the first one.
     pub epochs: Epochs,
     /// The receipt chain.
@@ -326,11 +327,11 @@ impl Handler for Gateway {
 
     fn attested(
         &mut self,
-        evidence: Result<Evidence, AttesterError>,
+        stated: Result<Stated, AttesterError>,
         now_ms: u64,
         out: &mut Vec<Output>,
     ) {
-        self.take_evidence(evidence, now_ms, out);
+        self.take_evidence(stated, now_ms, out);
     }
 
     fn tick(&mut self, now_ms: u64, out: &mut Vec<Output>) {

@@ -220,6 +220,14 @@ impl Running {
         let listen = transport::Address::Unix(socket.to_owned());
         let options =
             EnclaveOptions { config, limits, ..EnclaveOptions::new(package.to_owned(), listen) };
+        Self::start_with(attester, options, socket)
+    }
+
+    pub(crate) fn start_with(
+        attester: Box<dyn Attester>,
+        options: EnclaveOptions,
+        socket: &Path,
+    ) -> Result<Self, BootError> {
         let (report, progress) = channel();
         // A test that ended needs no reports.
         let enclave =

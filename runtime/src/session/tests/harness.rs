@@ -6,8 +6,8 @@ use std::sync::{Arc, LazyLock};
 
 use aws_lc_rs::digest;
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
+use chrysalis_attestation::attester::AttesterError;
 use chrysalis_attestation::attester::simulated::Simulated;
-use chrysalis_attestation::attester::{Attester, AttesterError};
 use chrysalis_attestation::policy::{
     AppraisalPolicy, Dangerous, MaxAge, PlatformTrust, ServingDemand, SnpDemand,
 };
@@ -20,14 +20,14 @@ use chrysalis_protocol::request::{
 };
 use chrysalis_protocol::response::{End, Inner, ResponseError};
 use chrysalis_protocol::secret::Secret;
-use chrysalis_protocol::statement::{PadProfile, Tee};
+use chrysalis_protocol::statement::{PadProfile, Statement, Tee};
 
 use super::super::{Gateway, GatewayParts, ModelFacts, Receipts, StreamId};
 use crate::boot::SIMULATED_MEASUREMENT;
 use crate::config::LaunchConfig;
 use crate::counters::Counters;
 use crate::engine::{Event, FinishReason, NewSequence, SequenceId};
-use crate::epoch::{Epoch, Epochs, Identity};
+use crate::epoch::{Epoch, Epochs, Identity, Stated};
 use crate::hub::{ConnectionId, Handler, Output};
 use crate::lease::Lease;
 use crate::limits::Limits;
@@ -60,7 +60,7 @@ pub(super) struct Host {
 /// The simulated platform, with a counter and switches.
 pub(super) struct Platform {
     inner: Simulated,
-    questions: Receiver<[u8; 64]>,
+    questions: Receiver<Statement>,
     /// Reports that were asked for, the first epoch's among them.
     pub(super) asked: usize,
     /// Questions that it made no report for.
@@ -112,6 +112,7 @@ impl Host {
         let receipt_key = ReceiptKey::from_seed(&Secret::from([9; 32])).unwrap();
         let public_key = receipt_key.public_key();
         let identity = Identity {
+            gpu_required: false,
             tee: Tee::Simulated,
             boot_id: BOOT,
             receipt_key: public_key,
@@ -131,7 +132,7 @@ impl Host {
             identity,
             limits,
             config,
-            platform: Box::new(move |report_data| ask.send(report_data).unwrap()),
+            platform: Box::new(move |statement| ask.send(statement).unwrap()),
             epochs: Epochs::new(first, limits.epoch_grace_ms),
             receipts: Receipts::new(receipt_key),
             lease: Lease::UNLIMITED,
@@ -192,13 +193,13 @@ impl Host {
     pub(super) fn attest(&mut self) -> bool {
         let mut out = Vec::new();
         let before = self.platform.asked;
-        while let Ok(report_data) = self.platform.questions.try_recv() {
+        while let Ok(statement) = self.platform.questions.try_recv() {
             self.platform.asked += 1;
             let evidence = if self.platform.is_broken {
                 self.platform.failed += 1;
                 Err(AttesterError::Sign)
             } else {
-                self.platform.inner.attest(&report_data)
+                Stated::new(&mut self.platform.inner, statement)
             };
             self.gateway.attested(evidence, self.now, &mut out);
         }
