@@ -11,7 +11,7 @@ use chrysalis_protocol::package::PublicHeader;
 use chrysalis_protocol::statement::{KeyConfig, Kind, Statement};
 use chrysalis_runtime::boot::SIMULATED_MEASUREMENT;
 use chrysalis_runtime::config::LaunchConfig;
-use chrysalis_runtime::epoch::Identity;
+use chrysalis_runtime::epoch::{Identity, Stated};
 use chrysalis_runtime::rng::SystemRng;
 
 /// What an enclave of a package would state.
@@ -44,6 +44,7 @@ impl Enclave {
             policy: config.serving_policy(),
             runtime_digest: [0; 48],
             launch_config_digest: config.digest(),
+            gpu_required: false,
         };
         Self { identity, package: public, attester }
     }
@@ -73,8 +74,8 @@ impl Enclave {
         let mut statement = self.identity.statement(Kind::KeyRelease, 0, digest, 1);
         statement.nonce = challenge;
         change(&mut statement);
-        let evidence = self.attester.attest(&statement.report_data().to_bytes()).unwrap();
-        let bundle = self.identity.bundle(&statement, &evidence, &key_config, None);
+        let Stated { statement, attested } = Stated::new(&mut self.attester, statement).unwrap();
+        let bundle = self.identity.bundle(&statement, &attested, &key_config, None);
         Asked { bundle, digest: statement.digest(), keys }
     }
 }
