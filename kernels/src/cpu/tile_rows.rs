@@ -107,6 +107,7 @@ impl TileRows {
 
     /// The chunk that begins with row `t`, a multiple of sixteen.
     pub(super) fn chunk(&self, t: usize) -> Chunk<'_> {
+        assert!(t.is_multiple_of(TILE_ROWS), "row {t} begins a chunk");
         let width = width(self.groups);
         Chunk { words: &self.words[t / TILE_ROWS * width..][..width], groups: self.groups }
     }
