@@ -10,7 +10,7 @@ use chrysalis_benches::{
 };
 use chrysalis_kernels::Dtype;
 use chrysalis_kernels::cpu::{ActivationBits, Buffer, Cpu, CpuOptions, Matrix};
-use chrysalis_kernels::device::{Device, DeviceError, Linear};
+use chrysalis_kernels::device::{Device, DeviceError, Input, Linear};
 use chrysalis_kernels::reference::Reference;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 
@@ -83,7 +83,7 @@ fn of_shape(
 }
 
 fn multiply(cpu: &Cpu, rows: usize, x: &Buffer, weight: &Matrix, out: &mut Buffer) {
-    cpu.linear(rows, x, &mut [Linear { weight, bias: None, out }]);
+    cpu.linear(rows, Input::Rows(x), &mut [Linear { weight, bias: None, out }]);
 }
 
 /// One row times a matrix, on any device.
@@ -96,7 +96,7 @@ fn product<D: Device>(
 ) -> Result<Vec<f32>, DeviceError> {
     let weight = &upload(device, dtype, (out, cols), stored)?;
     let (x, mut y) = (buffer(device, 1, cols, x)?, device.buffer(1, out)?);
-    device.linear(1, &x, &mut [Linear { weight, bias: None, out: &mut y }]);
+    device.linear(1, Input::Rows(&x), &mut [Linear { weight, bias: None, out: &mut y }]);
     read(device, &y, 0, out)
 }
 

@@ -9,7 +9,7 @@ use chrysalis_benches::{Random, assert_near, buffer, print_limits, read, step, u
 use chrysalis_kernels::Dtype;
 use chrysalis_kernels::cpu::{Cpu, CpuOptions};
 use chrysalis_kernels::device::{
-    Activation, CacheDtype, CacheShape, Device, DeviceError, RopeParams, RopeStore,
+    Activation, CacheDtype, CacheShape, Device, DeviceError, Input, RopeParams, RopeStore,
 };
 use chrysalis_kernels::reference::Reference;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
@@ -84,11 +84,13 @@ impl<D: Device> Scene<D> {
     }
 
     fn rms_norm(&mut self, device: &D) {
-        device.rms_norm(self.rows, &self.hidden, &self.norm, 1e-6, &mut self.normed);
+        let input = Input::Normed { x: &self.hidden, weight: &self.norm, eps: 1e-6 };
+        device.add(self.rows, input, &mut self.normed);
     }
 
     fn gate(&mut self, device: &D) {
-        device.gate(self.rows, Activation::Silu, &self.gate, &self.up, &mut self.gated);
+        let (activation, gate, up) = (Activation::Silu, &self.gate, &self.up);
+        device.add(self.rows, Input::Gated { activation, gate, up }, &mut self.gated);
     }
 
     /// Turns q and k on from where they are: a rotation keeps their length.
@@ -139,8 +141,8 @@ fn bench(c: &mut Criterion) -> Result<(), DeviceError> {
         for (name, run) in operations() {
             let bytes = match name {
                 "embed" => HIDDEN / 32 * 34 + 4 * HIDDEN,
-                "rms_norm" => 2 * 4 * HIDDEN,
-                "gate" => 3 * 4 * INNER,
+                "rms_norm" => 3 * 4 * HIDDEN,
+                "gate" => 4 * 4 * INNER,
                 _ => 2 * 4 * (HIDDEN + KV) + 4 * KV + 2 * 2 * KV,
             };
             let mut group = c.benchmark_group(name);
@@ -150,7 +152,10 @@ fn bench(c: &mut Criterion) -> Result<(), DeviceError> {
             });
             group.finish();
         }
-        // Again and again the same, but of q, which went on turning.
+        // Again and again the same, but of q, which went on turning, and of sums, which begin anew.
+        (scene.normed, scene.gated) = (cpu.buffer(rows, HIDDEN)?, cpu.buffer(rows, INNER)?);
+        scene.rms_norm(&cpu);
+        scene.gate(&cpu);
         let (found, expected) = (scene.results(&cpu)?, truth.results(&Reference)?);
         for (found, expected) in found.iter().zip(&expected).take(3) {
             assert_near("rows", found, expected, TOLERANCE);

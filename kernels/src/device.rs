@@ -121,6 +121,40 @@ pub struct RopeParams {
     pub max_positions: usize,
 }
 
+/// Rows that an operation takes, and what becomes of each on its way there, so that a norm or a gate
+/// needs no pass over the activations of its own.
+#[derive(Debug)]
+pub enum Input<'a, D: Device> {
+    /// As they are.
+    Rows(&'a D::Buffer),
+    /// `x / sqrt(mean(x²) + eps) * weight`.
+    Normed {
+        /// `[rows, cols]`.
+        x: &'a D::Buffer,
+        /// `[cols]`.
+        weight: &'a D::Vector,
+        /// Epsilon of the norm.
+        eps: f32,
+    },
+    /// `activation(gate) * up`.
+    Gated {
+        /// The non-linearity.
+        activation: Activation,
+        /// `[rows, cols]`.
+        gate: &'a D::Buffer,
+        /// `[rows, cols]`.
+        up: &'a D::Buffer,
+    },
+}
+
+impl<D: Device> Clone for Input<'_, D> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<D: Device> Copy for Input<'_, D> {}
+
 /// One output of [`Device::linear`]: `out = x · weightᵀ + bias`.
 #[derive(Debug)]
 pub struct Linear<'a, D: Device> {
@@ -263,22 +297,18 @@ pub trait Device: Send + Sync + Sized + 'static {
     /// `out[t] = table[token[t]] * scale`, for every token of the step.
     fn embed(&self, step: &Self::Step, table: &Self::Matrix, scale: f32, out: &mut Self::Buffer);
 
-    /// `out[t] = x[t] / sqrt(mean(x[t]²) + eps) * weight`.
-    fn rms_norm(
-        &self,
-        rows: usize,
-        x: &Self::Buffer,
-        weight: &Self::Vector,
-        eps: f32,
-        out: &mut Self::Buffer,
-    );
-
     /// Several products that share their input (q, k, v; gate, up), in one pass.
-    fn linear(&self, rows: usize, x: &Self::Buffer, outputs: &mut [Linear<'_, Self>]);
+    fn linear(&self, rows: usize, input: Input<'_, Self>, outputs: &mut [Linear<'_, Self>]);
 
     /// The product with the output matrix, `[rows, vocab]`: as [`Device::linear`], with the finest
     /// activations that the device has, because its error shows in every choice of a token.
-    fn logits(&self, rows: usize, x: &Self::Buffer, weight: &Self::Matrix, out: &mut Self::Buffer);
+    fn logits(
+        &self,
+        rows: usize,
+        input: Input<'_, Self>,
+        weight: &Self::Matrix,
+        out: &mut Self::Buffer,
+    );
 
     /// Norms of the heads, rotation, and the write of K and V to the cache.
     fn rope_store(&self, step: &Self::Step, args: RopeStore<'_, Self>);
@@ -286,18 +316,8 @@ pub trait Device: Send + Sync + Sized + 'static {
     /// Causal attention of every token of the step over its sequence's cache.
     fn attention(&self, step: &Self::Step, args: Attention<'_, Self>);
 
-    /// `out = activation(gate) * up`.
-    fn gate(
-        &self,
-        rows: usize,
-        activation: Activation,
-        gate: &Self::Buffer,
-        up: &Self::Buffer,
-        out: &mut Self::Buffer,
-    );
-
-    /// `sum += x`.
-    fn add(&self, rows: usize, x: &Self::Buffer, sum: &mut Self::Buffer);
+    /// `sum += input`.
+    fn add(&self, rows: usize, input: Input<'_, Self>, sum: &mut Self::Buffer);
 
     /// `out[i] = x[batch.logit_rows[i]]`: only these rows go through the output matrix.
     fn select(&self, step: &Self::Step, x: &Self::Buffer, out: &mut Self::Buffer);

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use crate::batch::Batch;
 use crate::device::{
-    Activation, Attention, CacheShape, Device, DeviceError, Linear, RopeParams, RopeStore, Upload,
+    Attention, CacheShape, Device, DeviceError, Input, Linear, RopeParams, RopeStore, Upload,
 };
 use crate::dtype::Dtype;
 
@@ -226,24 +226,10 @@ impl<D: Device> Device for Profiled<D> {
         });
     }
 
-    fn rms_norm(
-        &self,
-        rows: usize,
-        x: &Self::Buffer,
-        weight: &D::Vector,
-        eps: f32,
-        out: &mut Self::Buffer,
-    ) {
-        let work = elementwise(rows as u64, x.cols, 2, 4);
-        self.count(("rms_norm", None), work, |d| {
-            d.rms_norm(rows, &x.inner, weight, eps, &mut out.inner);
-        });
-    }
-
-    fn linear(&self, rows: usize, x: &Self::Buffer, outputs: &mut [Linear<'_, Self>]) {
-        let mut work = elementwise(rows as u64, x.cols, 1, 0);
+    fn linear(&self, rows: usize, input: Input<'_, Self>, outputs: &mut [Linear<'_, Self>]) {
+        let (input, cols, mut work) = inner_input(rows as u64, input);
         let dtype = outputs.first().map_or("", |output| output.weight.dtype.name());
-        let mut shape = Shape { rows: [0; 4], cols: x.cols, dtype };
+        let mut shape = Shape { rows: [0; 4], cols, dtype };
         for (i, output) in outputs.iter().enumerate() {
             shape.rows[i.min(3)] += output.weight.rows;
             if output.weight.dtype.name() != dtype {
@@ -259,16 +245,21 @@ impl<D: Device> Device for Profiled<D> {
                 out: &mut out.inner,
             })
             .collect();
-        self.count(("linear", Some(shape)), work, |d| d.linear(rows, &x.inner, &mut inner));
+        self.count(("linear", Some(shape)), work, |d| d.linear(rows, input, &mut inner));
     }
 
-    fn logits(&self, rows: usize, x: &Self::Buffer, weight: &Self::Matrix, out: &mut Self::Buffer) {
-        let shape =
-            Shape { rows: [weight.rows, 0, 0, 0], cols: x.cols, dtype: weight.dtype.name() };
-        let mut work = elementwise(rows as u64, x.cols, 1, 0);
+    fn logits(
+        &self,
+        rows: usize,
+        input: Input<'_, Self>,
+        weight: &Self::Matrix,
+        out: &mut Self::Buffer,
+    ) {
+        let (input, cols, mut work) = inner_input(rows as u64, input);
+        let shape = Shape { rows: [weight.rows, 0, 0, 0], cols, dtype: weight.dtype.name() };
         work += weight.product(rows as u64);
         self.count(("logits", Some(shape)), work, |d| {
-            d.logits(rows, &x.inner, &weight.inner, &mut out.inner);
+            d.logits(rows, input, &weight.inner, &mut out.inner);
         });
     }
 
@@ -298,23 +289,10 @@ impl<D: Device> Device for Profiled<D> {
         });
     }
 
-    fn gate(
-        &self,
-        rows: usize,
-        activation: Activation,
-        gate: &Self::Buffer,
-        up: &Self::Buffer,
-        out: &mut Self::Buffer,
-    ) {
-        let work = elementwise(rows as u64, out.cols, 3, 2);
-        self.count(("gate", None), work, |d| {
-            d.gate(rows, activation, &gate.inner, &up.inner, &mut out.inner);
-        });
-    }
-
-    fn add(&self, rows: usize, x: &Self::Buffer, sum: &mut Self::Buffer) {
-        let work = elementwise(rows as u64, x.cols, 3, 1);
-        self.count(("add", None), work, |d| d.add(rows, &x.inner, &mut sum.inner));
+    fn add(&self, rows: usize, input: Input<'_, Self>, sum: &mut Self::Buffer) {
+        let (input, cols, mut work) = inner_input(rows as u64, input);
+        work += elementwise(rows as u64, cols, 2, 1);
+        self.count(("add", None), work, |d| d.add(rows, input, &mut sum.inner));
     }
 
     fn select(&self, step: &Self::Step, x: &Self::Buffer, out: &mut Self::Buffer) {
@@ -354,6 +332,21 @@ impl<D: Device> Device for Profiled<D> {
     fn finish(&self) -> Result<(), DeviceError> {
         self.inner.finish()?;
         self.counts().failed.take().map_or(Ok(()), Err)
+    }
+}
+
+/// The input as the inner device knows it, its width, and the work of reading it.
+fn inner_input<D: Device>(rows: u64, input: Input<'_, Profiled<D>>) -> (Input<'_, D>, usize, Work) {
+    match input {
+        Input::Rows(x) => (Input::Rows(&x.inner), x.cols, elementwise(rows, x.cols, 1, 0)),
+        Input::Normed { x, weight, eps } => {
+            let input = Input::Normed { x: &x.inner, weight, eps };
+            (input, x.cols, elementwise(rows, x.cols, 1, 4))
+        }
+        Input::Gated { activation, gate, up } => {
+            let input = Input::Gated { activation, gate: &gate.inner, up: &up.inner };
+            (input, up.cols, elementwise(rows, up.cols, 2, 2))
+        }
     }
 }
 

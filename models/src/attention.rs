@@ -1,6 +1,6 @@
 //! The attention of one layer: q, k and v, rotation and cache, the scores, the output matrix.
 
-use chrysalis_kernels::device::{self, Device, DeviceError, RopeStore};
+use chrysalis_kernels::device::{self, Device, DeviceError, Input, RopeStore};
 
 use crate::config::ModelConfig;
 use crate::layout::AttentionLayout;
@@ -46,13 +46,13 @@ impl<D: Device> Attention<D> {
         })
     }
 
-    /// From `input` to `output`, `[tokens, hidden_size]` both.
+    /// From `input` to `output`, `[rows, hidden_size]` both.
     pub(crate) fn forward(
         &mut self,
         device: &D,
         call: &LayerCall<'_, D>,
         cache: &mut D::Cache,
-        input: &D::Buffer,
+        input: Input<'_, D>,
         output: &mut D::Buffer,
     ) {
         let LayerCall { rows, weights, config, .. } = *call;
@@ -84,6 +84,6 @@ impl<D: Device> Attention<D> {
                 out: mixed,
             },
         );
-        device.linear(rows, mixed, &mut [weights.output.to(output)]);
+        device.linear(rows, Input::Rows(mixed), &mut [weights.output.to(output)]);
     }
 }

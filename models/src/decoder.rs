@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use chrysalis_kernels::batch::Batch;
-use chrysalis_kernels::device::{CacheDtype, CacheShape, Device, DeviceError};
+use chrysalis_kernels::device::{CacheDtype, CacheShape, Device, DeviceError, Input};
 
 use crate::attention::{Attention, LayerCall};
 use crate::config::ModelConfig;
@@ -127,8 +127,6 @@ pub struct Decoder<D: Device> {
 struct Hidden<D: Device> {
     /// Sum of everything so far.
     sum: D::Buffer,
-    /// Input of a part: the sum, normalised.
-    input: D::Buffer,
     /// Output of a part.
     output: D::Buffer,
 }
@@ -138,8 +136,6 @@ struct Hidden<D: Device> {
 struct Head<D: Device> {
     /// `[max_logit_rows, hidden_size]`.
     selected: D::Buffer,
-    /// `[max_logit_rows, hidden_size]`.
-    normed: D::Buffer,
     /// `[max_logit_rows, vocab_size]`.
     logits: D::Buffer,
 }
@@ -180,14 +176,9 @@ impl<D: Device> Decoder<D> {
             step: d.step(tokens)?,
             attention: Attention::new(d, &config, tokens)?,
             mlp: Mlp::new(d, &config, tokens)?,
-            hidden: Hidden {
-                sum: d.buffer(tokens, hidden)?,
-                input: d.buffer(tokens, hidden)?,
-                output: d.buffer(tokens, hidden)?,
-            },
+            hidden: Hidden { sum: d.buffer(tokens, hidden)?, output: d.buffer(tokens, hidden)? },
             head: Head {
                 selected: d.buffer(limits.max_logit_rows, hidden)?,
-                normed: d.buffer(limits.max_logit_rows, hidden)?,
                 logits: d.buffer(limits.max_logit_rows, config.vocab_size)?,
             },
             logit_rows: 0,
@@ -205,11 +196,10 @@ impl<D: Device> Decoder<D> {
         let Some(weights) = self.weights.layers.get(index) else {
             return;
         };
-        let Hidden { sum, input, output } = &mut self.hidden;
+        let Hidden { sum, output } = &mut self.hidden;
         let window = self.config.layer_window(index);
         let local = self.rope_local.as_ref().filter(|_| window.is_some());
 
-        d.rms_norm(rows, sum, &weights.attn_norm, eps, input);
         let call = LayerCall {
             index,
             rows,
@@ -219,24 +209,23 @@ impl<D: Device> Decoder<D> {
             weights: &weights.attention,
             config: &self.config,
         };
+        let input = Input::Normed { x: sum, weight: &weights.attn_norm, eps };
         self.attention.forward(d, &call, &mut self.cache, input, output);
-        // The input was read; its buffer takes the normalised output.
-        residual(d, rows, weights.post_attention_norm.as_ref(), eps, output, input, sum);
+        d.add(rows, normed(output, weights.post_attention_norm.as_ref(), eps), sum);
 
-        d.rms_norm(rows, sum, &weights.ffn_norm, eps, input);
+        let input = Input::Normed { x: sum, weight: &weights.ffn_norm, eps };
         self.mlp.forward(d, rows, &weights.mlp, self.config.activation, input, output);
-        residual(d, rows, weights.post_ffw_norm.as_ref(), eps, output, input, sum);
+        d.add(rows, normed(output, weights.post_ffw_norm.as_ref(), eps), sum);
     }
 
     /// The final norm and the output matrix, on the `rows` that want logits.
     fn output(&mut self, rows: usize) {
         let (d, config) = (&*self.device, &self.config);
         let Layout { embedding, output, output_norm, .. } = &self.weights;
-        let Head { selected, normed, logits } = &mut self.head;
+        let Head { selected, logits } = &mut self.head;
         d.select(&self.step, &self.hidden.sum, selected);
-        d.rms_norm(rows, selected, output_norm, config.rms_norm_eps, normed);
-        let weight = output.as_ref().unwrap_or(embedding);
-        d.logits(rows, normed, weight, logits);
+        let input = Input::Normed { x: selected, weight: output_norm, eps: config.rms_norm_eps };
+        d.logits(rows, input, output.as_ref().unwrap_or(embedding), logits);
         if let Some(cap) = config.final_logit_softcap {
             d.softcap(rows, cap, logits);
         }
@@ -318,23 +307,9 @@ impl<D: Device> Model for Decoder<D> {
     }
 }
 
-/// `sum += norm(output)`, or `output` itself where there is no norm.
-fn residual<D: Device>(
-    device: &D,
-    rows: usize,
-    norm: Option<&D::Vector>,
-    eps: f32,
-    output: &D::Buffer,
-    normed: &mut D::Buffer,
-    sum: &mut D::Buffer,
-) {
-    match norm {
-        Some(weight) => {
-            device.rms_norm(rows, output, weight, eps, normed);
-            device.add(rows, normed, sum);
-        }
-        None => device.add(rows, output, sum),
-    }
+/// What a part adds to the residual stream: its output, normalised where the model has a norm there.
+fn normed<'a, D: Device>(x: &'a D::Buffer, norm: Option<&'a D::Vector>, eps: f32) -> Input<'a, D> {
+    norm.map_or(Input::Rows(x), |weight| Input::Normed { x, weight, eps })
 }
 
 fn cache_shape(config: &ModelConfig, limits: &DecoderLimits) -> CacheShape {

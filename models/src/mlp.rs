@@ -1,6 +1,6 @@
 //! The gated MLP of one layer: `down(activation(gate(x)) * up(x))`.
 
-use chrysalis_kernels::device::{Activation, Device, DeviceError};
+use chrysalis_kernels::device::{Activation, Device, DeviceError, Input};
 
 use crate::config::ModelConfig;
 use crate::layout::MlpLayout;
@@ -10,7 +10,6 @@ use crate::layout::MlpLayout;
 pub(crate) struct Mlp<D: Device> {
     gate: D::Buffer,
     up: D::Buffer,
-    gated: D::Buffer,
 }
 
 impl<D: Device> Mlp<D> {
@@ -20,22 +19,22 @@ impl<D: Device> Mlp<D> {
         max_tokens: usize,
     ) -> Result<Self, DeviceError> {
         let buffer = || device.buffer(max_tokens, config.intermediate_size);
-        Ok(Self { gate: buffer()?, up: buffer()?, gated: buffer()? })
+        Ok(Self { gate: buffer()?, up: buffer()? })
     }
 
-    /// From `input` to `output`, `[tokens, hidden_size]` both.
+    /// From `input` to `output`, `[rows, hidden_size]` both.
     pub(crate) fn forward(
         &mut self,
         device: &D,
         rows: usize,
         weights: &MlpLayout<D::Matrix, D::Vector>,
         activation: Activation,
-        input: &D::Buffer,
+        input: Input<'_, D>,
         output: &mut D::Buffer,
     ) {
-        let Self { gate, up, gated } = self;
+        let Self { gate, up } = self;
         device.linear(rows, input, &mut [weights.gate.to(gate), weights.up.to(up)]);
-        device.gate(rows, activation, gate, up, gated);
+        let gated = Input::Gated { activation, gate, up };
         device.linear(rows, gated, &mut [weights.down.to(output)]);
     }
 }

@@ -9,6 +9,7 @@
 
 mod quantise;
 
+use super::input::{ROWS_PER_TILE, Source};
 use super::isa::Level;
 use super::linear::BLOCK_GROUPS;
 use super::pool::Pool;
@@ -118,25 +119,24 @@ impl Activations {
         Ok(())
     }
 
-    /// Quantises `rows` rows of `x`; there is room for them.
+    /// Quantises `rows` rows; there is room for them.
     pub(super) fn set(
         &mut self,
         (level, pool): (Level, &Pool),
         bits: ActivationBits,
         rows: usize,
-        (x, cols): (&[f32], usize),
+        source: &Source<'_>,
     ) {
-        self.groups = cols / 32;
+        self.groups = source.cols / 32;
         let width = width(self.groups);
         self.splits.clear();
         self.splits.extend((0..rows).step_by(ROWS_PER_TILE));
         self.splits.push(rows);
         let small = rows <= ROWS_PER_TILE;
         let grid = Grid::new(&mut self.words, width, &self.splits, width.max(1));
-        tiles::for_each(pool, small, &mut [grid], &|_, mut tile, _| {
+        tiles::for_each(pool, small, &mut [grid], &|_, mut tile, worker| {
             for t in tile.rows.clone() {
-                let x = &x[t * cols..][..cols];
-                level.run(Quantise { x, out: tile.row(t), bits });
+                source.with(t, worker, |x| level.run(Quantise { x, out: tile.row(t), bits }));
             }
         });
         if level.amx().is_some() {
@@ -167,5 +167,3 @@ fn width(groups: usize) -> usize {
 pub(super) const fn start(dtype: Dtype) -> usize {
     Part::start(quant::offset(dtype))
 }
-
-const ROWS_PER_TILE: usize = 8;

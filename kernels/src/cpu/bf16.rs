@@ -10,7 +10,7 @@ use std::ops::Range;
 
 use super::ActivationBits;
 use super::avx512_bf16::Avx512Bf16;
-use super::buffers::Buffer;
+use super::input::{ROWS_PER_TILE, Source};
 use super::matrix::PAIR;
 use super::pool::Pool;
 use super::simd::{Simd, Task};
@@ -37,7 +37,7 @@ impl Words {
         Ok(Self { words, splits: Vec::new(), width: 0, fine: false })
     }
 
-    /// Rounds the first `rows` rows of `x`. Makes room for all of them when there is none.
+    /// Rounds the first `rows` rows. Makes room for all of them when there is none.
     ///
     /// # Panics
     /// When there is no memory.
@@ -46,26 +46,26 @@ impl Words {
         (proof, pool): (Avx512Bf16, &Pool),
         bits: ActivationBits,
         rows: usize,
-        x: &Buffer,
+        source: &Source<'_>,
     ) {
-        let len = x.rows * 2 * x.cols.div_ceil(2);
+        let len = source.capacity * 2 * source.cols.div_ceil(2);
         if self.words.len() < len {
             let room = Aligned::zeroed("bf16 activations", len).map(|words| self.words = words);
             assert!(room.is_ok(), "memory for bf16 activations");
         }
         self.fine = bits == ActivationBits::Sixteen;
-        self.width = x.cols.div_ceil(2);
+        self.width = source.cols.div_ceil(2);
         self.splits.clear();
         self.splits.extend((0..rows).step_by(ROWS_PER_TILE));
         self.splits.push(rows);
         let (fine, row_words) = (self.fine, self.row_words());
         let grid = Grid::new(&mut self.words, row_words, &self.splits, row_words.max(1));
         let small = rows <= ROWS_PER_TILE;
-        tiles::for_each(pool, small, &mut [grid], &|_, mut tile, _| {
+        tiles::for_each(pool, small, &mut [grid], &|_, mut tile, worker| {
             for t in tile.rows.clone() {
                 let row = tile.row(t);
                 let (high, low) = row.split_at_mut(if fine { row.len() / 2 } else { row.len() });
-                proof.split(x.row(t), high, low);
+                source.with(t, worker, |x| proof.split(x, high, low));
             }
         });
     }
@@ -237,4 +237,3 @@ pub(super) const BLOCK_WORDS: usize = 128;
 /// want.
 const FINE_ROWS: usize = 4;
 const COARSE_ROWS: usize = 8;
-const ROWS_PER_TILE: usize = 8;

@@ -41,7 +41,7 @@ impl Scratch {
 /// The input of a product in the forms that weight types need.
 #[derive(Clone, Copy)]
 pub(super) struct Input<'a> {
-    /// `[rows, cols]`.
+    /// `[rows, cols]`, where an output needs it.
     pub(super) x: &'a [f32],
     /// The same, quantised, where an output needs it.
     pub(super) quantised: &'a Activations,

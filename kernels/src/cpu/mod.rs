@@ -15,6 +15,7 @@ mod bf16;
 mod buffers;
 mod cache;
 mod float;
+mod input;
 mod isa;
 mod linear;
 mod matrix;
@@ -36,7 +37,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::batch::Batch;
 use crate::device::{
-    Activation, Attention, CacheShape, Device, DeviceError, Linear, RopeParams, RopeStore,
+    Attention, CacheShape, Device, DeviceError, Input, Linear, RopeParams, RopeStore,
 };
 use crate::dtype::Dtype;
 use crate::memory::{self, Aligned, Arena};
@@ -45,6 +46,7 @@ use attention::{AttentionTile, Shared};
 pub use buffers::{Buffer, Step, Vector};
 pub use cache::Cache;
 use cache::Layer;
+use input::Source;
 pub use isa::Isa;
 use isa::Level;
 pub use matrix::Matrix;
@@ -95,6 +97,8 @@ pub struct Cpu {
 /// Memory that operations reuse; wiped on drop.
 struct Common {
     activations: Activations,
+    /// Inputs of products with float weights that had to be made.
+    made: Vec<f32>,
     splits: Vec<usize>,
     /// Records of attention, by span.
     partial: Vec<f32>,
@@ -105,6 +109,7 @@ struct Common {
 impl Drop for Common {
     fn drop(&mut self) {
         zeroize::Zeroize::zeroize(&mut self.partial);
+        zeroize::Zeroize::zeroize(&mut self.made);
     }
 }
 
@@ -113,6 +118,7 @@ impl Drop for Common {
 struct Worker {
     linear: linear::Scratch,
     attention: attention::Scratch,
+    input: input::Scratch,
 }
 
 impl Cpu {
@@ -126,11 +132,13 @@ impl Cpu {
             Ok(Mutex::new(Worker {
                 linear: linear::Scratch::new()?,
                 attention: attention::Scratch::default(),
+                input: input::Scratch::default(),
             }))
         };
         let workers = (0..pool.num_threads()).map(worker).collect::<Result<_, DeviceError>>()?;
         let shared = Common {
             activations: Activations::new()?,
+            made: Vec::new(),
             splits: Vec::new(),
             partial: Vec::new(),
             spans: Vec::new(),
@@ -149,14 +157,19 @@ impl Cpu {
         lock(&self.workers[worker])
     }
 
-    /// Calls `work(t, row)` for each of the first `rows` rows, on several threads where it pays.
-    fn each_row(&self, rows: usize, out: &mut Buffer, work: &(dyn Fn(usize, &mut [f32]) + Sync)) {
+    /// Calls `work(t, row, worker)` for each of the first `rows` rows, on several threads where it pays.
+    fn each_row(
+        &self,
+        rows: usize,
+        out: &mut Buffer,
+        work: &(dyn Fn(usize, &mut [f32], usize) + Sync),
+    ) {
         assert!(rows <= out.rows, "{rows} rows of {}", out.rows);
         let width = out.cols;
         let small = rows < 2 || rows * width < SMALL;
         if small {
             for (t, row) in out.data.chunks_exact_mut(width.max(1)).take(rows).enumerate() {
-                work(t, row);
+                work(t, row, 0);
             }
             return;
         }
@@ -166,9 +179,9 @@ impl Cpu {
         shared.splits.extend((0..rows).step_by(step));
         shared.splits.push(rows);
         let grid = Grid::new(&mut out.data, width, &shared.splits, width);
-        tiles::for_each(&self.pool, false, &mut [grid], &|_, mut tile, _| {
+        tiles::for_each(&self.pool, false, &mut [grid], &|_, mut tile, worker| {
             for t in tile.rows.clone() {
-                work(t, tile.row(t));
+                work(t, tile.row(t), worker);
             }
         });
     }
@@ -228,29 +241,22 @@ impl Device for Cpu {
 
     fn embed(&self, step: &Step, table: &Matrix, scale: f32, out: &mut Buffer) {
         assert_eq!(table.cols, out.cols, "embedding width");
-        self.each_row(step.batch.num_tokens(), out, &|t, row| {
+        self.each_row(step.batch.num_tokens(), out, &|t, row, _| {
             table.read_row(step.batch.tokens[t] as usize, row);
             row.iter_mut().for_each(|x| *x *= scale);
         });
     }
 
-    fn rms_norm(&self, rows: usize, x: &Buffer, weight: &Vector, eps: f32, out: &mut Buffer) {
-        assert_eq!((x.cols, x.cols), (weight.0.len(), out.cols), "norm width");
-        self.each_row(rows, out, &|t, out| {
-            self.level.run(rows::RmsNorm { x: x.row(t), weight: &weight.0, eps, out });
-        });
+    fn linear(&self, rows: usize, input: Input<'_, Self>, outputs: &mut [Linear<'_, Self>]) {
+        self.products(self.bits, rows, input, outputs);
     }
 
-    fn linear(&self, rows: usize, x: &Buffer, outputs: &mut [Linear<'_, Self>]) {
-        self.products(self.bits, rows, x, outputs);
-    }
-
-    fn logits(&self, rows: usize, x: &Buffer, weight: &Matrix, out: &mut Buffer) {
+    fn logits(&self, rows: usize, input: Input<'_, Self>, weight: &Matrix, out: &mut Buffer) {
         let bits = match self.bits {
             ActivationBits::Eight => ActivationBits::Eight,
             ActivationBits::Adaptive | ActivationBits::Sixteen => ActivationBits::Sixteen,
         };
-        self.products(bits, rows, x, &mut [Linear { weight, bias: None, out }]);
+        self.products(bits, rows, input, &mut [Linear { weight, bias: None, out }]);
     }
 
     fn rope_store(&self, step: &Step, args: RopeStore<'_, Self>) {
@@ -260,7 +266,7 @@ impl Device for Cpu {
         assert_eq!(shape.num_kv_heads * head_dim, k.cols, "K width");
         for (heads, norm) in [(q, q_norm), (&mut *k, k_norm)] {
             let norm = norm.map(|norm| &norm.0[..]);
-            self.each_row(batch.num_tokens(), heads, &|t, row| {
+            self.each_row(batch.num_tokens(), heads, &|t, row, _| {
                 let (cos, sin) = angles.row(t);
                 self.level.run(rows::Rotate { row, head_dim, norm, eps, cos, sin });
             });
@@ -284,24 +290,11 @@ impl Device for Cpu {
         }
     }
 
-    fn gate(
-        &self,
-        rows: usize,
-        activation: Activation,
-        gate: &Buffer,
-        up: &Buffer,
-        out: &mut Buffer,
-    ) {
-        assert_eq!((gate.cols, up.cols), (out.cols, out.cols), "gate width");
-        self.each_row(rows, out, &|t, out| {
-            self.level.run(rows::Gate { activation, gate: gate.row(t), up: up.row(t), out });
-        });
-    }
-
-    fn add(&self, rows: usize, x: &Buffer, sum: &mut Buffer) {
-        assert_eq!(x.cols, sum.cols, "width of a sum");
-        self.each_row(rows, sum, &|t, sum| {
-            self.level.run(rows::Add { x: x.row(t), sum });
+    fn add(&self, rows: usize, input: Input<'_, Self>, sum: &mut Buffer) {
+        let source = Source::new(self, rows, input);
+        assert_eq!(source.cols, sum.cols, "width of a sum");
+        self.each_row(rows, sum, &|t, sum, worker| {
+            source.with(t, worker, |x| self.level.run(rows::Add { x, sum }));
         });
     }
 
@@ -312,7 +305,7 @@ impl Device for Cpu {
     }
 
     fn softcap(&self, rows: usize, cap: f32, x: &mut Buffer) {
-        self.each_row(rows, x, &|_, x| self.level.run(rows::Softcap { cap, x }));
+        self.each_row(rows, x, &|_, x, _| self.level.run(rows::Softcap { cap, x }));
     }
 
     fn clear_blocks(&self, cache: &mut Cache, blocks: &[u32]) {

@@ -1,11 +1,11 @@
 //! How a product with weight matrices is cut into tiles and shared by threads.
 
-use super::buffers::Buffer;
-use super::linear::{Input, LinearTile};
-use super::matrix::{self, Matrix};
+use super::input::Source;
+use super::linear::{self, LinearTile};
+use super::matrix;
 use super::tiles::{self, Grid};
-use super::{ActivationBits, Cpu, lock};
-use crate::device::Linear;
+use super::{ActivationBits, Common, Cpu, lock};
+use crate::device::{Input, Linear};
 
 impl Cpu {
     /// Quantises the input as the weights need it, then computes all outputs in one pass.
@@ -13,39 +13,44 @@ impl Cpu {
         &self,
         bits: ActivationBits,
         rows: usize,
-        x: &Buffer,
+        input: Input<'_, Self>,
         outputs: &mut [Linear<'_, Self>],
     ) {
-        assert!(rows <= x.rows, "{rows} rows of {}", x.rows);
-        let quantised = |matrix: &Matrix| matches!(matrix.data, matrix::Data::Quantised(_));
-        let shared = &mut *lock(&self.shared);
-        if outputs.iter().any(|output| quantised(output.weight)) {
-            let (how, rows_max) = ((self.level, &self.pool), x.rows);
-            let x = (&x.data[..], x.cols);
-            let room = shared.activations.reserve(self.level, rows_max, x.1);
+        let source = Source::new(self, rows, input);
+        let Common { activations, made, splits, .. } = &mut *lock(&self.shared);
+        let any = |kind: fn(&matrix::Data) -> bool| outputs.iter().any(|o| kind(&o.weight.data));
+        if any(|data| matches!(data, matrix::Data::Quantised(_))) {
+            let room = activations.reserve(self.level, source.capacity, source.cols);
             assert!(room.is_ok(), "memory for quantised activations");
-            shared.activations.set(how, bits, rows, x);
+            activations.set((self.level, &self.pool), bits, rows, &source);
         }
-        let bf16 = |output: &Linear<'_, Self>| matches!(output.weight.data, matrix::Data::Bf16(_));
-        let bf16 = self.level.bf16().filter(|_| outputs.iter().any(bf16));
+        let words = any(|data| matches!(data, matrix::Data::Bf16(_)));
+        let bf16 = self.level.bf16().filter(|_| words);
         if let Some(bf16) = bf16 {
-            shared.activations.bf16.set((bf16, &self.pool), bits, rows, x);
+            activations.bf16.set((bf16, &self.pool), bits, rows, &source);
         }
+        let floats = any(|data| matches!(data, matrix::Data::F32(_) | matrix::Data::F16(_)));
+        let x = if floats || (words && bf16.is_none()) {
+            source.all(&self.pool, rows, (made, splits))
+        } else {
+            &[]
+        };
+        let cols = source.cols;
         let pairs = outputs.iter().map(|o| o.weight.rows.div_ceil(matrix::PAIR)).sum();
-        let (tile_rows, tile_pairs) = tile_shape(rows, x.cols, pairs, self.pool.num_threads());
-        shared.splits.clear();
-        shared.splits.extend((0..rows).step_by(tile_rows));
-        shared.splits.push(rows);
+        let (tile_rows, tile_pairs) = tile_shape(rows, cols, pairs, self.pool.num_threads());
+        splits.clear();
+        splits.extend((0..rows).step_by(tile_rows));
+        splits.push(rows);
         let (mut grids, mut weights) = (Vec::new(), Vec::new());
         for Linear { weight, bias, out } in outputs {
-            assert_eq!((weight.cols, weight.rows), (x.cols, out.cols), "shape of a product");
+            assert_eq!((weight.cols, weight.rows), (cols, out.cols), "shape of a product");
             let width = tile_pairs * matrix::PAIR;
-            grids.push(Grid::new(&mut out.data, out.cols, &shared.splits, width));
+            grids.push(Grid::new(&mut out.data, out.cols, splits, width));
             weights.push((*weight, bias.map(|bias| &bias.0[..])));
         }
         let amx = self.level.amx();
-        let input = Input { x: &x.data, quantised: &shared.activations, bf16, amx };
-        let small = rows * pairs * matrix::PAIR * x.cols < SMALL_PRODUCT;
+        let input = linear::Input { x, quantised: activations, bf16, amx };
+        let small = rows * pairs * matrix::PAIR * cols < SMALL_PRODUCT;
         tiles::for_each(&self.pool, small, &mut grids, &|which, out, worker| {
             let (weight, bias) = weights[which];
             let scratch = &mut self.worker(worker).linear;

@@ -13,7 +13,7 @@ use zeroize::{Zeroize, Zeroizing};
 use crate::arrived::Arrived;
 use crate::batch::Batch;
 use crate::device::{
-    Activation, Attention, CacheShape, Device, DeviceError, Linear, RopeParams, RopeStore, Upload,
+    Attention, CacheShape, Device, DeviceError, Input, Linear, RopeParams, RopeStore, Upload,
 };
 use crate::dtype::Dtype;
 use crate::quant;
@@ -144,27 +144,18 @@ impl Device for Reference {
         }
     }
 
-    fn rms_norm(&self, rows: usize, x: &Buffer, weight: &Vector, eps: f32, out: &mut Buffer) {
-        assert_eq!((x.cols, x.cols), (weight.0.len(), out.cols), "norm width");
+    fn logits(&self, rows: usize, input: Input<'_, Self>, weight: &Matrix, out: &mut Buffer) {
+        self.linear(rows, input, &mut [Linear { weight, bias: None, out }]);
+    }
+
+    fn linear(&self, rows: usize, input: Input<'_, Self>, outputs: &mut [Linear<'_, Self>]) {
         for t in 0..rows {
-            let out = out.row_mut(t);
-            out.copy_from_slice(x.row(t));
-            ops::rms_norm(out, &weight.0, eps);
-        }
-    }
-
-    fn logits(&self, rows: usize, x: &Buffer, weight: &Matrix, out: &mut Buffer) {
-        self.linear(rows, x, &mut [Linear { weight, bias: None, out }]);
-    }
-
-    fn linear(&self, rows: usize, x: &Buffer, outputs: &mut [Linear<'_, Self>]) {
-        for Linear { weight, bias, out } in outputs {
-            assert_eq!((weight.cols, weight.rows), (x.cols, out.cols), "shape of a product");
-            for t in 0..rows {
-                let x = x.row(t);
+            let x = input_row(input, t);
+            for Linear { weight, bias, out } in &mut *outputs {
+                assert_eq!((weight.cols, weight.rows), (x.len(), out.cols), "shape of a product");
                 for (j, out) in out.row_mut(t).iter_mut().enumerate() {
                     let bias = bias.map_or(0.0, |bias| bias.0[j]);
-                    *out = ops::dot(x, weight.row(j)) + bias;
+                    *out = ops::dot(&x, weight.row(j)) + bias;
                 }
             }
         }
@@ -227,24 +218,11 @@ impl Device for Reference {
         }
     }
 
-    fn gate(
-        &self,
-        rows: usize,
-        activation: Activation,
-        gate: &Buffer,
-        up: &Buffer,
-        out: &mut Buffer,
-    ) {
+    fn add(&self, rows: usize, input: Input<'_, Self>, sum: &mut Buffer) {
         for t in 0..rows {
-            for ((out, gate), up) in out.row_mut(t).iter_mut().zip(gate.row(t)).zip(up.row(t)) {
-                *out = ops::activate(activation, *gate) * up;
-            }
-        }
-    }
-
-    fn add(&self, rows: usize, x: &Buffer, sum: &mut Buffer) {
-        for t in 0..rows {
-            for (sum, x) in sum.row_mut(t).iter_mut().zip(x.row(t)) {
+            let x = input_row(input, t);
+            assert_eq!(x.len(), sum.cols, "width of a sum");
+            for (sum, x) in sum.row_mut(t).iter_mut().zip(&*x) {
                 *sum += x;
             }
         }
@@ -291,6 +269,24 @@ impl Device for Reference {
     fn finish(&self) -> Result<(), DeviceError> {
         Ok(())
     }
+}
+
+/// Row `t` as the operation sees it.
+fn input_row(input: Input<'_, Reference>, t: usize) -> Zeroizing<Vec<f32>> {
+    Zeroizing::new(match input {
+        Input::Rows(x) => x.row(t).to_vec(),
+        Input::Normed { x, weight, eps } => {
+            assert_eq!(x.cols, weight.0.len(), "norm width");
+            let mut row = x.row(t).to_vec();
+            ops::rms_norm(&mut row, &weight.0, eps);
+            row
+        }
+        Input::Gated { activation, gate, up } => {
+            assert_eq!(gate.cols, up.cols, "gate width");
+            let values = gate.row(t).iter().zip(up.row(t));
+            values.map(|(gate, up)| ops::activate(activation, *gate) * up).collect()
+        }
+    })
 }
 
 impl Buffer {

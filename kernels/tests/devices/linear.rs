@@ -3,7 +3,7 @@
 use crate::common::{Random, bits, buffer, cpus, matrix, read, relative_error};
 use chrysalis_kernels::Dtype;
 use chrysalis_kernels::cpu::{ActivationBits, Cpu, CpuOptions, Isa};
-use chrysalis_kernels::device::{Device, DeviceError, Linear, Upload as _};
+use chrysalis_kernels::device::{Activation, Device, DeviceError, Input, Linear, Upload as _};
 use chrysalis_kernels::reference::Reference;
 
 /// Rounding of f32 sums in another order.
@@ -229,10 +229,44 @@ fn outputs_that_share_an_input_do_not_touch_each_other() {
         let mut outputs: Vec<_> = (weights.iter().zip(&mut outs))
             .map(|(weight, out)| Linear { weight, bias: None, out })
             .collect();
-        cpu.linear(rows, &input, &mut outputs);
+        cpu.linear(rows, Input::Rows(&input), &mut outputs);
         for ((dtype, out), (bytes, found)) in types.into_iter().zip(bytes.iter().zip(&outs)) {
             let alone = product(&cpu, dtype, (out, cols, rows), bytes, &x, None);
             assert_eq!(bits(&read(&cpu, found, rows, out)), bits(&alone), "{dtype:?}");
+        }
+    }
+}
+
+#[test]
+fn an_input_that_is_made_on_the_way_is_the_one_made_before() {
+    let (out, cols) = (40, 1792);
+    for cpu in cpus() {
+        for (rows, dtype) in [1, 9, 40].into_iter().zip(Dtype::ALL.into_iter().cycle()) {
+            let mut random = Random(23);
+            let (x, y) = (random.values(rows * cols), random.values(rows * cols));
+            let (x, y) = (buffer(&cpu, rows, cols, &x), buffer(&cpu, rows, cols, &y));
+            let norm = cpu.vector(&random.values(cols)).unwrap();
+            for dtype in [dtype, Dtype::F16, Dtype::Bf16, Dtype::Q4K] {
+                let weight = matrix(&cpu, dtype, out, cols, &random.matrix(dtype, out, cols));
+                let (activation, gate, up) = (Activation::Silu, &x, &y);
+                for input in [
+                    Input::Normed { x: &x, weight: &norm, eps: 1e-5 },
+                    Input::Gated { activation, gate, up },
+                ] {
+                    let mut before = cpu.buffer(rows, cols).unwrap();
+                    cpu.add(rows, input, &mut before);
+                    let product = |input| {
+                        let mut outs = [(); 2].map(|()| cpu.buffer(rows, out).unwrap());
+                        let [linear, logits] = &mut outs;
+                        let output = Linear { weight: &weight, bias: None, out: linear };
+                        cpu.linear(rows, input, &mut [output]);
+                        cpu.logits(rows, input, &weight, logits);
+                        outs.map(|out_rows| bits(&read(&cpu, &out_rows, rows, out)))
+                    };
+                    let case = format!("{dtype:?}, {rows} rows, {}", cpu.describe());
+                    assert_eq!(product(input), product(Input::Rows(&before)), "{case}");
+                }
+            }
         }
     }
 }
@@ -294,7 +328,7 @@ fn product<D: Device>(
     let x = buffer(device, rows, cols, x);
     let mut y = device.buffer(rows, out).unwrap();
     let output = Linear { weight: &weight, bias: bias.as_ref(), out: &mut y };
-    device.linear(rows, &x, &mut [output]);
+    device.linear(rows, Input::Rows(&x), &mut [output]);
     read(device, &y, rows, out)
 }
 

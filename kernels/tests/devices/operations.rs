@@ -4,7 +4,7 @@
 use crate::common::{Random, bits, buffer, cpus, read, relative_error};
 use chrysalis_kernels::cpu::{Cpu, CpuOptions, Isa};
 use chrysalis_kernels::device::{
-    Activation, Attention, CacheDtype, CacheShape, Device, RopeParams, RopeStore,
+    Activation, Attention, CacheDtype, CacheShape, Device, Input, RopeParams, RopeStore,
 };
 use chrysalis_kernels::reference::Reference;
 use chrysalis_kernels::{Batch, WantLogits};
@@ -193,10 +193,10 @@ fn all_rows<D: Device>(device: &D, rows: usize, cols: usize) -> Vec<Vec<f32>> {
     let buffers = || (buffer(device, rows, cols, &x), buffer(device, rows, cols, &y));
     let mut results = Vec::new();
     let (a, mut b) = buffers();
-    device.rms_norm(rows, &a, &weight, 1e-5, &mut b);
+    device.add(rows, Input::Normed { x: &a, weight: &weight, eps: 1e-5 }, &mut b);
     results.push(read(device, &b, rows, cols));
     let (a, mut b) = buffers();
-    device.add(rows, &a, &mut b);
+    device.add(rows, Input::Rows(&a), &mut b);
     results.push(read(device, &b, rows, cols));
     device.softcap(rows, 1.5, &mut b);
     results.push(read(device, &b, rows, cols));
@@ -216,7 +216,7 @@ fn gate<D: Device>(
 ) -> Vec<f32> {
     let (x, y) = (buffer(device, rows, cols, x), buffer(device, rows, cols, y));
     let mut out = device.buffer(rows, cols).unwrap();
-    device.gate(rows, activation, &x, &y, &mut out);
+    device.add(rows, Input::Gated { activation, gate: &x, up: &y }, &mut out);
     read(device, &out, rows, cols)
 }
 

@@ -3,7 +3,7 @@
 use crate::common::{Random, bits, buffer, matrix, read};
 use chrysalis_kernels::cpu::{Cpu, CpuOptions};
 use chrysalis_kernels::device::{
-    Attention, CacheDtype, CacheShape, Device, Linear, RopeParams, RopeStore,
+    Attention, CacheDtype, CacheShape, Device, Input, Linear, RopeParams, RopeStore,
 };
 use chrysalis_kernels::profile::{Profiled, Work};
 use chrysalis_kernels::{Batch, Dtype, WantLogits};
@@ -28,7 +28,7 @@ fn layer<D: Device>(device: &D) -> Vec<f32> {
         .zip(&mut outputs)
         .map(|(weight, out)| Linear { weight, bias: None, out })
         .collect();
-    device.linear(TOKENS, &x, &mut products);
+    device.linear(TOKENS, Input::Rows(&x), &mut products);
     let [mut q, mut k, v] = outputs;
 
     let shape = CacheShape {
