@@ -155,23 +155,41 @@ unsafe fn first<const SUBS: usize, const START: bool, const MIN: bool>(
             sums[m] = unsafe { _mm512_loadu_ps(carry.0[m].as_ptr().wrapping_add(panel * LANES)) };
         }
     }
-    // The unit works on the next products while scales are applied to these.
+    // The unit has a step's time for each product, and its stores another, while scales are applied to the ones before.
     let steps = block.tiles.len() * SUBS;
-    let begin = |step: usize, products: &mut MaybeUninit<Products>| {
-        let (g, sub) = (step / SUBS, step % SUBS);
-        let codes = block.codes.as_ptr().wrapping_add((2 * g + panel) * PANEL + sub * PANEL / SUBS);
-        // SAFETY: the tile has codes of 16 rows, there are 8 / `SUBS` lines of weights, and room for 16 lines of sums.
-        unsafe {
-            tile_products(&block.tiles[g][sub * 8 / SUBS], codes, products.as_mut_ptr().cast());
-        };
-    };
-    if steps > 0 {
-        begin(0, &mut products[0]);
-    }
-    for step in 0..steps {
-        if step + 1 < steps {
-            begin(step + 1, &mut products[(step + 1) % 2]);
+    let begin = |step: usize| {
+        if step < steps {
+            let (g, sub) = (step / SUBS, step % SUBS);
+            let codes = (2 * g + panel) * PANEL + sub * PANEL / SUBS;
+            let (a, b) =
+                (&block.tiles[g][sub * 8 / SUBS], block.codes.as_ptr().wrapping_add(codes));
+            if step.is_multiple_of(2) {
+                // SAFETY: the tile has codes of 16 rows, and there are 8 / `SUBS` lines of weights.
+                unsafe { Even::begin(a, b) }
+            } else {
+                // SAFETY: as before.
+                unsafe { Odd::begin(a, b) }
+            }
         }
+    };
+    let store = |step: usize, products: &mut [MaybeUninit<Products>; 2]| {
+        if step < steps {
+            let out = products[step % 2].as_mut_ptr().cast();
+            if step.is_multiple_of(2) {
+                // SAFETY: there is room for 16 lines.
+                unsafe { Even::store(out) }
+            } else {
+                // SAFETY: as before.
+                unsafe { Odd::store(out) }
+            }
+        }
+    };
+    begin(0);
+    begin(1);
+    store(0, &mut products);
+    for step in 0..steps {
+        store(step + 1, &mut products);
+        begin(step + 2);
         let (g, sub) = (step / SUBS, step % SUBS);
         let tile = &block.tiles[g];
         let scales = block.scales.as_ptr().wrapping_add(g * RECORD + panel * LANES);
@@ -226,10 +244,14 @@ unsafe fn second<const SUBS: usize>(
         let out = products.as_mut_ptr().cast();
         if tile[Head::COUNT] > 8 {
             // SAFETY: as in `first`.
-            unsafe { tile_products(a, b, out) };
+            unsafe { Even::begin(a, b) };
+            // SAFETY: there is room for 16 lines.
+            unsafe { Even::store(out) };
         } else {
             // SAFETY: as in `first`; all records are among the first eight.
-            unsafe { half_products(a, b, out) };
+            unsafe { Half::begin(a, b) };
+            // SAFETY: there is room for 16 lines.
+            unsafe { Half::store(out) };
         }
         // SAFETY: a record of scales has two times two panels of 16.
         let weight = unsafe { _mm512_loadu_ps(scales.wrapping_add(sub * PAIR)) };
@@ -253,53 +275,58 @@ unsafe fn second<const SUBS: usize>(
     }
 }
 
-/// Products of the codes of sixteen rows at `a`, 32 bytes apart, with the lines at `b`.
-///
-/// # Safety
-/// The tiles are configured, and the memory is there: see [`first`].
-#[inline(always)]
-unsafe fn tile_products(a: *const i32, b: *const u8, out: *mut [i32; LANES]) {
-    // SAFETY: the caller's; no register but the tiles, which only this file uses, is changed.
-    unsafe {
-        asm!(
-            "tileloadd tmm1, [{a} + {row} * 1]",
-            "tileloadd tmm2, [{b} + {line} * 1]",
-            "tilezero tmm0",
-            "tdpbsud tmm0, tmm1, tmm2",
-            "tilestored [{out} + {line} * 1], tmm0",
-            a = in(reg) a,
-            b = in(reg) b,
-            out = in(reg) out,
-            row = in(reg) ROW,
-            line = in(reg) LINE,
-            options(nostack),
-        );
-    }
+/// A product that the unit works on: one tile of sums, with tiles of its own for what goes in.
+macro_rules! product {
+    ($name:ident, $doc:literal, $sums:literal, $rows:literal, $codes:literal) => {
+        #[doc = $doc]
+        struct $name;
+
+        impl $name {
+            /// Multiplies the codes of rows at `a`, 32 bytes apart, with the lines at `b`.
+            ///
+            /// # Safety
+            /// The tiles are configured, and the memory is there: see [`first`].
+            #[inline(always)]
+            unsafe fn begin(a: *const i32, b: *const u8) {
+                // SAFETY: the caller's; no register but the tiles, which only this file uses, is changed.
+                unsafe {
+                    asm!(
+                        concat!("tileloadd ", $rows, ", [{a} + {row} * 1]"),
+                        concat!("tileloadd ", $codes, ", [{b} + {line} * 1]"),
+                        concat!("tilezero ", $sums),
+                        concat!("tdpbsud ", $sums, ", ", $rows, ", ", $codes),
+                        a = in(reg) a,
+                        b = in(reg) b,
+                        row = in(reg) ROW,
+                        line = in(reg) LINE,
+                        options(nostack, readonly),
+                    );
+                }
+            }
+
+            /// Writes the sums, a line for each row.
+            ///
+            /// # Safety
+            /// As [`Self::begin`], which was the last to use these tiles.
+            #[inline(always)]
+            unsafe fn store(out: *mut [i32; LANES]) {
+                // SAFETY: as in `begin`.
+                unsafe {
+                    asm!(
+                        concat!("tilestored [{out} + {line} * 1], ", $sums),
+                        out = in(reg) out,
+                        line = in(reg) LINE,
+                        options(nostack),
+                    );
+                }
+            }
+        }
+    };
 }
 
-/// The same of the first eight rows.
-///
-/// # Safety
-/// As [`tile_products`].
-#[inline(always)]
-unsafe fn half_products(a: *const i32, b: *const u8, out: *mut [i32; LANES]) {
-    // SAFETY: as in `tile_products`.
-    unsafe {
-        asm!(
-            "tileloadd tmm4, [{a} + {row} * 1]",
-            "tileloadd tmm2, [{b} + {line} * 1]",
-            "tilezero tmm3",
-            "tdpbsud tmm3, tmm4, tmm2",
-            "tilestored [{out} + {line} * 1], tmm3",
-            a = in(reg) a,
-            b = in(reg) b,
-            out = in(reg) out,
-            row = in(reg) ROW,
-            line = in(reg) LINE,
-            options(nostack),
-        );
-    }
-}
+product!(Even, "Of sixteen rows.", "tmm0", "tmm1", "tmm2");
+product!(Odd, "The same in other tiles, so that two are on their way.", "tmm3", "tmm4", "tmm5");
+product!(Half, "Of the first eight rows.", "tmm6", "tmm7", "tmm2");
 
 /// Integer sums of the rows.
 #[repr(align(64))]
@@ -326,13 +353,22 @@ impl Config {
         config
     }
 
-    /// Tile 0 is the sums, 1 the activations of a (half) group, 2 its codes; 3 and 4 are 0 and 1 with eight rows.
+    /// Of each [`product!`] sums, activations of a (half) group, and its codes; the last has eight rows.
     fn new(subs: usize) -> Self {
         let mut config =
             Self { palette: 1, start_row: 0, reserved: [0; 14], bytes: [0; 16], rows: [0; 16] };
         let (activations, codes) = if subs == 1 { (32, 8) } else { (16, 4) };
-        config.bytes[..5].copy_from_slice(&[64, activations, 64, 64, activations]);
-        config.rows[..5].copy_from_slice(&[16, 16, codes, 8, 8]);
+        config.bytes[..8].copy_from_slice(&[
+            64,
+            activations,
+            64,
+            64,
+            activations,
+            64,
+            64,
+            activations,
+        ]);
+        config.rows[..8].copy_from_slice(&[16, 16, codes, 16, 16, codes, 8, 8]);
         config
     }
 }

@@ -7,16 +7,18 @@
 //! on its neighbours in a tile, or on whether its spans were computed by one thread or by several.
 
 mod records;
+mod values;
 
 use std::ops::Range;
 
-use super::cache::{Element, Head, Layer, VECTORS};
+use super::cache::{Element, Head, Layer};
 use super::rows;
 use super::simd::{LANES, Simd, Task};
 use crate::device::CACHE_GROUP;
 use crate::memory;
 use records::join;
 pub(super) use records::{Finish, Join, record_len};
+use values::Values;
 
 /// What the tiles of one call share.
 #[derive(Clone, Copy)]
@@ -112,17 +114,28 @@ impl<T: Element> Task for AttentionTile<'_, '_, T> {
         let len = record_len(shared.cache.layout.shape.head_dim);
         let count = part.rows.len() * part.heads.len();
         records[..count * len].fill(0.0);
-        memory::resize(&mut scratch.scores, TOGETHER * SPAN);
+        memory::resize(&mut scratch.scores, TOGETHER * STRIDE + SPAN);
         memory::resize(&mut scratch.span, TOGETHER * len);
         shared.gather(&part, &mut scratch.q);
         for span in spans {
             let mut first = 0;
             while first < count {
-                let together = (count - first).min(TOGETHER);
+                let together = match count - first {
+                    TOGETHER.. if S::MANY_REGISTERS => TOGETHER,
+                    left => left.min(FEW - first % FEW),
+                };
                 let (shared, part) = (&shared, &part);
                 let records = &mut records[first * len..][..together * len];
                 let scratch = &mut *scratch;
                 match together {
+                    TOGETHER => s.call(Together::<T, TOGETHER> {
+                        shared,
+                        part,
+                        span,
+                        first,
+                        records,
+                        scratch,
+                    }),
                     1 => s.call(Together::<T, 1> { shared, part, span, first, records, scratch }),
                     2 => s.call(Together::<T, 2> { shared, part, span, first, records, scratch }),
                     3 => s.call(Together::<T, 3> { shared, part, span, first, records, scratch }),
@@ -155,7 +168,7 @@ impl<T: Element, const N: usize> Task for Together<'_, '_, T, N> {
             let first = seen.start.max(span * SPAN);
             Query { first, end: seen.end.min((span + 1) * SPAN).max(first) }
         });
-        let number = first / TOGETHER;
+        let (number, at) = (first / TOGETHER, first % TOGETHER);
         let first = queries.iter().map(|q| q.first).min().unwrap_or(0);
         let end = queries.iter().map(|q| q.end).max().unwrap_or(0);
         if queries.iter().all(|q| q.first == q.end) {
@@ -164,25 +177,24 @@ impl<T: Element, const N: usize> Task for Together<'_, '_, T, N> {
         let kv_head = part.heads.start * shared.cache.layout.shape.num_kv_heads / shared.num_heads;
         let (len, values) = (record_len(dim), dim.next_multiple_of(LANES));
         let base = first / LANES * LANES;
-        let stride = (end - base).next_multiple_of(LANES);
+        let width = (end - base).next_multiple_of(LANES);
         let Scratch { q, scores, span: sums, .. } = scratch;
         let len_q = TOGETHER * dim;
         let q = q[number * len_q..][..len_q].as_chunks().0;
         let blocks = part.blocks;
-        shared.score::<S, N>(s, (blocks, kv_head), q, first..end, scores, (base, stride));
+        shared.score::<S, N>(s, (blocks, kv_head), (q, at), first..end, scores, base);
         for (n, query) in queries.iter().enumerate() {
-            let scores = &mut scores[n * stride..][..stride];
+            let scores = &mut scores[n * STRIDE..][..width];
             let (weight, largest) = softmax(s, query, base, scores);
             (sums[n * len + values], sums[n * len + values + 1]) = (weight, largest);
         }
         let range = (first, end, base);
-        let weights: [&[f32]; N] = std::array::from_fn(|n| &scores[n * stride..][..stride]);
         if S::MANY_REGISTERS {
-            shared.weigh(s, (blocks, kv_head), weights, range, sums);
+            shared.weigh::<S, N>(s, (blocks, kv_head), scores, range, sums);
         } else {
-            for (n, weights) in weights.into_iter().enumerate() {
-                let sums = &mut sums[n * len..];
-                shared.weigh(s, (blocks, kv_head), [weights], range, sums);
+            for n in 0..N {
+                let (scores, sums) = (&scores[n * STRIDE..], &mut sums[n * len..]);
+                shared.weigh::<S, 1>(s, (blocks, kv_head), scores, range, sums);
             }
         }
         for (record, span) in records.chunks_exact_mut(len).zip(sums.chunks_exact(len)) {
@@ -207,16 +219,16 @@ impl<T: Element> Shared<'_, T> {
         }
     }
 
-    /// `scores[n][p - base] = q[n] · k[p]`, scaled and capped, for `p` in `range`.
+    /// `scores[n * STRIDE + p - base] = q[n] · k[p]`, scaled and capped, for `p` in `range`.
     #[inline(always)]
     fn score<S: Simd, const N: usize>(
         &self,
         s: S,
         (blocks, kv_head): (&[u32], usize),
-        q: &[[f32; TOGETHER]],
+        q: (&[[f32; TOGETHER]], usize),
         range: Range<usize>,
         scores: &mut [f32],
-        (base, stride): (usize, usize),
+        base: usize,
     ) {
         let shape = &self.cache.layout.shape;
         let size = shape.block_size;
@@ -245,8 +257,12 @@ impl<T: Element> Shared<'_, T> {
                 let ahead = ahead.as_chunks().0;
                 waiting[count] = Slots { k, scales, ahead, position, len };
                 count += 1;
-                let to = (&mut *scores, base, stride);
-                if S::MANY_REGISTERS && count == 4 {
+                let to = (&mut *scores, base);
+                if N > FEW && count == 2 {
+                    let waiting = [waiting[0], waiting[1]];
+                    self.score_slots::<S, N, 2>(s, q, waiting, &range, to);
+                    count = 0;
+                } else if N <= FEW && S::MANY_REGISTERS && count == 4 {
                     self.score_slots::<S, N, 4>(s, q, waiting, &range, to);
                     count = 0;
                 } else if !S::MANY_REGISTERS {
@@ -256,7 +272,7 @@ impl<T: Element> Shared<'_, T> {
             }
         }
         for slots in &waiting[..count] {
-            let to = (&mut *scores, base, stride);
+            let to = (&mut *scores, base);
             self.score_slots::<S, N, 1>(s, q, [*slots], &range, to);
         }
     }
@@ -266,10 +282,10 @@ impl<T: Element> Shared<'_, T> {
     fn score_slots<S: Simd, const N: usize, const C: usize>(
         &self,
         s: S,
-        q: &[[f32; TOGETHER]],
+        (q, at): (&[[f32; TOGETHER]], usize),
         slots: [Slots<'_, T>; C],
         range: &Range<usize>,
-        (scores, base, stride): (&mut [f32], usize, usize),
+        (scores, base): (&mut [f32], usize),
     ) {
         let step = self.cache.layout.slots / LANES;
         let mut sums = [[s.splat(0.0); C]; N];
@@ -296,6 +312,7 @@ impl<T: Element> Shared<'_, T> {
                     k16[c] = s.mul(k16[c], scales[c]);
                 }
             }
+            let q = &q[at..at + N];
             for n in 0..N {
                 let q = s.splat(q[n]);
                 for c in 0..C {
@@ -318,7 +335,7 @@ impl<T: Element> Shared<'_, T> {
                 }
                 let from = slots.position.max(range.start);
                 let to = (slots.position + slots.len).min(range.end);
-                let out = &mut scores[n * stride + from - base..n * stride + to - base];
+                let out = &mut scores[n * STRIDE + from - base..n * STRIDE + to - base];
                 if let Ok(out) = <&mut [f32; LANES]>::try_from(&mut *out) {
                     s.store(score, out);
                 } else {
@@ -330,18 +347,22 @@ impl<T: Element> Shared<'_, T> {
         }
     }
 
-    /// `sums[n] = sum over p of weights[n][p - base] * v[p]`, `p` ascending from `first` to `end`. A
+    /// `sums[n] = sum over p of weights[n * STRIDE + p - base] * v[p]`, `p` ascending from `first` to `end`. A
     /// query that does not see a position has no weight for it, and adding nothing changes nothing.
     #[inline(always)]
     fn weigh<S: Simd, const N: usize>(
         &self,
         s: S,
         sequence: (&[u32], usize),
-        weights: [&[f32]; N],
+        weights: &[f32],
         range: (usize, usize, usize),
         sums: &mut [f32],
     ) {
         let (vectors, mut d) = (self.cache.layout.values / LANES, 0);
+        while N > FEW && d + 2 <= vectors {
+            self.weigh_values::<S, N, 2>(s, sequence, weights, range, (sums, d));
+            d += 2;
+        }
         while d + 4 <= vectors {
             self.weigh_values::<S, N, 4>(s, sequence, weights, range, (sums, d));
             d += 4;
@@ -358,7 +379,7 @@ impl<T: Element> Shared<'_, T> {
         &self,
         s: S,
         (blocks, kv_head): (&[u32], usize),
-        weights: [&[f32]; N],
+        weights: &[f32],
         (first, end, base): (usize, usize, usize),
         (out, d): (&mut [f32], usize),
     ) {
@@ -383,23 +404,21 @@ impl<T: Element> Shared<'_, T> {
             let to = ((index + 1) * size).min(end);
             let v = &v.as_chunks::<LANES>().0[(from - index * size) * vectors + d..];
             let scales = &scales.as_chunks().0[(from - index * size) * groups..];
-            let weights: [&[f32]; N] = std::array::from_fn(|n| &weights[n][from - base..to - base]);
-            // Whole blocks have a known length, which spares the loop its checks.
-            let whole =
-                weights.map(|weights| <&[f32; 16]>::try_from(weights).unwrap_or(&[0.0; 16]));
-            if to - from == 16 {
+            let weights = &weights[from - base..];
+            // Whole blocks have a known length, and a known place for every weight, which spares the loop its checks.
+            if let (16, Some(weights)) = (to - from, weights.first_chunk::<WEIGHTS>()) {
                 for p in 0..16 {
                     let at = (p * vectors + d) * size_of::<[T; LANES]>();
                     for line in 0..(D * size_of::<[T; LANES]>()).div_ceil(LINE) {
                         s.prefetch(ahead, at + line * LINE);
                     }
                     let v = Values { v: &v[p * vectors..], d, scales: &scales[p * groups..] };
-                    v.add(s, whole.map(|weights| weights[p]), &mut sums);
+                    v.add(s, std::array::from_fn(|n| weights[n * STRIDE + p]), &mut sums);
                 }
             } else {
                 for p in 0..to - from {
                     let v = Values { v: &v[p * vectors..], d, scales: &scales[p * groups..] };
-                    v.add(s, weights.map(|weights| weights[p]), &mut sums);
+                    v.add(s, std::array::from_fn(|n| weights[n * STRIDE + p]), &mut sums);
                 }
             }
         }
@@ -407,40 +426,6 @@ impl<T: Element> Shared<'_, T> {
         for n in 0..N {
             for i in 0..D {
                 s.store(sums[n][i], &mut out[n * len + (d + i) * LANES..]);
-            }
-        }
-    }
-}
-
-/// Some vectors of V of one position, from vector `d` on.
-struct Values<'a, T> {
-    v: &'a [[T; LANES]],
-    d: usize,
-    /// Of the groups of the position, an f32 each, or nothing.
-    scales: &'a [[u8; 4]],
-}
-
-impl<T: Element> Values<'_, T> {
-    /// `sums[n] += weights[n] * v`.
-    #[inline(always)]
-    fn add<S: Simd, const N: usize, const D: usize>(
-        self,
-        s: S,
-        weights: [f32; N],
-        sums: &mut [[S::F; D]; N],
-    ) {
-        let mut v: [S::F; D] = [s.splat(0.0); D];
-        for (i, v) in v.iter_mut().enumerate() {
-            *v = T::load(s, &self.v[i]);
-            if T::SCALED {
-                let scale = f32::from_le_bytes(self.scales[(self.d + i) / VECTORS]);
-                *v = s.mul(*v, s.splat(scale));
-            }
-        }
-        for n in 0..N {
-            let weight = s.splat(weights[n]);
-            for i in 0..D {
-                sums[n][i] = s.fma(weight, v[i], sums[n][i]);
             }
         }
     }
@@ -476,6 +461,12 @@ pub(super) const SPAN: usize = 256;
 const LINE: usize = 64;
 /// Blocks of K or V by which reads are announced before they are due.
 const AHEAD: usize = 4;
-/// Queries that go through a span together: four by four vectors keep AVX-512's
-/// multipliers busy, and more of them spill.
-const TOGETHER: usize = 4;
+/// Queries that go through a span together where there are many registers: twelve by two vectors keep the multipliers busy
+/// while two vectors are converted.
+const TOGETHER: usize = 12;
+/// As many at most else, and of what is left of a tile: four by four vectors.
+const FEW: usize = 4;
+/// From the scores of a query to those of the next: a known distance, and no multiple of the cache's.
+const STRIDE: usize = SPAN + LANES;
+/// From the first query's weights of 16 positions to the last one's.
+const WEIGHTS: usize = (TOGETHER - 1) * STRIDE + LANES;
