@@ -20,53 +20,72 @@ use super::scales::RECORD;
 use super::simd::LANES;
 use super::tile_rows::{self, FineTile, HEAD, Head, TILE_ROWS, Tile, part};
 
-/// Proof that the CPU has AVX-512 F and AMX-INT8, and that the system lets this process use its tiles.
+/// A loop of nothing but products in four tiles.
+macro_rules! in_registers {
+    ($name:ident, $product:literal, $doc:literal) => {
+        #[doc = $doc]
+        pub(super) fn $name(self, count: usize) {
+            let _tiles = self.with(&Config::whole());
+            for _ in 0..count / 4 {
+                // SAFETY: the tiles are configured, all of one shape.
+                unsafe {
+                    asm!(
+                        concat!($product, " tmm0, tmm4, tmm5"),
+                        concat!($product, " tmm1, tmm4, tmm5"),
+                        concat!($product, " tmm2, tmm4, tmm5"),
+                        concat!($product, " tmm3, tmm4, tmm5"),
+                        options(nostack, nomem),
+                    );
+                }
+            }
+        }
+    };
+}
+
+/// Proof that the CPU has AVX-512 F, AMX-INT8 and AMX-BF16, and that the system lets this process use its tiles.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Amx(());
 
 impl Amx {
     pub(super) fn detect() -> Option<Self> {
         let features = __cpuid_count(7, 0).edx;
-        let has = features & AMX_TILE != 0 && features & AMX_INT8 != 0;
-        (has && is_x86_feature_detected!("avx512f") && permitted()).then_some(Self(()))
+        let tiles = AMX_TILE | AMX_INT8 | AMX_BF16;
+        (features & tiles == tiles && is_x86_feature_detected!("avx512f") && permitted())
+            .then_some(Self(()))
     }
 
     /// Operations of a whole product of tiles: 16 rows by 16 columns by 64 bytes. A group of 32 fills half of one.
     pub(super) const OPERATIONS: f64 = 2.0 * 16.0 * 16.0 * 64.0;
+    /// The same by 32 bf16.
+    pub(super) const BF16_OPERATIONS: f64 = 2.0 * 16.0 * 16.0 * 32.0;
 
-    /// So many whole products without memory, for the probe.
-    pub(super) fn in_registers(self, count: usize) {
-        let _tiles = self.with::<1>(&Config::whole());
-        for _ in 0..count / 4 {
-            // SAFETY: the tiles are configured, all of one shape.
-            unsafe {
-                asm!(
-                    "tdpbsud tmm0, tmm4, tmm5",
-                    "tdpbsud tmm1, tmm4, tmm5",
-                    "tdpbsud tmm2, tmm4, tmm5",
-                    "tdpbsud tmm3, tmm4, tmm5",
-                    options(nostack, nomem),
-                );
-            }
-        }
-    }
+    in_registers!(
+        in_registers,
+        "tdpbsud",
+        "So many whole products of bytes without memory, for the probe."
+    );
+    in_registers!(bf16_in_registers, "tdpbf16ps", "The same of bf16.");
 
     /// Makes this thread's tiles ready, for weights with `SUBS` scales to a group.
     pub(super) fn configure<const SUBS: usize>(self) -> Configured<SUBS> {
-        self.with(&Config::new(SUBS))
+        Configured(self.with(&Config::new(SUBS)))
     }
 
-    fn with<const SUBS: usize>(self, config: &Config) -> Configured<SUBS> {
+    /// Makes this thread's tiles ready.
+    pub(super) fn with(self, config: &Config) -> InUse {
         // SAFETY: `self` proves that there are tiles; the configuration is 64 bytes of a valid palette.
         unsafe { asm!("ldtilecfg [{0}]", in(reg) &raw const *config, options(nostack, readonly)) };
-        Configured(self)
+        InUse(())
     }
 }
 
 /// Tiles that are ready, until this is dropped: without them in use, threads change places without 8 KiB more.
-pub(super) struct Configured<const SUBS: usize>(Amx);
+pub(super) struct InUse(());
 
-impl<const SUBS: usize> Drop for Configured<SUBS> {
+/// The same, for weights with `SUBS` scales to a group.
+pub(super) struct Configured<const SUBS: usize>(InUse);
+
+impl Drop for InUse {
     fn drop(&mut self) {
         // SAFETY: there are tiles, and nothing is read from them from here on.
         unsafe { asm!("tilerelease", options(nostack, nomem)) };
@@ -336,7 +355,7 @@ struct Products {
 
 /// What LDTILECFG reads: palette 1, and the shapes of eight tiles.
 #[repr(C, align(64))]
-struct Config {
+pub(super) struct Config {
     palette: u8,
     start_row: u8,
     reserved: [u8; 14],
@@ -350,6 +369,21 @@ impl Config {
         let mut config = Self::new(1);
         config.bytes[..8].fill(64);
         config.rows[..8].fill(16);
+        config
+    }
+
+    /// For up to 32 rows of words of bf16: tiles 0 and 1 are the sums of the first 16 with both panels, 2 and 3 those of the
+    /// others, 4 and 5 the rows, 6 and 7 the panels.
+    pub(super) fn bf16(rows: usize) -> Self {
+        let mut config = Self::whole();
+        let first = rows.min(16) as u8;
+        let second = rows.saturating_sub(16).min(16) as u8;
+        config.rows[..8].copy_from_slice(&[first, first, second, second, first, second, 16, 16]);
+        if second == 0 {
+            for unused in [2, 3, 5] {
+                config.bytes[unused] = 0;
+            }
+        }
         config
     }
 
@@ -406,3 +440,4 @@ const ROW: usize = 32;
 /// Bits of CPUID function 7.
 const AMX_TILE: u32 = 1 << 24;
 const AMX_INT8: u32 = 1 << 25;
+const AMX_BF16: u32 = 1 << 22;

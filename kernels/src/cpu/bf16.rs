@@ -9,6 +9,8 @@
 use std::ops::Range;
 
 use super::ActivationBits;
+use super::amx::Amx;
+use super::amx_bf16;
 use super::avx512_bf16::Avx512Bf16;
 use super::input::{ROWS_PER_TILE, Source};
 use super::matrix::PAIR;
@@ -25,7 +27,7 @@ pub(super) type WordColumn = [u8; 4 * PAIR];
 pub(super) struct Words {
     words: Aligned<i32>,
     splits: Vec<usize>,
-    /// Words of one part of a row.
+    /// Words of one part of a row: whole steps of the tile unit, zeros where the row ends before.
     width: usize,
     /// Whether rows have a second part.
     fine: bool,
@@ -48,40 +50,55 @@ impl Words {
         rows: usize,
         source: &Source<'_>,
     ) {
-        let len = source.capacity * 2 * source.cols.div_ceil(2);
+        self.fine = bits == ActivationBits::Sixteen;
+        self.width = source.cols.div_ceil(2).next_multiple_of(amx_bf16::STEP);
+        let (columns, width, row_words) = (source.cols.div_ceil(2), self.width, self.row_words());
+        let len = source.capacity * row_words;
         if self.words.len() < len {
             let room = Aligned::zeroed("bf16 activations", len).map(|words| self.words = words);
             assert!(room.is_ok(), "memory for bf16 activations");
         }
-        self.fine = bits == ActivationBits::Sixteen;
-        self.width = source.cols.div_ceil(2);
         self.splits.clear();
         self.splits.extend((0..rows).step_by(ROWS_PER_TILE));
         self.splits.push(rows);
-        let (fine, row_words) = (self.fine, self.row_words());
+        let fine = self.fine;
         let grid = Grid::new(&mut self.words, row_words, &self.splits, row_words.max(1));
         let small = rows <= ROWS_PER_TILE;
         tiles::for_each(pool, small, &mut [grid], &|_, mut tile, worker| {
             for t in tile.rows.clone() {
                 let row = tile.row(t);
-                let (high, low) = row.split_at_mut(if fine { row.len() / 2 } else { row.len() });
+                let (high, low) = row.split_at_mut(width);
+                let low = if fine { &mut low[..width] } else { &mut low[..0] };
+                high[columns..].fill(0);
+                low.iter_mut().skip(columns).for_each(|word| *word = 0);
+                let (used, high) = (columns.min(low.len()), &mut high[..columns]);
+                let low = &mut low[..used];
                 source.with(t, worker, |x| proof.split(x, high, low));
             }
         });
     }
 
     fn row_words(&self) -> usize {
-        if self.fine { 2 * self.width } else { self.width }
+        // A line more: rows a whole number of pages apart would meet in the same places of the first-level cache.
+        (if self.fine { 2 } else { 1 }) * self.width + LINE_WORDS
     }
 
     /// One pair of panels, `[width]`, over all rows of the tile; results go to the columns `cols` of it.
     pub(super) fn pair(
         &self,
-        proof: Avx512Bf16,
+        (proof, amx): (Avx512Bf16, Option<Amx>),
         weights: &[WordColumn],
         cols: &Range<usize>,
         out: &mut Tile<'_, f32>,
     ) {
+        if weights.is_empty() {
+            for t in out.rows.clone() {
+                out.row(t)[cols.clone()].fill(0.0);
+            }
+        }
+        if let Some(amx) = amx {
+            return self.tiles(amx, weights, cols, out);
+        }
         let (words, width) = (&self.words[..], self.width);
         let strip = Strip { proof, words, width, row_words: self.row_words(), cols };
         for (n, weights) in weights.chunks(BLOCK_WORDS).enumerate() {
@@ -92,10 +109,50 @@ impl Words {
                 strip.rows::<COARSE_ROWS, 1>(block, out);
             }
         }
-        if weights.is_empty() {
-            for t in out.rows.clone() {
-                out.row(t)[cols.clone()].fill(0.0);
+    }
+}
+
+impl Words {
+    /// The same by the tile unit.
+    fn tiles(
+        &self,
+        amx: Amx,
+        weights: &[WordColumn],
+        cols: &Range<usize>,
+        out: &mut Tile<'_, f32>,
+    ) {
+        let mut end = [[0; size_of::<WordColumn>()]; amx_bf16::STEP];
+        let whole = weights.len() / amx_bf16::STEP * amx_bf16::STEP;
+        end[..weights.len() - whole].copy_from_slice(&weights[whole..]);
+        let end = (whole < weights.len()).then_some(&end[..]);
+        let blocks = weights[..whole].chunks(TILE_BLOCK_WORDS).chain(end);
+        let (mut first, rows) = (0, out.rows.clone());
+        for block in blocks {
+            for t in rows.clone().step_by(amx_bf16::ROWS) {
+                let count = (rows.end - t).min(amx_bf16::ROWS);
+                let mut sums = amx_bf16::Sums([[0.0; PAIR]; amx_bf16::ROWS]);
+                if first > 0 {
+                    for (m, sums) in sums.0[..count].iter_mut().enumerate() {
+                        sums[..cols.len()].copy_from_slice(&out.row(t + m)[cols.clone()]);
+                    }
+                }
+                let rows_at = amx_bf16::Rows {
+                    words: &self.words[t * self.row_words() + first..],
+                    apart: self.row_words(),
+                    count,
+                    part: self.width,
+                    parts: if self.fine { 2 } else { 1 },
+                };
+                if t == rows.start {
+                    amx_bf16::multiply::<true>(amx, rows_at, block, &mut sums);
+                } else {
+                    amx_bf16::multiply::<false>(amx, rows_at, block, &mut sums);
+                }
+                for (m, sums) in sums.0[..count].iter().enumerate() {
+                    out.row(t + m)[cols.clone()].copy_from_slice(&sums[..cols.len()]);
+                }
             }
+            first += block.len();
         }
     }
 }
@@ -233,6 +290,10 @@ impl<const R: usize> Task for Chunk<'_, '_, R> {
 
 /// Words of weights that stay in the first-level cache while rows pass: 16 KiB. Part of the order of sums.
 pub(super) const BLOCK_WORDS: usize = 128;
+/// The same for the tile unit: 32 KiB.
+const TILE_BLOCK_WORDS: usize = 256;
+/// Words of a cache line.
+const LINE_WORDS: usize = 16;
 /// Rows that go over a block together: as many chains as the instruction's latency and the registers
 /// want.
 const FINE_ROWS: usize = 4;

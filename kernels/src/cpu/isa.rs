@@ -18,7 +18,7 @@ pub enum Isa {
     Avx512,
     /// The same, and BF16.
     Avx512Bf16,
-    /// The same, and tiles of bytes (AMX-INT8).
+    /// The same, and tiles of bytes and of bf16 (AMX-INT8, AMX-BF16).
     Amx,
 }
 

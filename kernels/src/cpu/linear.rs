@@ -47,7 +47,7 @@ pub(super) struct Input<'a> {
     pub(super) quantised: &'a Activations,
     /// How BF16 weights are taken, where the CPU has sums of their products.
     pub(super) bf16: Option<Avx512Bf16>,
-    /// How many rows meet quantised weights, where the CPU has tiles.
+    /// How many rows meet quantised weights, and all rows BF16 ones, where the CPU has tiles.
     pub(super) amx: Option<Amx>,
 }
 
@@ -79,7 +79,8 @@ impl Task for LinearTile<'_, '_> {
                 Data::Bf16(_) => {
                     let columns = weight.word_columns(first / PAIR);
                     if let Some(proof) = input.bf16 {
-                        input.quantised.bf16.pair(proof, columns, &cols, &mut out);
+                        let units = (proof, input.amx);
+                        input.quantised.bf16.pair(units, columns, &cols, &mut out);
                     } else {
                         bf16::pair(s, input.x, weight.cols, columns, &cols, &mut out);
                     }

@@ -6,6 +6,7 @@
 
 mod activations;
 mod amx;
+mod amx_bf16;
 mod argmax;
 mod attention;
 mod avx2;

@@ -71,6 +71,10 @@ impl Probe {
     /// Sums of bf16 products in registers; operations done.
     pub(crate) fn bf16(&self) -> Option<f64> {
         let proof = self.bf16?;
+        if let Some(amx) = self.level.amx() {
+            let products = self.tiles(&|| amx.bf16_in_registers(VECTORS));
+            return Some(products * Amx::BF16_OPERATIONS);
+        }
         Some(self.tiles(&|| proof.sums::<MANY>(VECTORS)) * 64.0)
     }
 
