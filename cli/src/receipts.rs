@@ -83,6 +83,7 @@ struct Report {
     boots: Vec<BootReport>,
     payers: Vec<PayerReport>,
     findings: Vec<FindingReport>,
+    findings_unlisted: usize,
     vouchers_checked: bool,
     gaps_checked: bool,
 }
@@ -143,7 +144,7 @@ fn verify(args: &ReceiptsVerifyArgs) -> Result<(), CliError> {
     } else {
         print(&report)?;
     }
-    match account.findings.len() {
+    match account.findings.len() + account.unlisted {
         0 => Ok(()),
         count => Err(CliError::Receipts { count }),
     }
@@ -228,6 +229,7 @@ fn report(args: &ReceiptsVerifyArgs, names: Option<&Names>, account: &Account) -
             .collect(),
         payers: account.payers.iter().map(payer).collect(),
         findings: account.findings.iter().map(finding).collect(),
+        findings_unlisted: account.unlisted,
         vouchers_checked: args.vouchers.is_some(),
         gaps_checked: !args.partial,
     }
@@ -260,9 +262,13 @@ fn print(report: &Report) -> Result<(), CliError> {
     if !report.gaps_checked {
         output::line("\nnot checked: whether receipts are missing (--partial)")?;
     }
-    output::line(&format!("\n{} findings", report.findings.len()))?;
+    let (listed, unlisted) = (report.findings.len(), report.findings_unlisted);
+    output::line(&format!("\n{} findings", listed + unlisted))?;
     for FindingReport { file, receipt, code, what } in &report.findings {
         output::line(&format!("  {} receipt {receipt}: {code}: {what}", file.display()))?;
+    }
+    if unlisted > 0 {
+        output::line(&format!("  and {unlisted} more"))?;
     }
     Ok(())
 }

@@ -2,7 +2,9 @@
 
 use std::collections::HashSet;
 
-use chrysalis_protocol::ledger::{Account, Fault, Finding, Ledger, LedgerError, Place};
+use chrysalis_protocol::ledger::{
+    Account, FINDINGS_MAX, Fault, Finding, Ledger, LedgerError, Place,
+};
 use chrysalis_protocol::receipt::{RECEIPT_LEN, Receipt, ReceiptKey, hash, payer_tag};
 use chrysalis_protocol::secret::Secret;
 use chrysalis_protocol::statement::{Kind, ServingPolicy, Statement};
@@ -191,6 +193,27 @@ fn what_is_repeated_left_out_or_moved_is_found() {
     altered[3][100] ^= 1;
     let expected = [(4, "receipt.forged"), (5, "chain.gap")];
     assert_eq!(codes(&judge(&altered)), expected);
+}
+
+#[test]
+fn made_up_receipts_are_counted_and_not_all_listed() {
+    let mut ledger = ledger();
+    for number in 1..=FINDINGS_MAX + 5 {
+        ledger.take(Place { file: 1, number }, &[0; RECEIPT_LEN]);
+    }
+    let account = ledger.close();
+    assert_eq!((account.findings.len(), account.unlisted), (FINDINGS_MAX, 5));
+    assert_eq!(account.receipts, FINDINGS_MAX + 5);
+}
+
+#[test]
+fn two_that_follow_one_that_is_missing_are_a_fork_too() {
+    let receipts = honest(3);
+    let mut other = receipt(0, hash(&receipts[0]));
+    other.request_tag = [1; 32];
+    let other = other.sign(&receipt_key());
+    let found = judge(&[receipts[1], other, receipts[2]]);
+    assert_eq!(codes(&found), [(1, "chain.gap"), (2, "chain.fork")]);
 }
 
 #[test]

@@ -4,152 +4,16 @@
 //! It lives here, beside the format, and not in a client or a verifier: whoever pays by receipts (a contract's
 //! simulator, a fuzz target) needs neither. Which statements are true is the caller's to prove, by an appraisal.
 
+mod fault;
+
+pub use fault::{Fault, LedgerError, Place};
+
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
-
-use thiserror::Error;
 
 use crate::codec::CodecError;
 use crate::receipt::{RECEIPT_LEN, Receipt, ReceiptError, hash};
 use crate::statement::{Kind, ServingPolicy, Statement};
-
-/// Why a statement cannot be used to judge receipts.
-#[derive(Clone, Copy, Debug, Eq, Error, PartialEq)]
-#[non_exhaustive]
-pub enum LedgerError {
-    /// Only serve statements name what receipts are about.
-    #[error("the statement is of kind {found:?}, not of kind Serve")]
-    Kind {
-        /// Its kind.
-        found: Kind,
-    },
-    /// The policy is not the one that the statement commits to.
-    #[error("the serving policy is not the one of the statement")]
-    Policy,
-    /// Two statements of one boot do not fit together.
-    #[error("two statements of boot {boot_id:02x?} differ in their {field}")]
-    Contradiction {
-        /// The boot.
-        boot_id: [u8; 16],
-        /// What differs and must not.
-        field: &'static str,
-    },
-}
-
-/// What is wrong with a receipt, or with its place among the others.
-#[derive(Clone, Copy, Debug, Eq, Error, PartialEq)]
-#[non_exhaustive]
-pub enum Fault {
-    /// Not a whole receipt.
-    #[error("{len} bytes are no receipt: it has {RECEIPT_LEN}")]
-    Cut {
-        /// How many there are.
-        len: usize,
-    },
-    /// No evidence is known of its boot.
-    #[error("no evidence is given of its boot {boot_id:02x?}")]
-    Boot {
-        /// The boot that it names.
-        boot_id: [u8; 16],
-    },
-    /// The boot's key did not sign these bytes.
-    #[error("the boot's receipt key did not sign it: it is forged or was altered")]
-    Forged,
-    /// The boot's key signed it, and yet it is not well-formed.
-    #[error("it is signed and malformed: {0}")]
-    Malformed(ReceiptError),
-    /// It names a statement that no evidence of its boot shows.
-    #[error("no evidence is given of the statement that it names")]
-    Statement,
-    /// Its epoch is not its statement's.
-    #[error("it names epoch {found}, its statement is of epoch {stated}")]
-    Epoch {
-        /// The receipt's.
-        found: u32,
-        /// The statement's.
-        stated: u32,
-    },
-    /// It is about another model than the boot serves.
-    #[error("it names another model than its boot serves")]
-    Content,
-    /// It rounds by another quantum than the boot's policy says.
-    #[error("it rounds to {found} tokens, the boot's policy to {stated}")]
-    Quantum {
-        /// The receipt's.
-        found: u32,
-        /// The policy's.
-        stated: u32,
-    },
-    /// The same receipt again.
-    #[error("it is receipt {} of file {} again", .first.number, .first.file)]
-    Repeated {
-        /// Where it was first.
-        first: Place,
-    },
-    /// Another receipt charges the same sealed request.
-    #[error("receipt {} of file {} charges the same request already", .first.number, .first.file)]
-    PaidTwice {
-        /// The receipt that counts.
-        first: Place,
-    },
-    /// It does not continue its stream's receipts.
-    #[error("its {field} does not continue the stream's receipt before it")]
-    Stream {
-        /// What does not.
-        field: &'static str,
-    },
-    /// Nobody escrowed for its payer tag: the host may have asked itself.
-    #[error("nobody known owes it: its payer tag is on no list")]
-    Payer,
-    /// The receipt before it is missing.
-    #[error("the receipt before it in its boot is missing")]
-    Gap,
-    /// It stands in its file after one that was signed later.
-    #[error("it stands after receipt {} of its file, which was signed later", .after.number)]
-    Order {
-        /// The one that was signed later.
-        after: Place,
-    },
-    /// Another receipt continues the chain at the same place: the boot signed twice.
-    #[error("receipt {} of file {} has its place in the chain", .other.number, .other.file)]
-    Fork {
-        /// The other one.
-        other: Place,
-    },
-}
-
-impl Fault {
-    /// A stable name.
-    #[must_use]
-    pub const fn code(&self) -> &'static str {
-        match self {
-            Self::Cut { .. } => "receipt.cut",
-            Self::Boot { .. } => "receipt.boot",
-            Self::Forged => "receipt.forged",
-            Self::Malformed(_) => "receipt.malformed",
-            Self::Statement => "receipt.statement",
-            Self::Epoch { .. } => "receipt.epoch",
-            Self::Content => "receipt.content",
-            Self::Quantum { .. } => "receipt.quantum",
-            Self::Repeated { .. } => "receipt.repeated",
-            Self::PaidTwice { .. } => "receipt.paid_twice",
-            Self::Stream { .. } => "receipt.stream",
-            Self::Payer => "receipt.payer",
-            Self::Gap => "chain.gap",
-            Self::Order { .. } => "chain.order",
-            Self::Fork { .. } => "chain.fork",
-        }
-    }
-}
-
-/// Where a receipt stands, both counted from 1.
-#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
-pub struct Place {
-    /// The file.
-    pub file: usize,
-    /// The receipt in its file.
-    pub number: usize,
-}
 
 /// A fault and where it is.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -182,11 +46,17 @@ pub struct Account {
     pub payers: BTreeMap<[u8; 32], Sum>,
     /// By boot: receipts that its key signed.
     pub boots: BTreeMap<[u8; 16], usize>,
-    /// In the order of their places.
+    /// In the order of their places; [`FINDINGS_MAX`] at most.
     pub findings: Vec<Finding>,
+    /// How many more there are. What they are about is not paid either.
+    pub unlisted: usize,
 }
 
-/// Takes receipts one by one; [`Self::close`] tells what they come to.
+/// Findings that are listed: a file of made-up receipts must not fill the memory of whoever judges it.
+pub const FINDINGS_MAX: usize = 10_000;
+
+/// Takes receipts one by one; [`Self::close`] tells what they come to. It remembers some 300 bytes of each that a boot
+/// signed, and nothing of others.
 #[derive(Debug)]
 pub struct Ledger {
     boots: HashMap<[u8; 16], Boot>,
@@ -195,8 +65,16 @@ pub struct Ledger {
     /// Whether others keep a part of the boot's receipts, so that gaps are no fault.
     partial: bool,
     streams: HashMap<[u8; 32], Stream>,
+    payers: BTreeMap<[u8; 32], Sum>,
     receipts: usize,
-    findings: Vec<Finding>,
+    findings: Findings,
+}
+
+/// What was found so far.
+#[derive(Debug, Default)]
+struct Findings {
+    listed: Vec<Finding>,
+    unlisted: usize,
 }
 
 /// What evidence says of a boot, and the chain of its receipts.
@@ -210,14 +88,14 @@ struct Boot {
     epochs: HashMap<[u8; 48], u32>,
     /// In the order in which they came.
     links: Vec<Link>,
-    by_hash: HashMap<[u8; 32], Place>,
+    /// Which of them has a hash.
+    by_hash: HashMap<[u8; 32], usize>,
 }
 
 /// A receipt's place in the chain.
 #[derive(Debug)]
 struct Link {
     place: Place,
-    hash: [u8; 32],
     previous: [u8; 32],
 }
 
@@ -225,7 +103,8 @@ struct Link {
 #[derive(Debug)]
 struct Stream {
     place: Place,
-    receipt: Receipt,
+    /// The latest one, where others may follow it.
+    open: Option<Box<Receipt>>,
 }
 
 impl Ledger {
@@ -233,8 +112,9 @@ impl Ledger {
     /// of the receipts, as when a payer judges his own.
     #[must_use]
     pub fn new(escrowed: Option<HashSet<[u8; 32]>>, partial: bool) -> Self {
-        let (boots, streams, findings) = (HashMap::new(), HashMap::new(), Vec::new());
-        Self { boots, escrowed, partial, streams, receipts: 0, findings }
+        let (boots, streams, payers) = (HashMap::new(), HashMap::new(), BTreeMap::new());
+        let findings = Findings::default();
+        Self { boots, escrowed, partial, streams, payers, receipts: 0, findings }
     }
 
     /// Takes a serve statement of *verified* evidence, and the policy that it commits to. A boot has one for each epoch,
@@ -272,24 +152,22 @@ impl Ledger {
     pub fn take(&mut self, place: Place, bytes: &[u8]) {
         self.receipts = self.receipts.saturating_add(1);
         if let Err(fault) = self.judge(place, bytes) {
-            self.findings.push(Finding { place, fault });
+            self.findings.add(place, fault);
         }
     }
 
     /// Follows the chains and adds up.
     #[must_use]
     pub fn close(mut self) -> Account {
-        let mut account = Account { receipts: self.receipts, ..Account::default() };
+        let (receipts, payers) = (self.receipts, self.payers);
+        let mut account = Account { receipts, payers, ..Account::default() };
         for (boot_id, boot) in &self.boots {
             account.boots.insert(*boot_id, boot.links.len());
             boot.follow(self.partial, &mut self.findings);
         }
-        for stream in self.streams.values() {
-            let sum = account.payers.entry(stream.receipt.payer_tag).or_default();
-            sum.add(&stream.receipt);
-        }
-        self.findings.sort_by_key(|finding| finding.place);
-        account.findings = self.findings;
+        self.findings.listed.sort_by_key(|finding| finding.place);
+        account.findings = self.findings.listed;
+        account.unlisted = self.findings.unlisted;
         account
     }
 
@@ -306,13 +184,19 @@ impl Ledger {
         if self.escrowed.as_ref().is_some_and(|tags| !tags.contains(&receipt.payer_tag)) {
             return Err(Fault::Payer);
         }
+        let payers = &mut self.payers;
         match self.streams.entry(receipt.request_tag) {
             Entry::Vacant(entry) => {
-                entry.insert(Stream { place, receipt });
+                payers.entry(receipt.payer_tag).or_default().add(&receipt);
+                entry.insert(Stream::at(place, receipt));
             }
             Entry::Occupied(mut entry) => {
-                entry.get().continued_by(&receipt)?;
-                entry.insert(Stream { place, receipt });
+                // Counts are cumulative: the latest receipt takes the place of the one before.
+                let before = entry.get().continued_by(&receipt)?;
+                let sum = payers.entry(receipt.payer_tag).or_default();
+                sum.remove(before);
+                sum.add(&receipt);
+                entry.insert(Stream::at(place, receipt));
             }
         }
         Ok(())
@@ -354,10 +238,13 @@ impl Boot {
     fn link(&mut self, place: Place, bytes: &[u8], receipt: &Receipt) -> Result<(), Fault> {
         let hash = hash(bytes);
         match self.by_hash.entry(hash) {
-            Entry::Occupied(entry) => Err(Fault::Repeated { first: *entry.get() }),
+            Entry::Occupied(entry) => {
+                let first = self.links.get(*entry.get()).map_or(place, |link| link.place);
+                Err(Fault::Repeated { first })
+            }
             Entry::Vacant(entry) => {
-                entry.insert(place);
-                self.links.push(Link { place, hash, previous: receipt.previous });
+                entry.insert(self.links.len());
+                self.links.push(Link { place, previous: receipt.previous });
                 Ok(())
             }
         }
@@ -381,56 +268,78 @@ impl Boot {
     }
 
     /// Gaps, forks, and places in files that are not in the order of signing.
-    fn follow(&self, partial: bool, findings: &mut Vec<Finding>) {
-        let mut next: HashMap<[u8; 32], &Link> = HashMap::new();
+    fn follow(&self, partial: bool, findings: &mut Findings) {
+        // Which link follows each; and which follow a hash that is not here.
+        let mut next: Vec<Option<usize>> = vec![None; self.links.len()];
+        let mut begun: HashMap<[u8; 32], Option<usize>> = HashMap::new();
         let mut heads = Vec::new();
-        for link in &self.links {
-            if let Some(other) = next.get(&link.previous) {
-                let fault = Fault::Fork { other: other.place };
-                findings.push(Finding { place: link.place, fault });
-                heads.push(link);
+        for (at, link) in self.links.iter().enumerate() {
+            let before = self.by_hash.get(&link.previous).copied();
+            let follower = match before.and_then(|before| next.get_mut(before)) {
+                Some(follower) => follower,
+                None => begun.entry(link.previous).or_default(),
+            };
+            if let Some(other) = follower.and_then(|other| self.links.get(other)) {
+                findings.add(link.place, Fault::Fork { other: other.place });
+                heads.push(at);
                 continue;
             }
-            next.insert(link.previous, link);
-            let first = link.previous == [0; 32];
-            if first || !self.by_hash.contains_key(&link.previous) {
-                heads.push(link);
-                if !first && !partial {
-                    findings.push(Finding { place: link.place, fault: Fault::Gap });
+            *follower = Some(at);
+            if before.is_none() {
+                heads.push(at);
+                if link.previous != [0; 32] && !partial {
+                    findings.add(link.place, Fault::Gap);
                 }
             }
         }
         for head in heads {
-            // The latest place in each file so far, along the order of signing.
-            let mut latest: HashMap<usize, Place> = HashMap::new();
-            let mut earlier: Vec<Place> = Vec::new();
-            let mut at = Some(head);
-            while let Some(link) = at {
-                earlier.push(link.place);
-                at = next.get(&link.hash).copied();
-            }
-            // From the last signed to the first: whatever stands after one that was signed later is out of order.
-            for place in earlier.into_iter().rev() {
-                match latest.get(&place.file) {
-                    Some(&after) if after < place => {
-                        findings.push(Finding { place, fault: Fault::Order { after } });
-                    }
-                    _ => {
-                        latest.insert(place.file, place);
-                    }
+            self.check_order(head, &next, findings);
+        }
+    }
+
+    /// Along the order of signing, places in one file ascend.
+    fn check_order(&self, head: usize, next: &[Option<usize>], findings: &mut Findings) {
+        let mut signed: Vec<Place> = Vec::new();
+        let mut at = Some(head);
+        while let Some(link) = at.and_then(|at| self.links.get(at)) {
+            signed.push(link.place);
+            at = at.and_then(|at| next.get(at).copied().flatten());
+        }
+        // From the last signed to the first: whatever stands after one that was signed later is out of order.
+        let mut latest: HashMap<usize, Place> = HashMap::new();
+        for place in signed.into_iter().rev() {
+            match latest.get(&place.file) {
+                Some(&after) if after < place => findings.add(place, Fault::Order { after }),
+                _ => {
+                    latest.insert(place.file, place);
                 }
             }
         }
     }
 }
 
+impl Findings {
+    fn add(&mut self, place: Place, fault: Fault) {
+        if self.listed.len() < FINDINGS_MAX {
+            self.listed.push(Finding { place, fault });
+        } else {
+            self.unlisted = self.unlisted.saturating_add(1);
+        }
+    }
+}
+
 impl Stream {
-    /// Later receipts of a stream repeat its names and count on; nothing follows the last one.
-    fn continued_by(&self, next: &Receipt) -> Result<(), Fault> {
-        let before = &self.receipt;
+    fn at(place: Place, receipt: Receipt) -> Self {
+        Self { place, open: (!receipt.last).then(|| Box::new(receipt)) }
+    }
+
+    /// Later receipts of a stream repeat its names and count on; nothing follows the last one. The receipt before.
+    fn continued_by(&self, next: &Receipt) -> Result<&Receipt, Fault> {
+        let paid_twice = Fault::PaidTwice { first: self.place };
+        let before = self.open.as_deref().ok_or(paid_twice)?;
         let same_stream = next.boot_id == before.boot_id && next.serial == before.serial;
-        if before.last || !same_stream || next.index == before.index {
-            return Err(Fault::PaidTwice { first: self.place });
+        if !same_stream || next.index == before.index {
+            return Err(paid_twice);
         }
         let fields = [
             ("index", next.index > before.index),
@@ -441,14 +350,22 @@ impl Stream {
         ];
         match fields.into_iter().find(|&(_, continues)| !continues) {
             Some((field, _)) => Err(Fault::Stream { field }),
-            None => Ok(()),
+            None => Ok(before),
         }
     }
 }
 
 impl Sum {
     fn add(&mut self, receipt: &Receipt) {
-        let adds: [(&mut u64, u64); 7] = [
+        self.change(receipt, u64::saturating_add);
+    }
+
+    fn remove(&mut self, receipt: &Receipt) {
+        self.change(receipt, u64::saturating_sub);
+    }
+
+    fn change(&mut self, receipt: &Receipt, by: fn(u64, u64) -> u64) {
+        let counts: [(&mut u64, u64); 7] = [
             (&mut self.requests, 1),
             (&mut self.cancelled, receipt.cancelled.into()),
             (&mut self.failed, receipt.failed.into()),
@@ -457,8 +374,8 @@ impl Sum {
             (&mut self.cached_units, receipt.cached_units.into()),
             (&mut self.reasoning_units, receipt.reasoning_units.into()),
         ];
-        for (sum, units) in adds {
-            *sum = sum.saturating_add(units);
+        for (sum, units) in counts {
+            *sum = by(*sum, units);
         }
     }
 }
