@@ -6,6 +6,7 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
 
+use chrysalis_protocol::hex;
 use clap::Parser;
 
 use crate::args::{Cli, Command};
@@ -20,7 +21,6 @@ mod endorsements;
 mod engine_setup;
 mod error;
 mod eval;
-mod hex;
 mod inspect;
 mod key_broker;
 mod key_file;

@@ -50,6 +50,7 @@ pub fn fitting(
             allow_spec_decode: served.spec_decode,
             allow_moe_on_cpu: served.moe_on_cpu,
             require_oblivious_embed: served.oblivious_embed,
+            max_ack_window: (served.ack_window > 0).then_some(served.ack_window),
         },
         snp: SnpDemand::default(),
         gpu: None,

@@ -22,6 +22,7 @@ pub mod frame;
 pub mod freshness;
 pub mod gpu;
 pub mod hash;
+pub mod hex;
 pub mod hpke;
 pub mod key_release;
 pub mod ledger;

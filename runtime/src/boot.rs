@@ -17,6 +17,7 @@ use chrysalis_attestation::attester::{Attester, AttesterError};
 use chrysalis_kernels::cpu::{Cpu, CpuOptions};
 use chrysalis_kernels::device::DeviceError;
 use chrysalis_models::decoder::Model;
+use chrysalis_protocol::hex;
 use chrysalis_protocol::package::{
     BlobSource, Generation, MetaError, Package, PackageError, PackageKey, PublicHeader,
 };
@@ -82,8 +83,8 @@ pub enum BootError {
     #[error(
         "the guest was launched for the config with SHA-256 {}, and was given one with {}: the host \
          sets HOST_DATA or MRCONFIGID to the digest of the file that it gives",
-        hex(.launched),
-        hex(.given)
+        hex::encode(.launched),
+        hex::encode(.given)
     )]
     LaunchConfig {
         /// `HOST_DATA`, or the head of `MRCONFIGID`.
@@ -450,10 +451,6 @@ fn own_digest() -> [u8; 48] {
         out.copy_from_slice(digest.as_ref());
     }
     out
-}
-
-fn hex(digest: &[u8]) -> String {
-    digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Piece by piece: the binary is larger than what the enclave may take beside its weights.

@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+pub(super) use chrysalis_protocol::hex::encode as hex;
 use chrysalis_protocol::statement::PadProfile;
 use serde::Deserialize;
 use thiserror::Error;
@@ -217,6 +218,12 @@ impl ServingDemand {
             "# Embedding look-ups that touch every row hide the prompt's tokens from the host.",
         );
         out.key("require_oblivious_embed", self.require_oblivious_embed);
+        out.say("# The most tokens that go out before this client says that it has those before (ack_window).");
+        out.say("# Without the key nothing is demanded: a host may withhold an answer that is paid for.");
+        match self.max_ack_window {
+            Some(tokens) => out.key("max_ack_window", tokens),
+            None => out.say("# max_ack_window = 512"),
+        }
     }
 }
 
@@ -225,33 +232,12 @@ pub(super) fn quoted(text: &str) -> String {
     toml::Value::String(text.to_owned()).to_string()
 }
 
-/// Bytes as lower-case hexadecimal digits.
-pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |mut out, byte| {
-        out.extend(char::from_digit(u32::from(byte >> 4), 16));
-        out.extend(char::from_digit(u32::from(byte & 15), 16));
-        out
-    })
-}
-
 pub(super) fn from_hex<const N: usize>(
     key: &'static str,
     text: &str,
 ) -> Result<[u8; N], PolicyError> {
     let wrong = || value(key, text, &format!("{} hexadecimal digits", N.saturating_mul(2)));
-    let (pairs, rest) = text.as_bytes().as_chunks::<2>();
-    if pairs.len() != N || !rest.is_empty() {
-        return Err(wrong());
-    }
-    let digit = |byte: u8| char::from(byte).to_digit(16);
-    let mut bytes = [0; N];
-    for (byte, &[high, low]) in bytes.iter_mut().zip(pairs) {
-        let (Some(high), Some(low)) = (digit(high), digit(low)) else {
-            return Err(wrong());
-        };
-        *byte = u8::try_from(high << 4 | low).map_err(|_| wrong())?;
-    }
-    Ok(bytes)
+    chrysalis_protocol::hex::decode(text).and_then(|bytes| bytes.try_into().ok()).ok_or_else(wrong)
 }
 
 pub(super) fn required<T>(
@@ -377,6 +363,7 @@ struct ServingFile {
     allow_spec_decode: Option<bool>,
     allow_moe_on_cpu: Option<bool>,
     require_oblivious_embed: Option<bool>,
+    max_ack_window: Option<u32>,
 }
 
 impl ServingFile {
@@ -440,6 +427,10 @@ impl ServingFile {
                 "serving.require_oblivious_embed",
                 "require_oblivious_embed = true, or false where speed counts more",
             )?,
+            max_ack_window: match self.max_ack_window {
+                Some(0) => return Err(value("serving.max_ack_window", "0", "1 or more")),
+                window => window,
+            },
         })
     }
 }

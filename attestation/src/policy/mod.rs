@@ -159,6 +159,8 @@ pub struct ServingDemand {
     pub allow_moe_on_cpu: bool,
     /// Whether embedding look-ups have to touch every row.
     pub require_oblivious_embed: bool,
+    /// The most tokens that may go out unacknowledged; without a number, any serving will do.
+    pub max_ack_window: Option<u32>,
 }
 
 /// Rules that a policy switches off. All false unless its file says otherwise, by these names.
@@ -203,6 +205,10 @@ impl ServingDemand {
             ("kv_sharing", self.allow_kv_sharing || !policy.kv_sharing),
             ("spec_decode", self.allow_spec_decode || !policy.spec_decode),
             ("moe_on_cpu", self.allow_moe_on_cpu || !policy.moe_on_cpu),
+            (
+                "ack_window",
+                self.max_ack_window.is_none_or(|max| (1..=max).contains(&policy.ack_window)),
+            ),
             ("oblivious_embed", !self.require_oblivious_embed || policy.oblivious_embed),
         ];
         demands.into_iter().find(|&(_, met)| !met).map(|(field, _)| field)

@@ -112,6 +112,10 @@ const MODEL: &[Row] = &[
     (6, "serving_policy.demand", |w| { w.serving.spec_decode = true; w.link(); }, |_| {}),
     (6, "serving_policy.demand", |w| { w.serving.moe_on_cpu = true; w.link(); }, |_| {}),
     (6, "serving_policy.demand", |w| w.policy.serving.require_oblivious_embed = true, |_| {}),
+    // No window at all, and one that is wider than what is demanded.
+    (6, "serving_policy.demand", |w| w.policy.serving.max_ack_window = Some(u32::MAX), |_| {}),
+    (6, "serving_policy.demand", |w| { w.policy.serving.max_ack_window = Some(511);
+        w.serving.ack_window = 512; w.link(); }, |_| {}),
     (7, "model.content_digest", |w| { w.header.data_root[0] ^= 1; w.link(); }, |_| {}),
     (7, "model.svn", |w| { w.header.model_svn = 2; w.statement.model_svn = 2; w.link(); }, |_| {}),
     (7, "model.signature", |_| {}, |p| *p.package.last_mut().unwrap() ^= 1),
@@ -131,6 +135,18 @@ const MODEL: &[Row] = &[
      |w| { w.statement.nonce = [0; 32]; w.challenge.nonce = Some([0; 32]); }, |_| {}),
     (10, "freshness.layout", |w| w.statement.nonce = [0; 32], |p| p.freshness = Some(vec![0; 9])),
 ];
+
+#[test]
+fn a_demanded_ack_window_is_met_by_one_of_that_size_or_a_smaller_one() {
+    for window in [1, 511, 512] {
+        let mut world = World::honest();
+        world.policy.serving.max_ack_window = Some(512);
+        world.serving.ack_window = window;
+        world.link();
+        let appraised = world.policy.appraise(&world.parts().bundle(), &world.challenge);
+        assert!(appraised.is_ok(), "{window}");
+    }
+}
 
 fn chip_hex() -> String {
     CHIP_ID.iter().map(|byte| format!("{byte:02x}")).collect()

@@ -26,6 +26,7 @@ fn a_written_policy_is_read_back() {
     policy.allow_simulated = false;
     policy.serving.pad_profiles = vec![PadProfile::Off];
     policy.serving.require_oblivious_embed = true;
+    policy.serving.max_ack_window = Some(512);
     policy.snp.tcb_floors = vec![
         (Product::Genoa, TCB),
         (Product::Turin, Tcb { fmc: Some(1), bootloader: 1, tee: 1, snp: 4, microcode: 0x51 }),
@@ -109,6 +110,16 @@ fn values_that_the_snp_table_does_not_take_are_refused() {
     // A policy from before the table existed still is one.
     let table = text.find("\n# SEV-SNP machines.").expect("the table is written");
     assert_eq!(AppraisalPolicy::from_toml(&text[..table]), Ok(World::honest().policy));
+}
+
+#[test]
+fn an_ack_window_is_demanded_by_number_or_not_at_all() {
+    let text = World::honest().policy.to_toml();
+    let with = |line| AppraisalPolicy::from_toml(&text.replace("# max_ack_window = 512", line));
+    let window = |line| with(line).map(|policy| policy.serving.max_ack_window);
+    assert_eq!(window(""), Ok(None));
+    assert_eq!(window("max_ack_window = 512"), Ok(Some(512)));
+    assert!(matches!(window("max_ack_window = 0"), Err(PolicyError::Value { .. })));
 }
 
 #[test]

@@ -103,6 +103,7 @@ impl Model {
                 allow_spec_decode: false,
                 allow_moe_on_cpu: false,
                 require_oblivious_embed: false,
+                max_ack_window: None,
             },
             snp: SnpDemand::default(),
             gpu: None,

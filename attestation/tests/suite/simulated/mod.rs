@@ -223,6 +223,7 @@ pub(crate) fn policy(header: &Header) -> AppraisalPolicy {
             allow_spec_decode: false,
             allow_moe_on_cpu: false,
             require_oblivious_embed: false,
+            max_ack_window: None,
         },
         snp: SnpDemand::default(),
         gpu: None,

@@ -470,6 +470,7 @@ pub(super) fn policy(max_age: MaxAge) -> AppraisalPolicy {
             allow_spec_decode: false,
             allow_moe_on_cpu: false,
             require_oblivious_embed: false,
+            max_ack_window: None,
         },
         snp: SnpDemand::default(),
         gpu: None,

@@ -3,8 +3,9 @@
 use std::fmt::Write;
 
 /// Lower-case hex.
+#[must_use]
 pub fn encode(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+    bytes.iter().fold(String::with_capacity(bytes.len().saturating_mul(2)), |mut text, byte| {
         // Writing to a string cannot fail.
         let _written = write!(text, "{byte:02x}");
         text
@@ -12,11 +13,13 @@ pub fn encode(bytes: &[u8]) -> String {
 }
 
 /// Bytes of hex text of either case, or nothing when it is no such text.
+#[must_use]
 pub fn decode(text: &str) -> Option<Vec<u8>> {
     if !text.bytes().all(|byte| byte.is_ascii_hexdigit()) || !text.len().is_multiple_of(2) {
         return None;
     }
-    (0..text.len()).step_by(2).map(|i| u8::from_str_radix(text.get(i..i + 2)?, 16).ok()).collect()
+    let (pairs, _) = text.as_bytes().as_chunks::<2>();
+    pairs.iter().map(|pair| u8::from_str_radix(str::from_utf8(pair).ok()?, 16).ok()).collect()
 }
 
 #[cfg(test)]
