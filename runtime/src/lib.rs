@@ -12,7 +12,7 @@ pub mod engine;
 pub mod epoch;
 pub mod files;
 mod gpus;
-mod harden;
+pub mod harden;
 pub mod hub;
 pub mod key_wait;
 pub mod lease;

@@ -1,4 +1,4 @@
-//! What a broker's operator does while it does not serve: make a store, store licences, take them back, look.
+//! What a broker's operator does: make a store, store licences, take them back, look.
 
 use std::fs;
 use std::path::Path;
@@ -8,19 +8,20 @@ use chrysalis_runtime::files::PackageFiles;
 use chrysalis_runtime::rng::SystemRng;
 use serde::Serialize;
 
+use super::admin::{Done, Keeper, Request};
 use super::args::{AddArgs, InitArgs, LicenceArgs, LogArgs, RevokeArgs, StatusArgs};
 use super::error::BrokerError;
-use super::licence::{self, Licensed, now_unix, timestamp};
-use super::log::{self, Entry, LogError, Summary};
+use super::licence::{self, Licensed, now_unix};
+use super::log::{self, Entry, Head, LogError, Summary};
 use super::master::MasterKey;
 use super::record::LicenceRecord;
-use super::store::{self, Package, Store};
+use super::store::{self, Store};
 use crate::error::CliError;
 use crate::{hex, key_file, output, policy_file};
 
 /// What `init`, `add` and `revoke` print with `--json`.
 #[derive(Serialize)]
-struct Done {
+struct Report {
     #[serde(skip_serializing_if = "Option::is_none")]
     master_key_made: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -29,28 +30,12 @@ struct Done {
     log_head: String,
 }
 
-/// A package, as `status --json` prints it.
-#[derive(Serialize)]
-struct State {
-    package_id: String,
-    model: String,
-    serial: u64,
-    revoked: bool,
-    expires: String,
-    svn_floor: u32,
-    releases_spent: u64,
-    releases: Option<u64>,
-    tokens_spent: u64,
-    token_budget: Option<u64>,
-}
-
 /// What `log --verify --json` prints.
 #[derive(Serialize)]
 struct Verified {
     entries: u64,
     head: String,
     releases: u64,
-    compared_with_store: bool,
 }
 
 /// Runs `chrysalis key-broker init`.
@@ -66,7 +51,8 @@ pub fn init(args: &InitArgs) -> Result<(), CliError> {
         if made { "new " } else { "" },
         args.at.master_key.display()
     );
-    done(&store, args.json, Some(made), None, &text)
+    let Head { count, hash } = store.head();
+    done(args.json, Some(made), None, (count, hex::encode(&hash)), &text)
 }
 
 /// Runs `chrysalis key-broker licence`.
@@ -110,18 +96,17 @@ pub fn add(args: &AddArgs) -> Result<(), CliError> {
     if found < floor {
         return Err(BrokerError::PackageSvn { found, floor }.into());
     }
-    let mut store = Store::open(&args.at.store)?;
-    if !store.is_under(&master)? {
-        return Err(BrokerError::MasterKey { path: args.at.master_key.clone() }.into());
-    }
+    let mut keeper = Keeper::of(&args.at.store)?;
     let bound = LicenceRecord::bound(&text, &policy);
     let sealed_key = master
         .seal(&header.package_id, &bound, &key, &mut SystemRng::default())
         .ok_or(CliError::KeyGeneration)?;
     let record = LicenceRecord { revoked: false, licence: text, policy, sealed_key };
-    store.add(&licensed, &record, now_unix())?;
+    let (record, mark) = (hex::encode(&record.to_bytes()), hex::encode(&master.mark()));
+    let Done { log_count, log_head, .. } =
+        keeper.ask(&Request::Add { record, mark }, now_unix())?;
     let text = format!("stored licence {} of package {package_id}", licensed.licence.serial);
-    done(&store, args.json, None, Some(package_id), &text)
+    done(args.json, None, Some(package_id), (log_count, log_head), &text)
 }
 
 /// Runs `chrysalis key-broker revoke`.
@@ -129,13 +114,11 @@ pub fn add(args: &AddArgs) -> Result<(), CliError> {
 /// # Errors
 /// [`BrokerError::Unknown`].
 pub fn revoke(args: &RevokeArgs) -> Result<(), CliError> {
-    let id = hex::decode(&args.package_id).and_then(|bytes| bytes.try_into().ok());
-    let id = id.ok_or_else(|| BrokerError::PackageId { text: args.package_id.clone() })?;
-    let mut store = Store::open(&args.store)?;
-    store.revoke(id, now_unix())?;
-    let package_id = hex::encode(&id);
+    let package_id = args.package_id.to_ascii_lowercase();
+    let request = Request::Revoke { package_id: package_id.clone() };
+    let Done { log_count, log_head, .. } = Keeper::of(&args.store)?.ask(&request, now_unix())?;
     let text = format!("revoked the licence of package {package_id}");
-    done(&store, args.json, None, Some(package_id), &text)
+    done(args.json, None, Some(package_id), (log_count, log_head), &text)
 }
 
 /// Runs `chrysalis key-broker status`.
@@ -143,9 +126,7 @@ pub fn revoke(args: &RevokeArgs) -> Result<(), CliError> {
 /// # Errors
 /// [`BrokerError`].
 pub fn status(args: &StatusArgs) -> Result<(), CliError> {
-    let packages = Store::open(&args.store)?.packages()?;
-    let mut states: Vec<State> = packages.values().map(state).collect();
-    states.sort_by(|a, b| (&a.model, &a.package_id).cmp(&(&b.model, &b.package_id)));
+    let states = Keeper::of(&args.store)?.ask(&Request::Status, now_unix())?.packages;
     if args.json {
         return output::json(&states);
     }
@@ -179,16 +160,17 @@ pub fn log(args: &LogArgs) -> Result<(), CliError> {
     }
     let failed = |source| BrokerError::Log { path: path.clone(), source };
     if !args.verify {
-        let mut entries = Vec::new();
-        log::verify(&path, 0, None, |entry| entries.push(entry.clone())).map_err(failed)?;
-        return entries.iter().try_for_each(|entry| print(entry, args.json));
+        let mut printed = Ok(());
+        let each = |entry: &Entry| {
+            if printed.is_ok() {
+                printed = print(entry, args.json);
+            }
+        };
+        log::verify(&path, 0, None, each).map_err(failed)?;
+        return printed;
     }
-    // While a broker runs, the store is its own, and the file is what there is to look at.
-    let compared = match Store::open(&args.store) {
-        Ok(_) => true,
-        Err(BrokerError::InUse { .. }) => false,
-        Err(error) => return Err(error.into()),
-    };
+    // A store that is opened brings its file up to date; a broker that serves says how far it came.
+    let known = Keeper::of(&args.store)?.ask(&Request::Status, now_unix())?;
     let wanted = match &args.head {
         None => None,
         Some(text) => {
@@ -196,33 +178,32 @@ pub fn log(args: &LogArgs) -> Result<(), CliError> {
             Some(hash.ok_or(CliError::Usage("--head takes 64 hexadecimal digits"))?)
         }
     };
-    let summary = log::verify(&path, 0, wanted, |_| {}).map_err(failed)?;
+    let summary = log::verify(&path, known.log_count, wanted, |_| {}).map_err(failed)?;
+    let (found, expected) = (summary.head.count, known.log_count);
+    if found < expected {
+        return Err(failed(LogError::Short { found, expected }).into());
+    }
+    if summary.noted.map(|hash| hex::encode(&hash)) != Some(known.log_head) {
+        return Err(failed(LogError::Other { number: expected }).into());
+    }
     if let Some(head) = wanted.filter(|_| !summary.found) {
         return Err(failed(LogError::Head { head: hex::encode(&head) }).into());
     }
-    report(&summary, compared, args.json)
+    report(&summary, args.json)
 }
 
-fn report(summary: &Summary, compared: bool, json: bool) -> Result<(), CliError> {
+fn report(summary: &Summary, json: bool) -> Result<(), CliError> {
     let verified = Verified {
         entries: summary.head.count,
         head: hex::encode(&summary.head.hash),
         releases: summary.releases.values().sum(),
-        compared_with_store: compared,
     };
     if json {
         return output::json(&verified);
     }
     output::line(&format!(
-        "{} entries, {} releases, each line follows from the one before\nhead {}{}",
-        verified.entries,
-        verified.releases,
-        verified.head,
-        if compared {
-            ""
-        } else {
-            "\na broker is running: the end was not compared with its store"
-        }
+        "{} entries, {} releases, each line follows from the one before, and the end is the store's\nhead {}",
+        verified.entries, verified.releases, verified.head,
     ))
 }
 
@@ -247,38 +228,20 @@ fn print(entry: &Entry, json: bool) -> Result<(), CliError> {
     output::line(&format!("{} {} {event} {}{known}{detail}", entry.number, entry.time, entry.code))
 }
 
-fn state(package: &Package) -> State {
-    let licence = &package.licensed.licence;
-    State {
-        package_id: hex::encode(&licence.package_id),
-        model: licence.model.clone(),
-        serial: licence.serial,
-        revoked: package.record.revoked,
-        expires: timestamp(licence.expires),
-        svn_floor: package.floor,
-        releases_spent: package.spent.releases,
-        releases: licence.releases,
-        tokens_spent: package.spent.tokens,
-        token_budget: licence.token_budget,
-    }
-}
-
 fn header(package: &Path) -> Result<PublicHeader, CliError> {
     let main = PackageFiles::new(package).main()?;
     PublicHeader::parse(&main).map_err(CliError::package(package))
 }
 
 fn done(
-    store: &Store,
     json: bool,
     master_key_made: Option<bool>,
     package_id: Option<String>,
+    (log_count, log_head): (u64, String),
     text: &str,
 ) -> Result<(), CliError> {
     if !json {
         return output::line(text);
     }
-    let head = store.head();
-    let (log_count, log_head) = (head.count, hex::encode(&head.hash));
-    output::json(&Done { master_key_made, package_id, log_count, log_head })
+    output::json(&Report { master_key_made, package_id, log_count, log_head })
 }

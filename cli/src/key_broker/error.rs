@@ -23,12 +23,29 @@ pub enum BrokerError {
         /// The folder.
         path: PathBuf,
     },
-    /// Another process has the store.
-    #[error("{path} is in use: stop the broker first")]
+    /// Another process has the store, and is no broker that serves.
+    #[error("{path} is in use by another command; try again")]
     InUse {
         /// The folder.
         path: PathBuf,
     },
+    /// The broker that has the store does not answer its operator.
+    #[error("{path}: {reason}")]
+    Admin {
+        /// The socket.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The broker that has the store refused.
+    #[error("{0}")]
+    Told(String),
+    /// Not a request of this version's commands.
+    #[error("the request is not one that this broker knows: is it of another version?")]
+    Request,
+    /// A package key that this store's broker could not open.
+    #[error("the given master key is not the one of this store")]
+    SealedUnder,
     /// A store of another format.
     #[error("the store has format {found}, this program writes {expected}")]
     StoreFormat {
@@ -166,6 +183,16 @@ pub enum BrokerError {
         /// Where.
         address: SocketAddr,
     },
+    /// The server's private key can be read by everybody.
+    #[error(
+        "{path} has mode {mode:o}: others must not read the server's private key (chmod o-rwx)"
+    )]
+    TlsMode {
+        /// The key's file.
+        path: PathBuf,
+        /// Its mode.
+        mode: u32,
+    },
     /// Certificate or key of the server are no such thing.
     #[error("{path}: {reason}")]
     Tls {
@@ -174,10 +201,29 @@ pub enum BrokerError {
         /// What is wrong.
         reason: String,
     },
+    /// Core dumps could not be switched off.
+    #[error("the process could not be hardened: {0}")]
+    Harden(io::Error),
     /// The runtime of the server failed.
     #[error("the server failed: {0}")]
     Server(io::Error),
     /// The store failed while serving; what had not been answered was not released.
     #[error("the store failed while serving: {0}")]
     Stopped(String),
+}
+
+impl BrokerError {
+    /// Whether nothing failed: what was asked for is not allowed, and was not done.
+    pub const fn is_refusal(&self) -> bool {
+        matches!(
+            self,
+            Self::Request
+                | Self::SealedUnder
+                | Self::Serial { .. }
+                | Self::Model { .. }
+                | Self::Floor { .. }
+                | Self::Unknown { .. }
+                | Self::PackageId { .. }
+        )
+    }
 }

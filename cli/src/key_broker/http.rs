@@ -16,6 +16,7 @@ use serde::Serialize;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
+use super::log::Entry;
 use super::refusal::Refusal;
 use super::service::{Judged, Service};
 use super::spend::{Job, Outcome};
@@ -97,7 +98,7 @@ impl Calls {
         }
     }
 
-    /// Nothing is answered that is not in the log.
+    /// Nothing is released that is not in the log.
     async fn release(&self, address: IpAddr, body: Vec<u8>) -> Result<Vec<u8>, Refusal> {
         let permit = Arc::clone(&self.appraisals).acquire_owned().await;
         let service = Arc::clone(&self.service);
@@ -112,16 +113,24 @@ impl Calls {
                 Outcome::Noted => Err(Refusal::Store),
             },
             Judged::Again(entry, sealed) => {
-                self.writer.submit(Job::Note(entry)).await?;
+                self.note(entry).await?;
                 Ok(sealed.to_vec())
             }
             // Counted, and summed up in the log: a flood must not fill the disk.
             Judged::Refused(_, refusal @ Refusal::Rate { .. }) => Err(refusal),
             Judged::Refused(entry, refusal) => {
-                self.writer.submit(Job::Note(entry)).await?;
+                self.note(entry).await?;
                 Err(refusal)
             }
         }
+    }
+
+    /// Logs an entry, or counts it where there are too many of its kind.
+    async fn note(&self, entry: Box<Entry>) -> Result<(), Refusal> {
+        if self.service.has_line(&entry) {
+            self.writer.submit(Job::Note(entry)).await?;
+        }
+        Ok(())
     }
 }
 

@@ -21,6 +21,9 @@ pub enum LogError {
     /// It could not be read or written.
     #[error(transparent)]
     Io(#[from] io::Error),
+    /// There is one already, without the store that it belongs to.
+    #[error("there is a log already, whose store is gone: keep it elsewhere, and start anew")]
+    Exists,
     /// A line is no entry.
     #[error("line {line} is no entry: {reason}")]
     Form {
@@ -264,13 +267,15 @@ pub struct LogFile {
 }
 
 impl LogFile {
-    /// A new, empty log.
+    /// A new, empty log; also where an earlier attempt left an empty one.
     ///
     /// # Errors
-    /// [`LogError::Io`], also when it is there.
+    /// [`LogError::Io`], [`LogError::Exists`].
     pub fn create(path: PathBuf) -> Result<Self, LogError> {
-        let mut options = OpenOptions::new();
-        let file = options.append(true).create_new(true).mode(0o600).open(&path)?;
+        let file = OpenOptions::new().append(true).create(true).mode(0o600).open(&path)?;
+        if file.metadata()?.len() > 0 {
+            return Err(LogError::Exists);
+        }
         Ok(Self { path, file })
     }
 

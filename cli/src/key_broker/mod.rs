@@ -4,8 +4,11 @@
 //! The host between broker and enclave is untrusted: what it carries is evidence, which it cannot make, and sealed keys,
 //! which it cannot open. What it can do is ask often, and that is what rates and budgets are for.
 
+mod admin;
+mod admin_server;
 pub mod args;
 mod challenge;
+mod clock;
 mod commands;
 mod error;
 mod exchange;
@@ -13,6 +16,8 @@ mod http;
 mod licence;
 mod log;
 mod master;
+mod packages;
+mod peers;
 mod rate;
 mod record;
 mod refusal;

@@ -1,4 +1,4 @@
-//! Rate limits by address, package and chip, in a table of bounded size.
+//! Rate limits by address, package and chip, in tables of bounded size.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -24,20 +24,30 @@ enum Caller {
     Chip([u8; 64]),
     /// Everybody for whom the table has no room, together.
     Rest,
+    /// The audit log's lines about calls that proved nothing.
+    Line,
+}
+
+/// Who calls, and what was proved by calling. Strangers, however many, leave the second table alone.
+#[derive(Debug)]
+pub struct Rates {
+    limits: RateLimits,
+    strangers: Table,
+    proved: Table,
 }
 
 /// When each caller would have used up what it may do (the generic cell rate algorithm): one number a caller.
 #[derive(Debug)]
-pub struct Rates {
-    limits: RateLimits,
+struct Table {
     busy_until_us: HashMap<Caller, u64>,
     max: usize,
+    swept_us: u64,
 }
 
 impl Rates {
-    /// A table for at most `max` callers.
+    /// Tables for at most `max` callers each.
     pub fn new(limits: RateLimits, max: usize) -> Self {
-        Self { limits, busy_until_us: HashMap::new(), max }
+        Self { limits, strangers: Table::new(max), proved: Table::new(max) }
     }
 
     /// Counts a call of an address.
@@ -45,7 +55,8 @@ impl Rates {
     /// # Errors
     /// [`Refusal::Rate`].
     pub fn address(&mut self, address: IpAddr, now_us: u64) -> Result<(), Refusal> {
-        self.count(Caller::Address(network(address)), self.limits.address, "address", now_us)
+        let caller = Caller::Address(network(address));
+        self.strangers.count(caller, self.limits.address, "address", now_us)
     }
 
     /// Counts a release of a package.
@@ -53,7 +64,7 @@ impl Rates {
     /// # Errors
     /// [`Refusal::Rate`].
     pub fn package(&mut self, package_id: [u8; 16], now_us: u64) -> Result<(), Refusal> {
-        self.count(Caller::Package(package_id), self.limits.package, "package", now_us)
+        self.proved.count(Caller::Package(package_id), self.limits.package, "package", now_us)
     }
 
     /// Counts a release to a chip.
@@ -61,7 +72,18 @@ impl Rates {
     /// # Errors
     /// [`Refusal::Rate`].
     pub fn chip(&mut self, chip: [u8; 64], now_us: u64) -> Result<(), Refusal> {
-        self.count(Caller::Chip(chip), self.limits.chip, "chip", now_us)
+        self.proved.count(Caller::Chip(chip), self.limits.chip, "chip", now_us)
+    }
+
+    /// Whether the log has room for one more call that proved nothing: strangers must not fill the disk.
+    pub fn line(&mut self, now_us: u64) -> bool {
+        self.strangers.count(Caller::Line, LINES_A_MINUTE, "line", now_us).is_ok()
+    }
+}
+
+impl Table {
+    fn new(max: usize) -> Self {
+        Self { busy_until_us: HashMap::new(), max, swept_us: 0 }
     }
 
     fn count(
@@ -89,13 +111,17 @@ impl Rates {
         if self.busy_until_us.len() < self.max || self.busy_until_us.contains_key(&caller) {
             return caller;
         }
-        self.busy_until_us.retain(|_, until| *until > now_us);
+        // A whole table is looked through once a second at most: a crowd must not buy a look with each call.
+        if now_us >= self.swept_us.saturating_add(SWEEP_US) {
+            self.swept_us = now_us;
+            self.busy_until_us.retain(|_, until| *until > now_us);
+        }
         if self.busy_until_us.len() < self.max { caller } else { Caller::Rest }
     }
 }
 
 /// Who owns an IPv6 address owns its network.
-fn network(address: IpAddr) -> IpAddr {
+pub fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() >> 64 << 64)),
         address @ IpAddr::V4(_) => address,
@@ -103,6 +129,10 @@ fn network(address: IpAddr) -> IpAddr {
 }
 
 const MINUTE_US: u64 = 60_000_000;
+/// How often a full table is looked through.
+const SWEEP_US: u64 = 1_000_000;
+/// Lines a minute about calls that proved nothing; some 40 MB a day.
+const LINES_A_MINUTE: u32 = 60;
 
 #[cfg(test)]
 mod tests {
@@ -153,9 +183,35 @@ mod tests {
             let taken = rates.address(address(n), 0).is_ok();
             assert_eq!(taken, n < 4, "{n}");
         }
-        assert_eq!(rates.busy_until_us.len(), 3);
+        assert_eq!(rates.strangers.busy_until_us.len(), 3);
+        // Packages and chips have a table of their own, which strangers do not fill.
+        assert_eq!(rates.package([1; 16], 0), Ok(()));
+        assert_eq!(rates.chip([1; 64], 0), Ok(()));
         // After a minute the first ones are forgotten.
         assert_eq!(rates.address(address(9), 120_000_000), Ok(()));
-        assert_eq!(rates.busy_until_us.len(), 1);
+        assert_eq!(rates.strangers.busy_until_us.len(), 1);
+    }
+
+    #[test]
+    fn a_full_table_is_looked_through_once_a_second() {
+        let mut rates = Rates::new(LIMITS, 2);
+        let address = |n: u8| IpAddr::from([192, 0, 2, n]);
+        // These are busy until 120 s; whoever comes meanwhile shares what is left.
+        assert_eq!(rates.address(address(1), 90_000_000), Ok(()));
+        assert_eq!(rates.address(address(3), 90_000_000), Ok(()));
+        assert_eq!(rates.address(address(2), 119_500_000), Ok(()));
+        assert_eq!(rates.strangers.swept_us, 119_500_000);
+        assert_eq!(rates.address(address(2), 120_400_000), Ok(()));
+        assert_eq!(rates.strangers.swept_us, 119_500_000);
+        assert!(rates.address(address(2), 120_499_999).is_err(), "the shared rate is used up");
+        assert_eq!(rates.address(address(2), 120_500_000), Ok(()));
+        assert_eq!(rates.strangers.swept_us, 120_500_000);
+    }
+
+    #[test]
+    fn calls_that_prove_nothing_have_sixty_lines_a_minute() {
+        let mut rates = Rates::new(LIMITS, 8);
+        assert_eq!((0..100).filter(|_| rates.line(0)).count(), 60);
+        assert!(rates.line(1_000_000) && !rates.line(1_000_001));
     }
 }

@@ -88,6 +88,19 @@ pub enum Refusal {
         /// The broker's time.
         now: u64,
     },
+    /// The licence was replaced between the appraisal and the decision.
+    #[error("the licence was replaced in this moment; ask again, with new evidence")]
+    Replaced,
+    /// The clock was set back while the broker ran.
+    #[error(
+        "the broker's clock says {now}, and said {latest} before (Unix seconds): its operator has to set it"
+    )]
+    ClockBack {
+        /// The clock.
+        now: u64,
+        /// What it was.
+        latest: u64,
+    },
     /// A kind of platform that the licence does not name.
     #[error("the licence is not for platform {found}")]
     Platform {
@@ -164,6 +177,8 @@ impl Refusal {
             Self::Rejected(rejection) => rejection.code(),
             Self::Revoked => "licence.revoked",
             Self::Expired { .. } => "licence.expired",
+            Self::Replaced => "licence.replaced",
+            Self::ClockBack { .. } => "clock.back",
             Self::Platform { .. } => "licence.platform",
             Self::Svn { .. } => "licence.svn",
             Self::Releases { .. } => "licence.releases",
@@ -187,9 +202,10 @@ impl Refusal {
             Self::ChallengeUnknown
             | Self::ChallengeUsed
             | Self::ChallengeExpired { .. }
-            | Self::ChallengePackage { .. } => 409,
+            | Self::ChallengePackage { .. }
+            | Self::Replaced => 409,
             Self::ChallengesFull { .. } | Self::Busy | Self::Store => 503,
-            Self::StoredKey | Self::Seal(_) => 500,
+            Self::StoredKey | Self::Seal(_) | Self::ClockBack { .. } => 500,
             Self::Rejected(_)
             | Self::Revoked
             | Self::Expired { .. }

@@ -1,13 +1,16 @@
 //! `chrysalis key-broker serve`: connections with deadlines, TLS, and an end that loses nothing.
 
+use std::fs;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Extension;
+use chrysalis_runtime::harden::harden;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
@@ -24,12 +27,15 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::{interval, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 
+use super::admin_server::{AdminSocket, answer};
 use super::args::ServeArgs;
+use super::clock::CLOCK_SLACK;
 use super::error::BrokerError;
 use super::http::{Calls, Peer, router};
 use super::licence::now_unix;
 use super::log::{Entry, Event};
 use super::master::MasterKey;
+use super::peers::Peers;
 use super::rate::RateLimits;
 use super::service::Service;
 use super::spend::Job;
@@ -59,17 +65,17 @@ pub fn run(args: &ServeArgs) -> Result<(), CliError> {
     if tls.is_none() && !plain_is_fine {
         return Err(BrokerError::PlainHttp { address: args.listen }.into());
     }
+    harden().map_err(BrokerError::Harden)?;
     let master = MasterKey::read(&args.at.master_key)?;
     let store = open(args, &master)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .map_err(BrokerError::Server)?;
-    let packages = store.packages()?;
-    let count = packages.len();
     let limits =
         RateLimits { address: args.rate_address, package: args.rate_package, chip: args.rate_chip };
-    let service = Arc::new(Service::new(packages, master, store.answers(), limits));
+    let count = store.shared().now().len();
+    let service = Arc::new(Service::new(&store, master, limits));
     let (writer, thread, failed) = Writer::start(store)?;
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let calls = Calls {
@@ -92,7 +98,7 @@ fn finish(served: Result<(), CliError>, thread: WriterThread) -> Result<(), CliE
 
 fn open(args: &ServeArgs, master: &MasterKey) -> Result<Store, CliError> {
     let mut store = Store::open(&args.at.store)?;
-    if !store.is_under(master)? {
+    if !store.has_mark(&master.mark())? {
         return Err(BrokerError::MasterKey { path: args.at.master_key.clone() }.into());
     }
     let (now, last) = (now_unix(), store.last_unix());
@@ -116,22 +122,27 @@ async fn serve(
     let listener = TcpListener::bind(args.listen).await.map_err(listen_error)?;
     let address = listener.local_addr().map_err(listen_error)?;
     let mut ends = Ends::new().map_err(BrokerError::Server)?;
+    let admin = AdminSocket::bind(&args.at.store)?;
     note(&calls, Entry::new(Event::Start, now_unix())).await;
     announce(args, address, tls.is_some(), packages)?;
 
     let graceful = GracefulShutdown::new();
     let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let peers = Peers::default();
+    // Behind a proxy everybody comes from its address.
+    let peer_max = if args.behind_proxy { CONNECTIONS_MAX } else { PEER_CONNECTIONS_MAX };
     let app = router(calls.clone());
     let mut summaries = interval(SUMMARY);
     loop {
         tokio::select! {
             accepted = accept(&listener, &connections) => {
                 let (stream, peer, permit) = accepted;
+                let Some(place) = peers.enter(peer.ip(), peer_max) else { continue };
                 let service = TowerToHyperService::new(app.clone().layer(Extension(Peer(peer))));
                 let watcher = graceful.watcher();
                 let tls = tls.clone();
                 tokio::spawn(async move {
-                    let _permit = permit;
+                    let _held = (permit, place);
                     // A peer that breaks off is its own affair.
                     drop(match tls {
                         None => converse(stream, service, watcher).await,
@@ -142,12 +153,15 @@ async fn serve(
                     });
                 });
             }
+            Some(stream) = admin.accept() => {
+                tokio::spawn(answer(stream, calls.writer.clone()));
+            }
             _ = summaries.tick() => summarise(&calls).await,
             () = ends.wait() => break,
             _ = &mut failed => break,
         }
     }
-    drop(listener);
+    drop((listener, admin));
     // What is under way is answered; who only listens is not waited for.
     drop(timeout(GRACE, graceful.shutdown()).await);
     summarise(&calls).await;
@@ -231,7 +245,7 @@ impl Ends {
     }
 }
 
-/// TLS 1.3 with this certificate.
+/// TLS 1.3 with this certificate. A private key that everybody on the machine can read is refused.
 fn tls(cert: &Path, key: &Path) -> Result<TlsAcceptor, BrokerError> {
     let wrong = |path: &Path, reason: &dyn std::fmt::Display| BrokerError::Tls {
         path: path.to_owned(),
@@ -240,6 +254,10 @@ fn tls(cert: &Path, key: &Path) -> Result<TlsAcceptor, BrokerError> {
     let chain: Result<Vec<_>, _> =
         CertificateDer::pem_file_iter(cert).and_then(|certificates| certificates.collect());
     let chain = chain.map_err(|error| wrong(cert, &error))?;
+    let mode = fs::metadata(key).map_err(|error| wrong(key, &error))?.permissions().mode() & 0o777;
+    if mode & 0o007 != 0 {
+        return Err(BrokerError::TlsMode { path: key.to_owned(), mode });
+    }
     let private = PrivateKeyDer::from_pem_file(key).map_err(|error| wrong(key, &error))?;
     let provider = Arc::new(aws_lc_rs::default_provider());
     let config = ServerConfig::builder_with_provider(provider)
@@ -251,10 +269,10 @@ fn tls(cert: &Path, key: &Path) -> Result<TlsAcceptor, BrokerError> {
     Ok(TlsAcceptor::from(Arc::new(config)))
 }
 
-/// A clock may be this much behind the last entry, in seconds: time services correct it.
-const CLOCK_SLACK: u64 = 300;
 /// Connections at once, and so bundles of a megabyte in memory; the next one waits to be accepted.
 const CONNECTIONS_MAX: usize = 256;
+/// Connections of one network at once; more of them are closed unread.
+const PEER_CONNECTIONS_MAX: usize = 32;
 /// A handshake takes no longer.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// A request's head takes no longer.

@@ -1,6 +1,5 @@
 //! The broker's decisions, without sockets: a challenge for a package, and evidence over it against a licence.
 
-use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -14,21 +13,24 @@ use chrysalis_protocol::statement::Statement;
 use chrysalis_runtime::rng::SystemRng;
 
 use super::challenge::Challenges;
+use super::clock::Clock;
 use super::licence::{now_unix, tee_name};
 use super::log::{Entry, Event};
 use super::master::MasterKey;
+use super::packages::{Packages, find};
 use super::rate::{RateLimits, Rates};
 use super::record::LicenceRecord;
 use super::refusal::Refusal;
 use super::spend::{Ask, refuse};
-use super::store::{Answers, Package};
+use super::store::{Answers, Store};
 use crate::hex;
 
 /// A broker that serves.
 pub struct Service {
-    packages: HashMap<[u8; 16], Package>,
+    packages: Packages,
     master: MasterKey,
     answers: Answers,
+    clock: Clock,
     challenges: Mutex<Challenges>,
     rates: Mutex<Rates>,
     limited: AtomicU64,
@@ -46,17 +48,13 @@ pub enum Judged {
 }
 
 impl Service {
-    /// A broker over the packages of a store.
-    pub fn new(
-        packages: HashMap<[u8; 16], Package>,
-        master: MasterKey,
-        answers: Answers,
-        limits: RateLimits,
-    ) -> Self {
+    /// A broker over a store.
+    pub fn new(store: &Store, master: MasterKey, limits: RateLimits) -> Self {
         Self {
-            packages,
+            packages: store.shared(),
             master,
-            answers,
+            answers: store.answers(),
+            clock: Clock::new(store.last_unix()),
             challenges: Mutex::new(Challenges::new(CHALLENGES_MAX)),
             rates: Mutex::new(Rates::new(limits, CALLERS_MAX)),
             limited: AtomicU64::new(0),
@@ -72,6 +70,17 @@ impl Service {
         self.count(|rates, now_us| rates.address(address, now_us))
     }
 
+    /// Whether the log takes one more entry of this kind. What proved something always has its line; strangers, and
+    /// those who bring old evidence again, have so many lines a minute, and are only counted beyond.
+    pub fn has_line(&self, entry: &Entry) -> bool {
+        let proved = !entry.chip.is_empty();
+        let line = proved || lock(&self.rates).line(self.now_us());
+        if !line {
+            self.limited.fetch_add(1, Ordering::Relaxed);
+        }
+        line
+    }
+
     /// Calls over the limits since this was asked last.
     pub fn take_limited(&self) -> u64 {
         self.limited.swap(0, Ordering::Relaxed)
@@ -84,8 +93,8 @@ impl Service {
     pub fn challenge(&self, body: &[u8]) -> Result<[u8; 32], Refusal> {
         let request = KeyrelReq::from_bytes(body)
             .map_err(|_| Refusal::Body { expected: "KEYREL_REQ (64 bytes)" })?;
-        let package = self.package(&request.package_id)?;
-        standing(package, now_unix())?;
+        let now = self.clock.read(now_unix())?;
+        find(&self.packages.now(), &request.package_id)?.check_standing(now)?;
         let rng = &mut SystemRng::default();
         lock(&self.challenges).give(request.package_id, self.now_us() / 1_000, rng)
     }
@@ -95,7 +104,8 @@ impl Service {
         let now = now_unix();
         let mut entry = Entry::new(Event::Release, now);
         entry.address = address.to_string();
-        match self.steps(bundle, now, &mut entry) {
+        let steps = self.clock.read(now).and_then(|now| self.steps(bundle, now, &mut entry));
+        match steps {
             Ok(Step::Ask(ask)) => Judged::Ask(Box::new(Ask { entry, ..*ask })),
             Ok(Step::Again(sealed)) => {
                 entry.event = Event::Repeat;
@@ -123,7 +133,12 @@ impl Service {
             self.answers.find(&digest).map_err(|_| Refusal::Store)?
         {
             entry.package_id = hex::encode(&package_id);
-            standing(self.package(&package_id)?, now)?;
+            // The same digest is the same statement, which was proved then.
+            let packages = self.packages.now();
+            let package = find(&packages, &package_id)?;
+            package.check_standing(now)?;
+            let licence = &package.licensed.licence;
+            licence.check_enclave(statement.tee, statement.model_svn, package.floor)?;
             return Ok(Step::Again(sealed));
         }
 
@@ -133,10 +148,11 @@ impl Service {
         entry.package_id = hex::encode(&package_id);
 
         // 4. The licence stands.
-        let package = self.package(&package_id)?;
+        let packages = self.packages.now();
+        let package = find(&packages, &package_id)?;
         let licence = &package.licensed.licence;
         entry.licence_serial = Some(licence.serial);
-        standing(package, now)?;
+        package.check_standing(now)?;
 
         // 5. The evidence is good by the owner's policy, fresh, and for a key release.
         let challenge = Challenge { nonce: Some(nonce), now_unix: now };
@@ -168,16 +184,12 @@ impl Service {
         entry.lease_tokens = licence.lease_tokens;
         Ok(Step::Ask(Box::new(Ask {
             licensed: package.licensed.clone(),
+            svn: attested.model_svn,
             chip: machine(&verified),
             statement: digest,
             sealed: Box::new(sealed),
             entry: Entry::default(),
         })))
-    }
-
-    fn package(&self, package_id: &[u8; 16]) -> Result<&Package, Refusal> {
-        let package_id = *package_id;
-        self.packages.get(&package_id).ok_or(Refusal::PackageUnknown { package_id })
     }
 
     fn count(
@@ -201,14 +213,6 @@ impl Service {
 enum Step {
     Ask(Box<Ask>),
     Again(Box<[u8; SEALED_LEN]>),
-}
-
-/// Whether a licence was neither taken back nor is over.
-fn standing(package: &Package, now: u64) -> Result<(), Refusal> {
-    if package.record.revoked {
-        return Err(Refusal::Revoked);
-    }
-    package.licensed.licence.check_time(now)
 }
 
 /// The machine's identity with zeros behind it: kinds of platform have ids of different lengths.

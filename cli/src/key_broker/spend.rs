@@ -8,12 +8,15 @@ use redb::{ReadableTable, TableDefinition, WriteTransaction};
 use super::error::BrokerError;
 use super::licence::{Licensed, Spent};
 use super::log::{Entry, Event};
+use super::packages::{ById, find};
 use super::refusal::Refusal;
 
 /// A release to be decided.
 pub struct Ask {
     /// The licence that it falls under.
     pub licensed: Arc<Licensed>,
+    /// The model's security version, as the platform proved it.
+    pub svn: u32,
     /// The chip, as the platform proved it.
     pub chip: [u8; 64],
     /// The digest of the statement, by which it is released once.
@@ -47,9 +50,18 @@ pub enum Outcome {
 pub type Answer = ([u8; 16], Box<[u8; SEALED_LEN]>);
 
 /// Spends one release, or finds out why not.
-pub fn decide(txn: &WriteTransaction, ask: Ask) -> Result<(Outcome, Entry), BrokerError> {
+pub fn decide(
+    txn: &WriteTransaction,
+    packages: &ById,
+    ask: Ask,
+) -> Result<(Outcome, Entry), BrokerError> {
+    let still = still(packages, &ask);
     let mut entry = ask.entry;
     let licence = &ask.licensed.licence;
+    if let Err(refusal) = still {
+        refuse(&mut entry, &refusal);
+        return Ok((Outcome::Refused(refusal), entry));
+    }
     let mut answers = txn.open_table(ANSWERS).map_err(failed)?;
     if let Some(answer) = answers.get(ask.statement).map_err(failed)? {
         // Two calls with the same evidence, side by side.
@@ -78,6 +90,22 @@ pub fn decide(txn: &WriteTransaction, ask: Ask) -> Result<(Outcome, Entry), Brok
     entry.releases_spent = Some(after.releases);
     entry.tokens_spent = Some(after.tokens);
     Ok((Outcome::Sealed(ask.sealed), entry))
+}
+
+/// Whether the licence by which evidence was judged is still the package's: it may have been taken back since.
+fn still(packages: &ById, ask: &Ask) -> Result<(), Refusal> {
+    let judged = &ask.licensed.licence;
+    let package = find(packages, &judged.package_id)?;
+    if package.record.revoked {
+        return Err(Refusal::Revoked);
+    }
+    if ask.svn < package.floor {
+        return Err(Refusal::Svn { found: ask.svn, floor: package.floor });
+    }
+    if package.licensed.licence.serial != judged.serial {
+        return Err(Refusal::Replaced);
+    }
+    Ok(())
 }
 
 /// Makes an entry that of a refusal.
@@ -156,26 +184,40 @@ mod tests {
     use crate::key_broker::master::MasterKey;
     use crate::key_broker::record::LicenceRecord;
     use crate::key_broker::store::{Store, database_path};
-    use crate::policy_file;
+    use crate::{hex, policy_file};
 
     /// A store with a licence for two releases, one to a chip.
     fn store(folder: &Path) -> (Store, Arc<Licensed>) {
         let master = MasterKey::read_or_create(&folder.join("master.key")).unwrap().0;
-        let licence = "format = 1\nserial = 1\npackage_id = \"01010101010101010101010101010101\"\n\
-            model = \"m\"\nminimum_svn = 1\npolicy = \"p\"\nplatforms = [\"simulated\"]\n\
-            expires = 2100-01-01T00:00:00Z\nreleases = 2\nreleases_per_chip = 1\n\
-            lease_seconds = \"unlimited\"\nlease_tokens = 10\ntoken_budget = \"unlimited\"\n";
-        let policy = policy_file::fitting([1; 48], [2; 32], 1, [4; 32]).to_toml();
-        let licensed = Arc::new(Licensed::from_toml(licence, &policy).unwrap());
         let mut store = Store::create(&folder.join("store"), &master, 1_000).unwrap();
-        let key = PackageKey::new(Secret::from([7; 32]));
-        let bound = LicenceRecord::bound(licence, &policy);
-        let rng = &mut SystemRng::default();
-        let sealed_key = master.seal(&[1; 16], &bound, &key, rng).unwrap();
-        let record =
-            LicenceRecord { revoked: false, licence: licence.to_owned(), policy, sealed_key };
-        store.add(&licensed, &record, 1_000).unwrap();
+        let licensed = add(&mut store, &master, [1; 16], 1, 1);
         (store, licensed)
+    }
+
+    /// Stores a licence for a package of model `m`.
+    fn add(
+        store: &mut Store,
+        master: &MasterKey,
+        package_id: [u8; 16],
+        serial: u64,
+        svn: u32,
+    ) -> Arc<Licensed> {
+        let licence = format!(
+            "format = 1\nserial = {serial}\npackage_id = \"{}\"\n\
+            model = \"m\"\nminimum_svn = {svn}\npolicy = \"p\"\nplatforms = [\"simulated\"]\n\
+            expires = 2100-01-01T00:00:00Z\nreleases = 2\nreleases_per_chip = 1\n\
+            lease_seconds = \"unlimited\"\nlease_tokens = 10\ntoken_budget = \"unlimited\"\n",
+            hex::encode(&package_id)
+        );
+        let policy = policy_file::fitting([1; 48], [2; 32], 1, [4; 32]).to_toml();
+        let licensed = Arc::new(Licensed::from_toml(&licence, &policy).unwrap());
+        let key = PackageKey::new(Secret::from([7; 32]));
+        let bound = LicenceRecord::bound(&licence, &policy);
+        let rng = &mut SystemRng::default();
+        let sealed_key = master.seal(&package_id, &bound, &key, rng).unwrap();
+        let record = LicenceRecord { revoked: false, licence, policy, sealed_key };
+        store.add(&licensed, &record, 1_000).unwrap();
+        licensed
     }
 
     fn ask(licensed: &Arc<Licensed>, chip: u8, statement: u8, answer: u8, now: u64) -> Job {
@@ -185,7 +227,7 @@ mod tests {
         let named = "ab".repeat(usize::from(statement) + 1);
         let entry = Entry { package_id, statement: named, ..Entry::new(Event::Release, now) };
         let (chip, statement) = ([chip; 64], [statement; 48]);
-        Job::Release(Box::new(Ask { licensed, chip, statement, sealed, entry }))
+        Job::Release(Box::new(Ask { licensed, svn: 1, chip, statement, sealed, entry }))
     }
 
     #[test]
@@ -216,6 +258,23 @@ mod tests {
         let answer = store.answers().find(&[3; 48]).unwrap();
         assert_eq!(answer, Some(([1; 16], Box::new([14; SEALED_LEN]))));
         assert_eq!(store.answers().find(&[4; 48]).unwrap(), None);
+    }
+
+    #[test]
+    fn what_was_judged_by_a_licence_that_is_no_longer_there_is_not_released() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut store, first) = store(folder.path());
+        let master = MasterKey::read(&folder.path().join("master.key")).unwrap();
+        let second = add(&mut store, &master, [1; 16], 2, 1);
+        // Another package of the line raises the floor of both.
+        let asks = |licensed| vec![ask(licensed, 1, 1, 11, 1_000)];
+        assert_eq!(store.commit(asks(&first)).unwrap(), [Outcome::Refused(Refusal::Replaced)]);
+        add(&mut store, &master, [2; 16], 1, 2);
+        let svn = Outcome::Refused(Refusal::Svn { found: 1, floor: 2 });
+        assert_eq!(store.commit(asks(&second)).unwrap(), [svn]);
+        store.revoke([1; 16], 1_000).unwrap();
+        assert_eq!(store.commit(asks(&second)).unwrap(), [Outcome::Refused(Refusal::Revoked)]);
+        assert_eq!(store.packages().unwrap()[&[1; 16]].spent, Spent::default());
     }
 
     #[test]

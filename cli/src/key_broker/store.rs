@@ -3,8 +3,8 @@
 //! One transaction decides, spends, keeps the answer and writes the log entry, and it is on the disk before any of it
 //! leaves. So a broker that is killed at any moment has either released, with the answer there to be given again, or not.
 
-use std::collections::HashMap;
-use std::fs;
+use std::fs::{self, DirBuilder, OpenOptions, Permissions};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -13,9 +13,10 @@ use redb::{
 };
 
 use super::error::BrokerError;
-use super::licence::{Licensed, Spent};
+use super::licence::Licensed;
 use super::log::{self, Entry, Event, Head, LogError, LogFile};
 use super::master::MasterKey;
+use super::packages::{ById, Package, Packages};
 use super::record::LicenceRecord;
 use super::spend::{
     ANSWERED, ANSWERS, Answer, CHIPS, Job, Outcome, SPENT, decide, failed, forget_answers,
@@ -27,19 +28,6 @@ use crate::hex;
 #[derive(Clone)]
 pub struct Answers(Arc<Database>);
 
-/// One package of the store.
-#[derive(Clone, Debug)]
-pub struct Package {
-    /// Its licence, key and state.
-    pub record: LicenceRecord,
-    /// The licence, read.
-    pub licensed: Arc<Licensed>,
-    /// The highest floor that its line of models ever had.
-    pub floor: u32,
-    /// What was spent.
-    pub spent: Spent,
-}
-
 /// The store, open in this process alone.
 pub struct Store {
     db: Arc<Database>,
@@ -49,6 +37,7 @@ pub struct Store {
     /// Entries up to here are on the disk in the log's file; the database may forget them.
     synced: Head,
     last_unix: u64,
+    packages: Packages,
 }
 
 impl Store {
@@ -61,12 +50,15 @@ impl Store {
         if path.exists() {
             return Err(BrokerError::StoreExists { path: folder.to_owned() });
         }
-        fs::create_dir_all(folder).map_err(failed)?;
+        DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(failed)?;
         let log_path = log_path(folder);
         let log = LogFile::create(log_path.clone())
             .map_err(|source| BrokerError::Log { path: log_path, source })?;
         // It gets its name once it is whole: a half-made one is no store.
         let staged = folder.join("broker.partial");
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(true).mode(0o600);
+        drop(options.open(&staged).map_err(failed)?);
         let db = Database::create(&staged).map_err(failed)?;
         let txn = begin(&db)?;
         {
@@ -79,7 +71,8 @@ impl Store {
         fs::rename(&staged, &path).map_err(failed)?;
         fs::File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)?;
         let (head, synced) = (Head::EMPTY, Head::EMPTY);
-        let mut store = Self { db: Arc::new(db), log, head, synced, last_unix: 0 };
+        let packages = Packages::default();
+        let mut store = Self { db: Arc::new(db), log, head, synced, last_unix: 0, packages };
         store.commit(vec![Job::Note(Box::new(Entry::new(Event::Init, now)))])?;
         Ok(store)
     }
@@ -136,18 +129,24 @@ impl Store {
             return Err(BrokerError::Log { path, source });
         }
         drop((table, txn));
-        Ok(Self { db: Arc::new(db), log: file, head, synced: head, last_unix })
+        // A store of an earlier version was readable for whoever its folder let in.
+        fs::set_permissions(database_path(folder), Permissions::from_mode(0o600))
+            .map_err(failed)?;
+        let (db, packages) = (Arc::new(db), Packages::default());
+        let store = Self { db, log: file, head, synced: head, last_unix, packages };
+        store.packages.put(store.packages()?);
+        Ok(store)
     }
 
-    /// Whether the store was made under this master key.
+    /// Whether the store was made under the master key of this mark.
     ///
     /// # Errors
     /// What the database says.
-    pub fn is_under(&self, master: &MasterKey) -> Result<bool, BrokerError> {
+    pub fn has_mark(&self, mark: &[u8]) -> Result<bool, BrokerError> {
         let txn = self.db.begin_read().map_err(failed)?;
         let meta = txn.open_table(META).map_err(failed)?;
-        let mark = meta.get("master").map_err(failed)?;
-        Ok(mark.is_some_and(|mark| master.has_mark(mark.value())))
+        let stored = meta.get("master").map_err(failed)?;
+        Ok(stored.is_some_and(|stored| stored.value() == mark))
     }
 
     /// The time of the last entry, Unix seconds.
@@ -165,16 +164,21 @@ impl Store {
         Answers(Arc::clone(&self.db))
     }
 
-    /// All packages, by their ids.
+    /// The packages as their licences stand, for whoever judges.
+    pub fn shared(&self) -> Packages {
+        self.packages.clone()
+    }
+
+    /// All packages, by their ids, and what is spent of them now.
     ///
     /// # Errors
     /// [`BrokerError::Record`] when one is damaged.
-    pub fn packages(&self) -> Result<HashMap<[u8; 16], Package>, BrokerError> {
+    pub fn packages(&self) -> Result<ById, BrokerError> {
         let txn = self.db.begin_read().map_err(failed)?;
         let licences = txn.open_table(LICENCES).map_err(failed)?;
         let floors = txn.open_table(FLOORS).map_err(failed)?;
         let spent = txn.open_table(SPENT).map_err(failed)?;
-        let mut packages = HashMap::new();
+        let mut packages = ById::new();
         for item in licences.iter().map_err(failed)? {
             let (id, record) = item.map_err(failed)?;
             let (record, licensed) = read_licence(record.value())?;
@@ -231,7 +235,7 @@ impl Store {
             model_svn: Some(licence.minimum_svn),
             ..Entry::new(Event::Licence, now)
         };
-        self.finish(txn, vec![entry])
+        self.change(txn, entry)
     }
 
     /// Takes a licence back: its package gets no key any more until a licence with a higher serial comes.
@@ -251,7 +255,14 @@ impl Store {
         }
         let package_id = hex::encode(&package_id);
         let entry = Entry { package_id, ..Entry::new(Event::Revoke, now) };
-        self.finish(txn, vec![entry])
+        self.change(txn, entry)
+    }
+
+    /// Brings a changed licence to the disk, and then to whoever judges.
+    fn change(&mut self, txn: WriteTransaction, entry: Entry) -> Result<(), BrokerError> {
+        self.finish(txn, vec![entry])?;
+        self.packages.put(self.packages()?);
+        Ok(())
     }
 
     /// Decides jobs in one transaction; what comes back is on the disk. After an error the store is not used again.
@@ -260,10 +271,11 @@ impl Store {
     /// What the disk says; whether the transaction is there, the next start will tell.
     pub fn commit(&mut self, jobs: Vec<Job>) -> Result<Vec<Outcome>, BrokerError> {
         let txn = begin(&self.db)?;
+        let packages = self.packages.now();
         let (mut outcomes, mut entries) = (Vec::new(), Vec::new());
         for job in jobs {
             let (outcome, entry) = match job {
-                Job::Release(ask) => decide(&txn, *ask)?,
+                Job::Release(ask) => decide(&txn, &packages, *ask)?,
                 Job::Note(entry) => (Outcome::Noted, *entry),
             };
             outcomes.push(outcome);

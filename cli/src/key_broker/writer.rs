@@ -5,13 +5,19 @@ use std::thread::{self, JoinHandle};
 
 use tokio::sync::oneshot;
 
+use super::admin::{self, Answer, Request};
 use super::error::BrokerError;
 use super::refusal::Refusal;
 use super::spend::{Job, Outcome};
 use super::store::Store;
 
-/// A job and whoever waits for it.
-type Waiting = (Job, oneshot::Sender<Outcome>);
+/// Something to be done, and whoever waits for it.
+enum Waiting {
+    /// What hosts ask for.
+    Job(Job, oneshot::Sender<Outcome>),
+    /// What the operator asks for, and when.
+    Admin(Request, u64, oneshot::Sender<Answer>),
+}
 
 /// The way to the writing thread.
 #[derive(Clone)]
@@ -49,11 +55,23 @@ impl Writer {
     /// [`Refusal::Store`] when the store failed or cannot keep up.
     pub async fn submit(&self, job: Job) -> Result<Outcome, Refusal> {
         let (answer, outcome) = oneshot::channel();
-        match self.0.try_send((job, answer)) {
-            Ok(()) => outcome.await.map_err(|_| Refusal::Store),
-            Err(TrySendError::Full(_)) => Err(Refusal::Busy),
-            Err(TrySendError::Disconnected(_)) => Err(Refusal::Store),
-        }
+        self.send(Waiting::Job(job, answer))?;
+        outcome.await.map_err(|_| Refusal::Store)
+    }
+
+    /// Has done what the operator asks for, after everything that was submitted before.
+    pub async fn administer(&self, request: Request, now: u64) -> Answer {
+        let (answer, done) = oneshot::channel();
+        let sent = self.send(Waiting::Admin(request, now, answer));
+        sent.map_err(|refusal| refusal.to_string())?;
+        done.await.unwrap_or_else(|_| Err(Refusal::Store.to_string()))
+    }
+
+    fn send(&self, waiting: Waiting) -> Result<(), Refusal> {
+        self.0.try_send(waiting).map_err(|error| match error {
+            TrySendError::Full(_) => Refusal::Busy,
+            TrySendError::Disconnected(_) => Refusal::Store,
+        })
     }
 }
 
@@ -72,19 +90,39 @@ impl WriterThread {
 
 fn run(store: &mut Store, waiting: &Receiver<Waiting>) -> Result<(), BrokerError> {
     while let Ok(first) = waiting.recv() {
-        let (mut jobs, mut answers) = (vec![first.0], vec![first.1]);
-        while jobs.len() < TOGETHER_MAX
-            && let Ok((job, answer)) = waiting.try_recv()
-        {
+        let (mut jobs, mut answers, mut next) = (Vec::new(), Vec::new(), Some(first));
+        while let Some(Waiting::Job(job, answer)) = next {
             jobs.push(job);
             answers.push(answer);
+            next = if jobs.len() < TOGETHER_MAX { waiting.try_recv().ok() } else { None };
         }
-        for (answer, outcome) in answers.into_iter().zip(store.commit(jobs)?) {
-            // Whoever waited may have left; the answer is kept for when it comes again.
-            drop(answer.send(outcome));
+        if !jobs.is_empty() {
+            for (answer, outcome) in answers.into_iter().zip(store.commit(jobs)?) {
+                // Whoever waited may have left; the answer is kept for when it comes again.
+                drop(answer.send(outcome));
+            }
+        }
+        if let Some(Waiting::Admin(request, now, answer)) = next {
+            administer(store, &request, now, answer)?;
         }
     }
     Ok(())
+}
+
+/// A request that is refused leaves the store as it was; a store that failed is not used again.
+fn administer(
+    store: &mut Store,
+    request: &Request,
+    now: u64,
+    answer: oneshot::Sender<Answer>,
+) -> Result<(), BrokerError> {
+    let (told, failed) = match admin::perform(store, request, now) {
+        Ok(done) => (Ok(done), None),
+        Err(error) => (Err(error.to_string()), Some(error)),
+    };
+    // Whoever waited may have left; what was done is in the log.
+    drop(answer.send(told));
+    failed.filter(|error| !error.is_refusal()).map_or(Ok(()), Err)
 }
 
 /// Jobs that wait at once.

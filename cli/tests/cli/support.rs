@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -71,6 +72,17 @@ impl Folder {
         let path = self.path(name);
         fs::write(&path, bytes).unwrap();
         path
+    }
+
+    /// A broker's certificate and its private key, with the authority's `ca.pem` beside them.
+    pub(crate) fn tls(&self) -> (String, String) {
+        let [cert, key, _] = ["broker.pem", "broker.key", "ca.pem"].map(|name| {
+            let from = format!("{}/tests/data/tls/{name}", env!("CARGO_MANIFEST_DIR"));
+            let to = self.write(name, &fs::read(from).unwrap());
+            fs::set_permissions(&to, fs::Permissions::from_mode(0o600)).unwrap();
+            to
+        });
+        (cert, key)
     }
 
     /// Names of all files, sorted; of hidden ones too.

@@ -11,6 +11,8 @@ use std::sync::{Mutex, RwLock};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use chrysalis_protocol::hex;
+
 use super::broker::{Client, Owner};
 use super::enclave::{Asked, Enclave};
 
@@ -63,7 +65,7 @@ fn a_broker_that_is_killed_at_any_moment_loses_nothing_and_never_passes_its_budg
     assert_eq!(status["tokens_spent"], releases * 1_000);
     // Verifying checks that no statement is released twice, and that the counts have no gap.
     assert_eq!(owner.releases_in_log(), releases);
-    let received: HashSet<String> = answers.keys().map(|digest| hex(digest)).collect();
+    let received: HashSet<String> = answers.keys().map(|digest| hex::encode(digest)).collect();
     for entry in owner.log().iter().filter(|entry| entry["event"] == "release") {
         let statement = entry["statement"].as_str().unwrap();
         assert!(received.contains(statement), "{entry}");
@@ -152,10 +154,6 @@ fn patiently<T>(world: &World, mut call: impl FnMut(&mut Client) -> io::Result<T
         }
         thread::sleep(Duration::from_millis(5));
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 const CLIENTS: u64 = 4;

@@ -1,7 +1,12 @@
 //! What the broker's operator does wrong is refused by name, and what he does right only ever tightens.
 
 use std::fs::{self, Permissions};
+use std::io::{Read, Write};
+use std::net::Shutdown;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+
+use chrysalis_protocol::hex;
 
 use super::broker::Owner;
 use super::enclave::Enclave;
@@ -12,12 +17,23 @@ fn a_store_and_a_master_key_are_made_once() {
     let owner = Owner::new();
     let mode = |path: &str| fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(&owner.master()), 0o600);
-    assert_eq!(mode(&owner.folder.path("store/audit.log")), 0o600);
+    assert_eq!(mode(&owner.store()), 0o700);
+    for file in ["audit.log", "broker.redb"] {
+        assert_eq!(mode(&format!("{}/{file}", owner.store())), 0o600, "{file}");
+    }
     owner.broker(&["init", "--master-key", &owner.master()]).refused(1, "holds a store already");
     let nowhere = owner.folder.path("nowhere");
     chrysalis(&["key-broker", "status", "--store", &nowhere]).refused(1, "holds no store");
     chrysalis(&["key-broker", "log", "--store", &nowhere]).refused(1, "holds no store");
     assert!(!owner.folder.names().contains(&"nowhere".to_owned()));
+    // A log whose store is gone is not written over; what an interrupted `init` left is no obstacle.
+    fs::remove_file(owner.folder.path("store/broker.redb")).unwrap();
+    let init = || owner.broker(&["init", "--master-key", &owner.master()]);
+    init().refused(1, "there is a log already");
+    fs::write(owner.folder.path("store/audit.log"), "").unwrap();
+    fs::write(owner.folder.path("store/broker.partial"), "half of it").unwrap();
+    init().json();
+    assert_eq!(owner.releases_in_log(), 0);
 }
 
 #[test]
@@ -77,17 +93,95 @@ fn a_key_opens_under_its_master_key_only() {
     let missing = owner.folder.path("no.pem");
     serve(&master, &["--tls-cert", &missing, "--tls-key", &missing]).refused(1, "no.pem");
     serve(&master, &["--tls-cert", &missing]).refused(2, "--tls-key");
+    let (cert, key) = owner.folder.tls();
+    fs::set_permissions(&key, Permissions::from_mode(0o644)).unwrap();
+    serve(&master, &["--tls-cert", &cert, "--tls-key", &key]).refused(1, "has mode 644");
 }
 
 #[test]
-fn a_store_in_use_is_left_alone() {
+fn a_broker_that_serves_takes_its_operators_commands() {
+    let owner = Owner::licensed(&[("releases = 100", "releases = 2")]);
+    let mut enclave = Enclave::of(&owner.package);
+    let broker = owner.serve();
+    let socket = owner.folder.path("store/admin.sock");
+    assert_eq!(fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o600);
+    let mut client = broker.client();
+    let (asked, reply) = client.exchange(&mut enclave);
+    reply.sealed();
+    assert_eq!(owner.status()[0]["releases_spent"], 1);
+    assert_eq!(owner.releases_in_log(), 1);
+
+    // Taken back, and from that answer on nothing is released, new or again.
+    let id = hex::encode(&enclave.request().package_id);
+    let challenge = client.challenge(&enclave).unwrap().unwrap();
+    owner.broker(&["revoke", "--package-id", &id]).json();
+    let late = enclave.ask(challenge);
+    client.post("/v1/release", &late.bundle).unwrap().refused(403, "licence.revoked");
+    client.post("/v1/release", &asked.bundle).unwrap().refused(403, "licence.revoked");
+    client.challenge(&enclave).unwrap().unwrap_err().refused(403, "licence.revoked");
+    assert_eq!(owner.status()[0]["revoked"], true);
+    owner.broker(&["revoke", "--package-id", "00"]).refused(1, "is no package id");
+    let unknown = "00".repeat(16);
+    owner.broker(&["revoke", "--package-id", &unknown]).refused(1, "no licence for package");
+
+    // A newer licence brings it back, with what was spent; an older one, or another master key's, does not.
+    let licence = owner.licence("smol", &[("releases = 100", "releases = 2")]);
+    owner.add("smol", &licence).refused(1, "serial 1 is not above 1");
+    let serial = ("serial = 1", "serial = 2");
+    let licence = owner.licence("smol", &[serial, ("releases = 100", "releases = 2")]);
+    let (package, key) = (owner.package.clone(), owner.folder.path("smol.key"));
+    let (elsewhere, other) = (owner.folder.path("elsewhere"), owner.folder.path("other.key"));
+    chrysalis(&["key-broker", "init", "--store", &elsewhere, "--master-key", &other]);
+    let args = ["--licence", &licence, "--package", &package, "--key", &key];
+    let add = [&["add", "--master-key", &other], &args[..]].concat();
+    owner.broker(&add).refused(1, "not the one of this store");
+    owner.add("smol", &licence).json();
+    client.exchange(&mut enclave).1.sealed();
+    client.exchange(&mut enclave).1.refused(403, "licence.releases");
+    broker.kill();
+
+    // A broker that was killed left its socket; the next one, and a command without one, find the store.
+    assert!(fs::exists(&socket).unwrap());
+    assert_eq!(owner.status()[0]["releases_spent"], 2);
+    let broker = owner.serve();
+    assert_eq!(owner.status()[0]["serial"], 2);
+    broker.stop();
+    assert!(!fs::exists(&socket).unwrap());
+    assert_eq!(owner.releases_in_log(), 2);
+}
+
+#[test]
+fn a_raised_floor_holds_from_the_moment_that_it_was_taken() {
+    let owner = Owner::licensed(&[]);
+    let mut enclave = Enclave::of(&owner.package);
+    let source = owner.folder.path("llama");
+    owner.folder.packed(&source, "newer.chry", &["--svn", "3"]);
+    let licence = owner.licence("newer", &[]);
+    let broker = owner.serve();
+    let mut client = broker.client();
+    let (asked, reply) = client.exchange(&mut enclave);
+    reply.sealed();
+    owner.add("newer", &licence).json();
+    client.exchange(&mut enclave).1.refused(403, "licence.svn");
+    // What the old model got before it gets no more either.
+    client.post("/v1/release", &asked.bundle).unwrap().refused(403, "licence.svn");
+}
+
+#[test]
+fn what_is_no_request_of_an_operator_changes_nothing() {
     let owner = Owner::licensed(&[]);
     let broker = owner.serve();
-    owner.broker(&["status"]).refused(1, "is in use");
-    let verified = owner.broker(&["log", "--verify"]).json();
-    assert_eq!(verified["compared_with_store"], false);
+    let before = owner.status();
+    for request in ["", "{}", "\"stop\"", "{\"add\":{\"record\":\"00\",\"mark\":\"00\"}}"] {
+        let mut stream = UnixStream::connect(owner.folder.path("store/admin.sock")).unwrap();
+        stream.write_all(request.as_bytes()).unwrap();
+        stream.shutdown(Shutdown::Write).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("{\"Err\":"), "{request}: {answer}");
+    }
+    assert_eq!(owner.status(), before);
     broker.stop();
-    owner.status();
 }
 
 #[test]

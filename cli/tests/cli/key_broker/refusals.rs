@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use chrysalis_protocol::hex;
 use chrysalis_protocol::statement::Kind;
 
 use super::broker::{Client, Owner};
@@ -16,8 +17,7 @@ fn an_honest_enclave_gets_the_key_and_the_terms_of_the_licence() {
     let release = asked.open(reply.sealed());
     assert_eq!(release.package_id, enclave.request().package_id);
     let key = fs::read_to_string(owner.folder.path("smol.key")).unwrap();
-    let released: String =
-        release.package_key.expose().iter().map(|byte| format!("{byte:02x}")).collect();
+    let released = hex::encode(release.package_key.expose());
     assert!(key.contains(&released));
     let terms = (release.min_model_svn, release.lease_seconds, release.lease_tokens);
     assert_eq!(terms, (2, 3_600, 100_000_000));
@@ -181,8 +181,7 @@ fn a_revoked_licence_gives_no_key_and_no_answer_again() {
     let (asked, reply) = broker.client().exchange(&mut enclave);
     reply.sealed();
     broker.stop();
-    let id: String =
-        enclave.request().package_id.iter().map(|byte| format!("{byte:02x}")).collect();
+    let id = hex::encode(&enclave.request().package_id);
     owner.broker(&["revoke", "--package-id", &id]).json();
     let broker = owner.serve();
     let mut client = broker.client();

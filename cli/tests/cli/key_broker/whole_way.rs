@@ -48,8 +48,8 @@ impl Drop for Served {
 #[test]
 fn a_waiting_enclave_gets_its_key_over_tls_and_ends_with_its_lease() {
     let owner = Owner::licensed(&[("lease_tokens = 100000000", "lease_tokens = 200")]);
-    let tls = |name: &str| format!("{}/tests/data/tls/{name}", env!("CARGO_MANIFEST_DIR"));
-    let (cert, key, ca) = (tls("broker.pem"), tls("broker.key"), tls("ca.pem"));
+    let (cert, key) = owner.folder.tls();
+    let ca = cert.replace("broker.pem", "ca.pem");
     let broker = owner.serve_with(&["--tls-cert", &cert, "--tls-key", &key]);
     let mut served = Served::start(&owner);
     let url = format!("https://{}", broker.address);
