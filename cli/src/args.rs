@@ -6,6 +6,7 @@ use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 
 use crate::key_broker::args::BrokerArgs;
 use crate::receipts::ReceiptsArgs;
+use crate::relay::RelayArgs;
 
 /// Confidential inference: pack a model, serve it from an enclave, verify, ask.
 #[derive(Debug, Parser)]
@@ -27,6 +28,8 @@ pub enum Command {
     Inspect(InspectArgs),
     /// Start chrysalis-enclave for a package, in the foreground
     Serve(ServeArgs),
+    /// As the host: pass clients' connections on to an enclave, and keep the receipts
+    Relay(RelayArgs),
     /// As the model's owner: verify an enclave, then seal the package key to it
     Release(ReleaseArgs),
     /// Hold package keys, and release them to enclaves that licences cover

@@ -30,6 +30,7 @@ mod output;
 mod pack;
 mod policy_file;
 mod receipts;
+mod relay;
 mod release;
 mod remote;
 mod serve;
@@ -55,6 +56,7 @@ fn run(command: Command) -> Result<(), CliError> {
         Command::Pack(args) => pack::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Serve(args) => serve::run(&args),
+        Command::Relay(args) => relay::run(&args),
         Command::Release(args) => release::run(&args),
         Command::KeyBroker(args) => key_broker::run(&args),
         Command::Verify(args) => verify::run(&args),

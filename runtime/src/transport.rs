@@ -124,6 +124,14 @@ pub enum Connection {
 }
 
 impl Connection {
+    /// A host's connection to a guest's port.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn to_guest(cid: u32, port: u32) -> io::Result<Self> {
+        VsockStream::connect(&VsockAddr::new(cid, port)).map(Self::Vsock)
+    }
+
     /// A second handle, so that one thread reads and another writes.
     ///
     /// # Errors

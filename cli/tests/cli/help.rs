@@ -57,7 +57,8 @@ fn a_reader_that_left_is_no_failure() {
 }
 
 /// Each command, and what its help has to name.
-const COMMANDS: [(&str, &str); 13] = [
+const COMMANDS: [(&str, &str); 14] = [
+    ("relay", "--connect --listen --receipts --json"),
     ("demo", "[PROMPT] --model --cache --max-tokens --threads --json"),
     (
         "pack",

@@ -5,7 +5,9 @@ use std::os::unix::fs::PermissionsExt;
 
 use serde_json::Value;
 
-use super::support::{Folder, Outcome, chrysalis};
+use chrysalis_protocol::hex;
+
+use super::support::{Folder, Outcome, chrysalis, command};
 use super::verify::Served;
 
 /// An enclave whose host kept two receipts of a payer with a voucher and one of somebody without.
@@ -109,6 +111,52 @@ fn receipts_of_a_real_enclave_add_up_and_every_change_is_found() {
     bytes[200] ^= 1;
     fs::write(&evidence, bytes).unwrap();
     paid.judge(&honest, &[]).refused(3, "was not accepted");
+}
+
+/// A relay, until the test ends.
+struct Relay(std::process::Child);
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
+#[test]
+fn a_host_keeps_the_receipts_of_what_it_passes_on() {
+    let served = Served::start();
+    let kept = served.folder.path("kept");
+    let listen = format!("unix:{}", served.folder.path("relay"));
+    let args = ["relay", "--connect", &served.address, "--listen", &listen, "--json"];
+    let args = [&args[..], &["--receipts", &kept]].concat();
+    let mut child = command(&args).stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let mut said = [0; 1];
+    std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut said).unwrap();
+    let _relay = Relay(child);
+    let policy = served.policy();
+    let mut own = Vec::new();
+    for _ in 0..2 {
+        let args = ["ask", "hello", "--raw", "--max-tokens", "3", "--json"];
+        let asked = chrysalis(&[&args[..], &["--connect", &listen, "--policy", &policy]].concat());
+        own.push(asked.json()["receipt"].as_str().unwrap().to_owned());
+    }
+    // One file for each connection, and the same receipts that the clients have.
+    let mut files: Vec<_> =
+        fs::read_dir(&kept).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    let hosts: Vec<String> =
+        files.iter().map(|path| hex::encode(&fs::read(path).unwrap())).collect();
+    assert_eq!(hosts, own);
+    let evidence = served.folder.path("boot.evidence");
+    served.verify(&["--max-age", "epoch", "--save", &evidence]);
+    let files: Vec<&str> = files.iter().map(|path| path.to_str().unwrap()).collect();
+    let args = ["receipts", "verify", "--evidence", &evidence, "--policy", &policy, "--json"];
+    let report = chrysalis(&[&args[..], &files].concat()).json();
+    assert_eq!((&report["receipts"], &report["findings_unlisted"]), (&2.into(), &0.into()));
+    chrysalis(&["relay", "--connect", &served.address, "--listen", "vsock:2:1"])
+        .refused(2, "--listen takes unix:PATH");
+    chrysalis(&["relay", "--connect", "x", "--listen", &listen]).refused(2, "is no address");
 }
 
 #[test]
