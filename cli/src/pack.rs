@@ -248,8 +248,8 @@ fn print(report: &PackReport) -> Result<(), CliError> {
     output::line(&format!("policy          {}", report.policy.display()))?;
     if report.policy_allows_simulated {
         output::note(
-            "\nWARNING: the policy accepts a simulated platform, the only one that this version can ask for evidence. \
-             It is for trying things out: whoever runs the enclave can read everything.",
+            "\nWARNING: the policy accepts a simulated platform. It is for trying things out: whoever runs the enclave can \
+             read everything.",
         );
     }
     let (package, policy) = (report.package.display(), report.policy.display());
