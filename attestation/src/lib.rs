@@ -3,7 +3,7 @@
 //! docs/attestation.md tells the whole story; docs/threat-model.md has the rules that the default
 //! appraisal applies. The enclave builds this crate without the feature `verifier`, and so has no
 //! parser of certificates.
-#![forbid(unsafe_code)]
+#![cfg_attr(not(feature = "gpu"), forbid(unsafe_code))]
 #![cfg_attr(
     not(test),
     deny(

@@ -31,7 +31,7 @@ struct Args {
     /// Launch config (key = value lines); its SHA-256 is measured [default: all defaults]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// NVIDIA's management library, opened only where the launch config asks for GPUs
+    /// NVIDIA's management library, an absolute path, opened only where the launch config asks for GPUs
     #[arg(long, value_name = "FILE", default_value = NVML)]
     nvml: PathBuf,
     /// End when the process that started this one ends

@@ -48,5 +48,6 @@ pub(crate) fn with_gpus(
     }
 }
 
-/// Where NVIDIA's driver puts its management library.
-pub const NVML: &str = "libnvidia-ml.so.1";
+/// Where NVIDIA's driver puts its management library in a Debian or Ubuntu image. A path, not a name: by a name the
+/// linker would look where the environment says.
+pub const NVML: &str = "/usr/lib/x86_64-linux-gnu/libnvidia-ml.so.1";

@@ -10,10 +10,9 @@ use std::path::Path;
 
 use chrysalis_protocol::gpu::Device as Entry;
 use chrysalis_protocol::statement::{GpuFlags, Tee, gpu_digest};
-use nvml_wrapper::Nvml;
-use nvml_wrapper::error::NvmlError;
 use thiserror::Error;
 
+pub use super::nvml::{Nvml, NvmlError, Settings};
 use super::{Attester, AttesterError, Evidence, GpuEvidence};
 use crate::gpu::{DeviceError, GpuRoots, SetError, chain_from_pem, set, verify_device};
 
@@ -22,13 +21,8 @@ use crate::gpu::{DeviceError, GpuRoots, SetError, chain_from_pem, set, verify_de
 #[non_exhaustive]
 pub enum GpuGateError {
     /// The library is not there, or refuses a call.
-    #[error("nvml, {call}: {reason}")]
-    Nvml {
-        /// What was asked for.
-        call: &'static str,
-        /// The library's reason.
-        reason: String,
-    },
+    #[error(transparent)]
+    Nvml(#[from] NvmlError),
     /// Another number of GPUs than the launch config says.
     #[error("the machine has {found} gpus, the launch config asks for {expected}")]
     Count {
@@ -43,6 +37,20 @@ pub enum GpuGateError {
     /// Developer tools are on: whoever holds the machine reads the GPUs' memory.
     #[error("the gpus' developer tools are on")]
     DevTools,
+    /// The driver does not call this production.
+    #[error("the gpus' environment is {found}, not production (2)")]
+    Environment {
+        /// `environment` of the settings.
+        found: u32,
+    },
+    /// A setting has a value that this program does not know.
+    #[error("the gpus' setting {setting} is {found}, which is unknown")]
+    Setting {
+        /// Its name in `nvml.h`.
+        setting: &'static str,
+        /// Its value.
+        found: u32,
+    },
     /// Protected PCIe, which the launch config does not allow.
     #[error("the gpus are in protected pcie mode, and gpu_allow_ppcie is 0")]
     Ppcie,
@@ -73,6 +81,16 @@ pub enum GpuGateError {
     /// The GPUs together.
     #[error(transparent)]
     Set(#[from] SetError),
+    /// Another GPU stands where one was told to work.
+    #[error("gpu {index} is {found}, and was {expected} when it was told to work")]
+    Changed {
+        /// Counted from 0, in PCI order.
+        index: usize,
+        /// Its number now.
+        found: String,
+        /// Its number at the boot.
+        expected: String,
+    },
     /// The driver did not do as it was told.
     #[error("the gpus are not ready after they were told to be")]
     NotReady,
@@ -94,6 +112,8 @@ pub struct GpuOptions {
 pub struct Gpus {
     nvml: Nvml,
     options: GpuOptions,
+    /// Which ones, by their numbers in NVIDIA's certificates.
+    serials: Vec<String>,
 }
 
 impl Gpus {
@@ -107,92 +127,117 @@ impl Gpus {
         options: GpuOptions,
         challenge: &[u8; 32],
     ) -> Result<Self, GpuGateError> {
-        let nvml = Nvml::builder().lib_path(path.as_os_str()).init();
-        let gpus = Self { nvml: nvml.map_err(failed("opening it"))?, options };
-        gpus.attest(challenge)?;
-        // "only then nvmlSystemSetConfComputeGpusReadyState(1)". The state is the machine's; the
-        // wrapper asks for a device nevertheless.
-        let first = gpus.nvml.device_by_index(0).map_err(failed("device"))?;
-        first.set_confidential_compute_state(true).map_err(failed("setting the ready state"))?;
-        match first.get_confidential_compute_state().map_err(failed("ready state"))? {
-            true => Ok(gpus),
-            false => Err(GpuGateError::NotReady),
+        let nvml = Nvml::open(path)?;
+        let (_, serials) = attest(&nvml, options, challenge)?;
+        // "only then nvmlSystemSetConfComputeGpusReadyState(1)". A driver keeps the state until it
+        // is unloaded, so a second start in one guest may find it set.
+        nvml.set_ready()?;
+        if !nvml.ready()? {
+            return Err(GpuGateError::NotReady);
         }
+        Ok(Self { nvml, options, serials })
     }
 
-    /// Evidence over the challenge of a statement: every check once more, each time.
+    /// Evidence over the challenge of a statement: every check once more, each time, and the GPUs
+    /// are still those that were told to work.
     ///
     /// # Errors
     /// [`GpuGateError`] says which check failed.
     pub fn attest(&self, challenge: &[u8; 32]) -> Result<GpuEvidence, GpuGateError> {
-        let GpuOptions { count, roots, .. } = self.options;
-        // 1. As many as the launch config says.
-        let found = self.nvml.device_count().map_err(failed("device count"))?;
-        if found != u32::from(count) || count == 0 {
-            return Err(GpuGateError::Count { found, expected: count });
-        }
-        // 2. The settings of the machine.
-        let flags = self.flags()?;
-        // 3. Reports and certificates, in ascending PCI order.
-        let evidence = self.collect(challenge)?;
-        let entries: Vec<_> =
-            evidence.iter().map(|(report, chain)| Entry { report, chain }).collect();
-        // 4. Each is genuine, made for this challenge, and in the mode that the driver says.
-        let mut devices = Vec::with_capacity(entries.len());
-        for (index, entry) in entries.iter().enumerate() {
-            let fault = |error| GpuGateError::Device { index, error };
-            let device = verify_device(entry, challenge, roots, None).map_err(fault)?;
-            let report = device.report.ppcie().map_err(|error| fault(error.into()))?;
-            if let Some(report) = report
-                && report != flags.ppcie
-            {
-                return Err(GpuGateError::Mode { index, report, driver: flags.ppcie });
+        let (evidence, serials) = attest(&self.nvml, self.options, challenge)?;
+        let both = serials.into_iter().zip(&self.serials).enumerate();
+        for (index, (found, expected)) in both {
+            if found != *expected {
+                return Err(GpuGateError::Changed { index, found, expected: expected.clone() });
             }
-            devices.push(device);
         }
-        // 5. None twice, one driver.
-        set::check(&devices, count)?;
-        let section = Entry::to_bytes(&entries);
-        Ok(GpuEvidence { digest: gpu_digest(&section), section, count, flags })
+        Ok(evidence)
     }
+}
 
-    /// "CC on, DEVTOOLS off".
-    fn flags(&self) -> Result<GpuFlags, GpuGateError> {
-        let device = self.nvml.device_by_index(0).map_err(failed("device"))?;
-        if device.is_cc_dev_mode_enabled().map_err(failed("settings"))? {
-            return Err(GpuGateError::DevTools);
-        }
-        let cc_on = device.is_cc_enabled().map_err(failed("settings"))?;
-        let ppcie = device.is_multi_gpu_protected_pcie_enabled().map_err(failed("settings"))?;
-        if ppcie && !self.options.allow_ppcie {
-            return Err(GpuGateError::Ppcie);
-        }
-        // Protected PCIe is a mode of its own, in which the other one is off.
-        if !cc_on && !ppcie {
-            return Err(GpuGateError::CcOff);
-        }
-        Ok(GpuFlags { cc_on, ppcie, nvlink_clear: ppcie && self.options.count > 1 })
+/// Every check, and the GPUs' numbers in PCI order.
+fn attest(
+    nvml: &Nvml,
+    options: GpuOptions,
+    challenge: &[u8; 32],
+) -> Result<(GpuEvidence, Vec<String>), GpuGateError> {
+    let GpuOptions { count, roots, .. } = options;
+    // 1. As many as the launch config says.
+    let found = nvml.device_count()?;
+    if found != u32::from(count) || count == 0 {
+        return Err(GpuGateError::Count { found, expected: count });
     }
+    // 2. The settings of the machine.
+    let flags = flags(nvml.settings()?, options)?;
+    // 3. Reports and certificates, in ascending PCI order.
+    let evidence = collect(nvml, count, challenge)?;
+    let entries: Vec<_> = evidence.iter().map(|(report, chain)| Entry { report, chain }).collect();
+    // 4. Each is genuine, made for this challenge, and in the mode that the driver says.
+    let mut devices = Vec::with_capacity(entries.len());
+    for (index, entry) in entries.iter().enumerate() {
+        let fault = |error| GpuGateError::Device { index, error };
+        let device = verify_device(entry, challenge, roots, None).map_err(fault)?;
+        let report = device.report.ppcie().map_err(|error| fault(error.into()))?;
+        if let Some(report) = report
+            && report != flags.ppcie
+        {
+            return Err(GpuGateError::Mode { index, report, driver: flags.ppcie });
+        }
+        devices.push(device);
+    }
+    // 5. None twice, one driver.
+    set::check(&devices, count)?;
+    let section = Entry::to_bytes(&entries);
+    let serials = devices.iter().map(|device| device.serial().to_owned()).collect();
+    Ok((GpuEvidence { digest: gpu_digest(&section), section, count, flags }, serials))
+}
 
-    /// Report and certificates in DER of each GPU.
-    fn collect(&self, challenge: &[u8; 32]) -> Result<Vec<ReportAndChain>, GpuGateError> {
-        let mut found = Vec::with_capacity(self.options.count.into());
-        for index in 0..u32::from(self.options.count) {
-            let device = self.nvml.device_by_index(index).map_err(failed("device"))?;
-            let place = device.pci_info().map_err(failed("pci info"))?;
-            let report = device.confidential_compute_gpu_attestation_report(*challenge);
-            let report = report.map_err(failed("attestation report"))?.attestation_report;
-            let chain = device.confidential_compute_gpu_certificate();
-            let chain = chain.map_err(failed("certificates"))?.attestation_cert_chain;
-            found.push(((place.domain, place.bus, place.device), report, chain));
-        }
-        found.sort_unstable_by_key(|(place, ..)| *place);
-        let in_der = |(index, (_, report, pem)): (usize, (_, _, Vec<u8>))| {
-            let chain = chain_from_pem(&pem).ok_or(GpuGateError::Pem { index })?;
-            Ok((report, chain))
-        };
-        found.into_iter().enumerate().map(in_der).collect()
+/// "CC on, DEVTOOLS off", in production; a value that is not known is none of these.
+const fn flags(settings: Settings, options: GpuOptions) -> Result<GpuFlags, GpuGateError> {
+    let Settings { environment, cc_feature, dev_tools, multi_gpu } = settings;
+    if dev_tools != Settings::OFF {
+        return Err(GpuGateError::DevTools);
     }
+    let cc_on = match cc_feature {
+        Settings::OFF => false,
+        Settings::ON => true,
+        found => return Err(GpuGateError::Setting { setting: "ccFeature", found }),
+    };
+    let ppcie = match multi_gpu {
+        Settings::SINGLE | Settings::ENCRYPTED_NVLINK => false,
+        Settings::PROTECTED_PCIE => true,
+        found => return Err(GpuGateError::Setting { setting: "multiGpuMode", found }),
+    };
+    if ppcie && !options.allow_ppcie {
+        return Err(GpuGateError::Ppcie);
+    }
+    // Protected PCIe is a mode of its own, in which the driver says that the other one is off.
+    if !cc_on && !ppcie {
+        return Err(GpuGateError::CcOff);
+    }
+    if environment != Settings::PRODUCTION {
+        return Err(GpuGateError::Environment { found: environment });
+    }
+    Ok(GpuFlags { cc_on, ppcie, nvlink_clear: ppcie && options.count > 1 })
+}
+
+/// Report and certificates in DER of each GPU.
+fn collect(
+    nvml: &Nvml,
+    count: u16,
+    challenge: &[u8; 32],
+) -> Result<Vec<ReportAndChain>, GpuGateError> {
+    let mut found = Vec::with_capacity(count.into());
+    for index in 0..u32::from(count) {
+        let place = nvml.place(index)?;
+        found.push((place, nvml.report(index, challenge)?, nvml.certificates(index)?));
+    }
+    found.sort_unstable_by_key(|(place, ..)| *place);
+    let in_der = |(index, (_, report, pem)): (usize, (_, _, Vec<u8>))| {
+        let chain = chain_from_pem(&pem).ok_or(GpuGateError::Pem { index })?;
+        Ok((report, chain))
+    };
+    found.into_iter().enumerate().map(in_der).collect()
 }
 
 type ReportAndChain = (Vec<u8>, Vec<u8>);
@@ -232,8 +277,4 @@ impl Attester for WithGpus {
     fn measure_package(&mut self, package_digest: &[u8; 48]) -> Result<bool, AttesterError> {
         self.platform.measure_package(package_digest)
     }
-}
-
-fn failed(call: &'static str) -> impl Fn(NvmlError) -> GpuGateError {
-    move |error| GpuGateError::Nvml { call, reason: error.to_string() }
 }

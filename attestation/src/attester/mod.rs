@@ -6,6 +6,8 @@
 mod choice;
 #[cfg(feature = "gpu")]
 pub mod gpu;
+#[cfg(feature = "gpu")]
+mod nvml;
 #[cfg(feature = "sev-ioctl")]
 mod sev_guest;
 pub mod simulated;

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use chrysalis_attestation::attester::gpu::{GpuGateError, GpuOptions, Gpus, WithGpus};
+use chrysalis_attestation::attester::gpu::{GpuGateError, GpuOptions, Gpus, NvmlError, WithGpus};
 use chrysalis_attestation::attester::simulated::Simulated;
 use chrysalis_attestation::attester::{AttesterError, attest_statement};
 use chrysalis_attestation::gpu::{DeviceError, GpuRoots, SetError};
@@ -89,6 +89,11 @@ fn a_driver_that_does_not_do_as_it_is_told_is_refused() {
     assert_eq!(refused, GpuGateError::NotReady);
     let missing = Gpus::open(Path::new("/nowhere/libnvidia-ml.so.1"), options(1), &CHALLENGE);
     assert!(nvml(&missing.expect_err("no library"), "opening it"));
+    // A name is looked for where the environment says, and so is not taken.
+    for name in ["libnvidia-ml.so.1", "./libnvidia-ml.so.1"] {
+        let refused = Gpus::open(Path::new(name), options(1), &CHALLENGE).expect_err("a name");
+        assert_eq!(refused, GpuGateError::Nvml(NvmlError::Path { path: name.to_owned() }));
+    }
     let none = Gpus::open(&fake.library(), options(0), &CHALLENGE).expect_err("none asked for");
     assert_eq!(none, GpuGateError::Count { found: 1, expected: 0 });
 }
@@ -101,6 +106,12 @@ fn a_machine_that_turns_bad_gives_no_more_evidence() {
     assert_eq!(gpus.attest(&CHALLENGE), Err(GpuGateError::DevTools));
     fake.machine.lock().unwrap().settings[2] = 0;
     assert!(gpus.attest(&CHALLENGE).is_ok());
+    // Another genuine GPU in the place of the one that was told to work.
+    let first =
+        std::mem::replace(&mut fake.machine.lock().unwrap().devices, vec![SimulatedDevice::gpu(2)]);
+    let refused = gpus.attest(&CHALLENGE).expect_err("another one");
+    assert!(matches!(refused, GpuGateError::Changed { index: 0, .. }), "{refused}");
+    fake.machine.lock().unwrap().devices = first;
     // A recorded report of the same GPU, over the challenge of an earlier statement.
     fake.machine.lock().unwrap().stale = Some(CHALLENGE);
     assert!(device(&gpus.attest(&[8; 32]).expect_err("stale"), 0, "gpu.report.nonce"));
@@ -109,7 +120,7 @@ fn a_machine_that_turns_bad_gives_no_more_evidence() {
 #[test]
 fn protected_pcie_is_taken_only_where_the_launch_config_allows_it() {
     let mut machine = Machine::honest(2);
-    machine.settings = [1, 0, 0, 1];
+    machine.settings = [2, 0, 0, 1];
     for gpu in &mut machine.devices {
         gpu.set(21, &[0xAA]);
     }
@@ -137,7 +148,26 @@ type Row = (&'static str, fn(&mut Machine), fn(&GpuGateError) -> bool);
 const ROWS: &[Row] = &[
     ("cc off", |m| m.settings[1] = 0, |e| *e == GpuGateError::CcOff),
     ("devtools", |m| m.settings[2] = 1, |e| *e == GpuGateError::DevTools),
+    // A value that is not known is not "off".
+    ("other devtools", |m| m.settings[2] = 2, |e| *e == GpuGateError::DevTools),
+    ("simulation", |m| m.settings[0] = 1, |e| *e == GpuGateError::Environment { found: 1 }),
+    ("no environment", |m| m.settings[0] = 0, |e| *e == GpuGateError::Environment { found: 0 }),
+    (
+        "an unknown feature",
+        |m| m.settings[1] = 2,
+        |e| *e == GpuGateError::Setting { setting: "ccFeature", found: 2 },
+    ),
+    (
+        "an unknown mode",
+        |m| m.settings[3] = 3,
+        |e| *e == GpuGateError::Setting { setting: "multiGpuMode", found: 3 },
+    ),
     ("ppcie", |m| m.settings[3] = 1, |e| *e == GpuGateError::Ppcie),
+    (
+        "a device that is no gpu",
+        |m| m.devices[1] = SimulatedDevice::switch(2, 1, &[1, 2, 3]),
+        |e| matches!(e, GpuGateError::Set(SetError::Kind { index: 1, .. })),
+    ),
     ("wrong nonce", |m| m.stale = Some([1; 32]), |e| device(e, 0, "gpu.report.nonce")),
     (
         "stale report of one of several",
@@ -199,8 +229,31 @@ const ROWS: &[Row] = &[
         |m| m.devices[0].certificates.clear(),
         |e| *e == GpuGateError::Pem { index: 0 },
     ),
-    ("no report", |m| m.fails = Some((4, 3)), |e| nvml(e, "attestation report")),
-    ("no settings", |m| m.fails = Some((2, 3)), |e| nvml(e, "settings")),
+    (
+        "a report longer than its buffer",
+        |m| m.lies = Some((4, 0x2001)),
+        |e| too_long(e, REPORT, 0x2001, 0x2000),
+    ),
+    (
+        "certificates longer than their buffer",
+        |m| m.lies = Some((5, u32::MAX)),
+        |e| too_long(e, CERTIFICATE, u32::MAX, 0x1400),
+    ),
+    (
+        "a report with zeros behind it",
+        |m| m.lies = Some((4, 0x2000)),
+        |e| device(e, 0, "gpu.report.layout"),
+    ),
+    ("no count", |m| m.fails = Some((1, 999)), |e| nvml(e, "nvmlDeviceGetCount_v2")),
+    ("no settings", |m| m.fails = Some((2, 25)), |e| nvml(e, "nvmlSystemGetConfComputeSettings")),
+    ("no place", |m| m.fails = Some((3, 15)), |e| nvml(e, "nvmlDeviceGetPciInfo_v3")),
+    ("no report", |m| m.fails = Some((4, 3)), |e| nvml(e, REPORT)),
+    ("no certificates", |m| m.fails = Some((5, 3)), |e| nvml(e, CERTIFICATE)),
+    (
+        "no leave to set the state",
+        |m| m.fails = Some((6, 4)),
+        |e| nvml(e, "nvmlSystemSetConfComputeGpusReadyState"),
+    ),
 ];
 
 fn options(count: u16) -> GpuOptions {
@@ -214,5 +267,13 @@ fn device(error: &GpuGateError, expected: usize, code: &str) -> bool {
 }
 
 fn nvml(error: &GpuGateError, expected: &str) -> bool {
-    matches!(error, GpuGateError::Nvml { call, .. } if *call == expected)
+    matches!(error, GpuGateError::Nvml(NvmlError::Library { call, .. } | NvmlError::Call { call, .. })
+        if *call == expected)
 }
+
+fn too_long(error: &GpuGateError, call: &'static str, len: u32, limit: usize) -> bool {
+    *error == GpuGateError::Nvml(NvmlError::Length { call, len, limit })
+}
+
+const REPORT: &str = "nvmlDeviceGetConfComputeGpuAttestationReport";
+const CERTIFICATE: &str = "nvmlDeviceGetConfComputeGpuCertificate";

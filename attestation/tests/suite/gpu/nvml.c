@@ -1,6 +1,6 @@
 // A management library that knows nothing: each call is a question to the test that built it, over
-// the socket whose path is compiled in. Request: op, index, 32 bytes. Answer: NVML's return code
-// and a length, both u32 in the machine's order, then as many bytes.
+// the socket whose path is compiled in. Request: op, index, 32 bytes. Answer: NVML's return code,
+// a length, and the length that the caller is told, each a u32 in the machine's order, then the bytes.
 // Layouts and numbers: nvml.h of NVIDIA's driver 580.
 #include <stddef.h>
 #include <stdint.h>
@@ -31,12 +31,12 @@ static int ask(uint8_t op, uint8_t index, const void *detail, void *to, size_t r
     unsigned char question[34] = { op, index };
     if (detail) memcpy(question + 2, detail, 32);
     int fd = socket(AF_UNIX, SOCK_STREAM, 0);
-    uint32_t answer[2] = { 999, 0 };
+    uint32_t answer[3] = { 999, 0, 0 };
     if (fd < 0) return 999;
     if (connect(fd, (struct sockaddr *)&at, sizeof at) == 0 &&
         write(fd, question, sizeof question) == (ssize_t)sizeof question &&
         take(fd, answer, sizeof answer) && answer[1] <= room && take(fd, to, answer[1])) {
-        if (len) *len = answer[1];
+        if (len) *len = answer[2];
     } else {
         answer[0] = 999;
     }

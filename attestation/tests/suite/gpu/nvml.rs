@@ -25,6 +25,8 @@ pub(crate) struct Machine {
     pub stale: Option<[u8; 32]>,
     /// The return code of the op, where it fails.
     pub fails: Option<(u8, u32)>,
+    /// How long it says that the op's answer is, whatever it is.
+    pub lies: Option<(u8, u32)>,
     /// The states that were set.
     pub ready: Vec<bool>,
     /// Whether it does as it is told.
@@ -39,10 +41,11 @@ impl Machine {
         Self {
             devices: (1..=gpus).map(SimulatedDevice::gpu).collect(),
             buses: (0..gpus).map(|i| 0x10 + u32::from(i)).collect(),
-            settings: [1, 1, 0, 0],
+            settings: [2, 1, 0, 0],
             report: |_, report| report,
             stale: None,
             fails: None,
+            lies: None,
             ready: Vec::new(),
             obeys: true,
             reports: 0,
@@ -130,8 +133,11 @@ fn serve(mut stream: UnixStream, machine: &Mutex<Machine>) {
         return;
     }
     let [op, index, nonce @ ..] = question;
-    let (code, value) = machine.lock().unwrap().answer(op, index, &nonce);
-    let head = [code, value.len() as u32].map(u32::to_ne_bytes).concat();
+    let mut machine = machine.lock().unwrap();
+    let (code, value) = machine.answer(op, index, &nonce);
+    let len = value.len() as u32;
+    let said = machine.lies.filter(|(lying, _)| *lying == op).map_or(len, |(_, said)| said);
+    let head = [code, len, said].map(u32::to_ne_bytes).concat();
     drop(stream.write_all(&[head, value].concat()));
 }
 
