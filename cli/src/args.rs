@@ -145,6 +145,9 @@ pub struct ServeArgs {
     /// Launch config: measured, see docs/protocol.md
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
+    /// NVIDIA's management library, an absolute path, where the launch config asks for GPUs
+    #[arg(long, value_name = "FILE")]
+    pub nvml: Option<PathBuf>,
     /// The enclave's binary [default: this program in its enclave role]
     #[arg(long, value_name = "FILE")]
     pub enclave: Option<PathBuf>,
@@ -174,7 +177,8 @@ pub struct ReleaseArgs {
     /// End serving after this many tokens of prompts and answers [default: no end]
     #[arg(long, value_name = "N", conflicts_with = "broker", value_parser = clap::value_parser!(u64).range(1..))]
     pub lease_tokens: Option<u64>,
-    /// Certificates or collateral that the evidence lacks: a file or a folder of *.der, *.json, *.tdx
+    /// Certificates, collateral, manifests and statuses that the evidence lacks: a file or a folder of *.der, *.json,
+    /// *.tdx, *.xml, *.swidtag, *.ocsp
     #[arg(long, value_name = "PATH")]
     pub endorsements: Option<PathBuf>,
     /// One JSON object instead of text
@@ -207,9 +211,13 @@ pub struct VerifyArgs {
     /// How old the evidence may be [default: as the policy says]
     #[arg(long, value_enum, value_name = "AGE")]
     pub max_age: Option<Age>,
-    /// Certificates or collateral that the evidence lacks: a file or a folder of *.der, *.json, *.tdx
+    /// Certificates, collateral, manifests and statuses that the evidence lacks: a file or a folder of *.der, *.json,
+    /// *.tdx, *.xml, *.swidtag, *.ocsp
     #[arg(long, value_name = "PATH")]
     pub endorsements: Option<PathBuf>,
+    /// Write to this folder what NVIDIA has to be asked for about the GPUs: manifests.txt, and OCSP requests
+    #[arg(long, value_name = "FOLDER")]
+    pub wanted: Option<PathBuf>,
     /// Keep the evidence, whatever it proves
     #[arg(long, value_name = "FILE", conflicts_with = "evidence")]
     pub save: Option<PathBuf>,
@@ -277,6 +285,9 @@ pub struct DoctorArgs {
     /// The file system to look at
     #[arg(long, value_name = "DIR", default_value = "/")]
     pub root: PathBuf,
+    /// NVIDIA's management library [default: where the driver puts it in a Debian or Ubuntu image]
+    #[arg(long, value_name = "FILE")]
+    pub nvml: Option<PathBuf>,
     /// One JSON object instead of text
     #[arg(long)]
     pub json: bool,
@@ -302,7 +313,8 @@ pub struct AskArgs {
     /// Add the receipt to this file
     #[arg(long, value_name = "FILE")]
     pub receipts: Option<PathBuf>,
-    /// Certificates or collateral that the evidence lacks: a file or a folder of *.der, *.json, *.tdx
+    /// Certificates, collateral, manifests and statuses that the evidence lacks: a file or a folder of *.der, *.json,
+    /// *.tdx, *.xml, *.swidtag, *.ocsp
     #[arg(long, value_name = "PATH")]
     pub endorsements: Option<PathBuf>,
     /// System message

@@ -1,5 +1,5 @@
-//! `--endorsements`: a chip's certificate or a platform's collateral, from files of the kinds that the vendors' services
-//! and their clients write.
+//! `--endorsements`: a chip's certificate, a platform's collateral, manifests and certificate statuses of GPUs, from files
+//! of the kinds that the vendors' services and their clients write.
 
 use std::fs;
 use std::path::Path;
@@ -11,10 +11,11 @@ use chrysalis_protocol::tdx_collateral::TdxCollateral;
 use crate::error::CliError;
 
 /// Reads one file, or all that it knows in a folder: `*.der` (a VCEK or VLEK), `*.json` (TDX collateral as clients of
-/// Intel's service keep it), `*.tdx` (the same as a section of a bundle).
+/// Intel's service keep it), `*.tdx` (the same as a section of a bundle), and any number of `*.xml` and `*.swidtag`
+/// (NVIDIA's manifests) and `*.ocsp` (OCSP responses, DER).
 ///
 /// # Errors
-/// [`CliError::Endorsements`] when a file is of no kind, or two are of one.
+/// [`CliError::Endorsements`] when a file is of no kind, or two are of one of which there is one.
 pub fn read(path: Option<&Path>) -> Result<Endorsing, CliError> {
     let mut endorsing = Endorsing::default();
     let Some(path) = path else { return Ok(endorsing) };
@@ -39,6 +40,19 @@ pub fn read(path: Option<&Path>) -> Result<Endorsing, CliError> {
 fn add(endorsing: &mut Endorsing, path: &Path) -> Result<bool, CliError> {
     let wrong = |reason: String| CliError::Endorsements { path: path.to_owned(), reason };
     let read = || fs::read(path).map_err(CliError::io(path));
+    let several = match path.extension().and_then(|extension| extension.to_str()) {
+        Some("xml" | "swidtag") => Some(&mut endorsing.gpu_manifests),
+        Some("ocsp") => Some(&mut endorsing.gpu_statuses),
+        _ => None,
+    };
+    if let Some(list) = several {
+        let bytes = read()?;
+        if bytes.is_empty() {
+            return Err(wrong("it is empty".to_owned()));
+        }
+        list.push(bytes);
+        return Ok(true);
+    }
     let (slot, bytes) = match path.extension().and_then(|extension| extension.to_str()) {
         Some("der") => (&mut endorsing.vcek, read()?),
         Some("json") => {
@@ -63,5 +77,5 @@ fn add(endorsing: &mut Endorsing, path: &Path) -> Result<bool, CliError> {
     Ok(true)
 }
 
-const KINDS: &str =
-    "neither *.der (the certificate of an SEV-SNP chip's key) nor *.json or *.tdx (TDX collateral)";
+const KINDS: &str = "neither *.der (the certificate of an SEV-SNP chip's key) nor *.json or *.tdx (TDX collateral) nor \
+                     *.xml or *.swidtag (manifests of GPUs) nor *.ocsp (statuses of their certificates)";

@@ -97,6 +97,12 @@ pub enum CliError {
         /// What is wrong with it.
         reason: String,
     },
+    /// Nothing can be asked for.
+    #[error("--wanted: {reason}")]
+    Wanted {
+        /// Why.
+        reason: String,
+    },
     /// A file is no launch config.
     #[error("{path}: {source}")]
     Config {

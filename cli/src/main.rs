@@ -35,6 +35,7 @@ mod release;
 mod remote;
 mod serve;
 mod verify;
+mod wanted;
 
 fn main() -> ExitCode {
     if let Some(args) = enclave_args(std::env::args_os()) {

@@ -23,6 +23,9 @@ pub fn run(args: &ServeArgs) -> Result<(), CliError> {
     if let Some(config) = &args.config {
         command.arg("--config").arg(config);
     }
+    if let Some(nvml) = &args.nvml {
+        command.arg("--nvml").arg(nvml);
+    }
     let source = command.exec();
     Err(CliError::Start { program: command.get_program().into(), source })
 }

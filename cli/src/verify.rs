@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::args::VerifyArgs;
 use crate::error::CliError;
-use crate::{endorsements, hex, output, remote};
+use crate::{endorsements, hex, output, remote, wanted};
 
 /// What `--json` prints.
 #[derive(Debug, Serialize)]
@@ -47,6 +47,9 @@ pub fn run(args: &VerifyArgs) -> Result<(), CliError> {
     };
     if let Some(path) = &args.save {
         save(path, &bundle, &challenge)?;
+    }
+    if let Some(folder) = &args.wanted {
+        wanted::write(folder, &bundle, challenge.now_unix)?;
     }
     let enclave = policy.appraise(&bundle, &challenge).map_err(ClientError::from)?;
     if args.json {

@@ -324,9 +324,13 @@ pub(crate) fn verify(
         certificate.issued_by(index, issuer, index)?;
     }
 
-    // 4. The first one is for signing, and issues nothing.
+    // 4. The first one is for signing, and issues nothing. A responder's key is online: what it
+    // signs is a status, never a report or a manifest.
     if let Some(leaf) = certificates.first() {
         leaf.signs_data()?;
+        if leaf.ocsp_signing {
+            return Err(ChainError::Leaf);
+        }
     }
 
     // 5. All are valid at the caller's time.

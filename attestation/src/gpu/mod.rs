@@ -19,10 +19,10 @@ use chrysalis_protocol::gpu::Device;
 use thiserror::Error;
 
 pub use certificate::ChainError;
-use certificate::{Chain, Pinned};
+use certificate::{Certificate, Chain, Pinned};
 pub use pem::chain_from_pem;
 pub use set::SetError;
-use spdm::Report;
+pub(crate) use spdm::Report;
 pub use spdm::SpdmError;
 
 /// Which pinned roots a device's certificates have to lead to.
@@ -73,6 +73,12 @@ pub enum DeviceError {
     /// The subject of the device's certificate does not name a device.
     #[error("the device's certificate names no device")]
     Name,
+    /// The device's certificate names neither a GPU nor a switch.
+    #[error("the certified device is a {chip}, neither a gpu nor an nvlink switch")]
+    Kind {
+        /// What it names.
+        chip: String,
+    },
     /// The certified key did not sign the report.
     #[error("the certified key did not sign the report")]
     Signature,
@@ -113,6 +119,7 @@ impl DeviceError {
                 ChainError::Validity { .. } => "gpu.certificate.validity",
             },
             Self::Name => "gpu.certificate.name",
+            Self::Kind { .. } => "gpu.certificate.kind",
             Self::Signature => "gpu.report.signature",
             Self::FwidMissing => "gpu.certificate.fwid",
             Self::FwidDevice => "gpu.certificate.fwid_device",
@@ -211,8 +218,6 @@ pub fn verify_device<'a>(
         return Err(DeviceError::Name);
     };
     let (key, device) = (*key, *device);
-    let name = device.common_name().and_then(|name| name.split(' ').next());
-    let chip: String = name.ok_or(DeviceError::Name)?.chars().filter(|c| *c != '_').collect();
     let serial = device.device_serial().ok_or(DeviceError::Name)?;
 
     // 4. "ECDSA P-384 over request(37 B) || response up to the 96-byte signature". (r, n - s)
@@ -232,13 +237,31 @@ pub fn verify_device<'a>(
         return Err(DeviceError::Fwid { certificate: *fwid.digest, report: found });
     }
 
-    let kind = if chip.starts_with("LS") { DeviceKind::Switch } else { DeviceKind::Gpu };
-    let driver = match kind {
-        DeviceKind::Gpu => Some(report.driver()?),
-        DeviceKind::Switch => None,
-    };
-    let vbios = report.vbios()?;
+    let Runs { kind, chip, vbios, driver } = Runs::of(&report, &device)?;
     Ok(VerifiedDevice { report, chain, kind, chip, serial, vbios, driver })
+}
+
+/// What a device is and what it runs, as its report and its certificate say.
+pub(crate) struct Runs {
+    pub(crate) kind: DeviceKind,
+    pub(crate) chip: String,
+    pub(crate) vbios: String,
+    pub(crate) driver: Option<String>,
+}
+
+impl Runs {
+    /// `device` is the second certificate of the chain.
+    pub(crate) fn of(report: &Report<'_>, device: &Certificate<'_>) -> Result<Self, DeviceError> {
+        let name = device.common_name().and_then(|name| name.split(' ').next());
+        let chip: String = name.ok_or(DeviceError::Name)?.chars().filter(|c| *c != '_').collect();
+        // NVIDIA's root certifies more than GPUs and switches.
+        let (kind, driver) = match chip.as_bytes() {
+            [b'G', ..] => (DeviceKind::Gpu, Some(report.driver()?)),
+            [b'L', b'S', ..] => (DeviceKind::Switch, None),
+            _ => return Err(DeviceError::Kind { chip }),
+        };
+        Ok(Self { kind, chip, vbios: report.vbios()?, driver })
+    }
 }
 
 const NVIDIA_DEVICE_ROOT: &[u8] = include_bytes!("../roots/nvidia/device_root.der");

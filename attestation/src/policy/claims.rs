@@ -241,10 +241,10 @@ impl Appraised {
                     .to_owned(),
             );
         }
-        if gpus.without_status() != 0 {
+        if !gpus.without_status().is_empty() {
             not_proved.push(format!(
                 "That {} certificates of GPUs and manifests were not revoked.",
-                gpus.without_status()
+                gpus.without_status().len()
             ));
         }
         if self.statement().gpu_flags.nvlink_clear {

@@ -99,7 +99,10 @@ pub enum GpuDemandError {
         found: String,
     },
     /// No manifest was given.
-    #[error("there is no manifest of the {what} of device {index}: {name}")]
+    #[error(
+        "there is no manifest of the {what} of device {index}: give {name}, as NVIDIA publishes it, \
+         with --endorsements"
+    )]
     RimMissing {
         /// Counted from 0.
         index: usize,
@@ -109,10 +112,15 @@ pub enum GpuDemandError {
         name: String,
     },
     /// Certificates without a status.
-    #[error("{count} certificates of gpus and manifests came without a status")]
+    #[error(
+        "{} certificates of gpus and manifests came without a status: {}; give OCSP responses with \
+         --endorsements (verify --wanted writes the requests)",
+        certificates.len(),
+        certificates.join(", ")
+    )]
     OcspMissing {
-        /// How many.
-        count: usize,
+        /// Whose they are, with their serial numbers.
+        certificates: Vec<String>,
     },
 }
 
@@ -164,8 +172,10 @@ pub(super) fn appraise(
     for (index, device) in gpus.devices().iter().enumerate() {
         demand.device(index, device, statement.gpu_flags.ppcie)?;
     }
-    if demand.require_ocsp && gpus.without_status() != 0 {
-        return Err(GpuDemandError::OcspMissing { count: gpus.without_status() }.into());
+    if demand.require_ocsp && !gpus.without_status().is_empty() {
+        let missing = gpus.without_status().iter();
+        let certificates = missing.map(|wanted| wanted.certificate.clone()).collect();
+        return Err(GpuDemandError::OcspMissing { certificates }.into());
     }
     Ok(Some(gpus))
 }
@@ -219,7 +229,7 @@ impl GpuDemand {
                 return Err(GpuDemandError::Driver { index, found: driver.clone() });
             }
             if self.require_rims && !device.driver_compared {
-                let name = format!("NV_GPU_DRIVER_{}_{driver}", device.chip);
+                let name = device.driver_manifest.clone().unwrap_or_default();
                 return Err(GpuDemandError::RimMissing { index, what: "driver", name });
             }
         }

@@ -1,5 +1,6 @@
 //! `chrysalis doctor`: what this machine can attest and serve, what is missing, and what to do about it, step by step.
 
+mod gpus;
 mod guest;
 mod platform;
 
@@ -104,7 +105,7 @@ pub fn run(args: &DoctorArgs) -> Result<(), CliError> {
     let (can_attest, evidence) = platform::evidence(root);
     let parts = vec![
         Part { name: "evidence of the CPU", checks: evidence },
-        Part { name: "evidence of GPUs", checks: platform::gpus(root) },
+        Part { name: "evidence of GPUs", checks: gpus::checks(root, args.nvml.as_deref()) },
         Part { name: "the way out", checks: vec![guest::vsock(root)] },
         Part { name: "the guest", checks: guest::closed(root) },
         Part { name: "speed", checks: vec![compute(Isa::detect()), guest::huge_pages(root)] },

@@ -76,19 +76,4 @@ fn configfs(root: Root<'_>) -> Check {
     Check::missing(step, "configfs is not mounted", advice)
 }
 
-/// Confidential GPUs, as far as their driver is there.
-pub(super) fn gpus(root: Root<'_>) -> Vec<Check> {
-    let devices = root.names("dev");
-    let count = devices
-        .iter()
-        .filter(|name| name.strip_prefix("nvidia").is_some_and(|rest| rest.parse::<u32>().is_ok()));
-    let check = match count.count() {
-        0 => {
-            Check::missing("NVIDIA driver", "no /dev/nvidia0", "none is needed to serve on the CPU")
-        }
-        count => Check::ok("NVIDIA driver", format!("{count} devices")),
-    };
-    vec![check]
-}
-
 const TSM: &str = "sys/kernel/config/tsm/report";

@@ -124,3 +124,18 @@ fn what_is_open_in_a_guest_is_told() {
     machine.without("dev/vsock");
     assert_eq!(machine.step("vsock").0, "missing");
 }
+
+#[test]
+fn a_machine_without_nvidias_library_is_told_in_a_line() {
+    let machine = Machine::snp();
+    let (state, advice) = machine.step("management library");
+    assert_eq!(state, "missing");
+    assert!(advice.contains("--nvml"), "{advice}");
+    // Below another root it is looked at, and not run: it is whose that root is.
+    let library = "usr/lib/x86_64-linux-gnu/libnvidia-ml.so.1";
+    machine.file(library, "no library");
+    assert_eq!(machine.step("management library").0, "weak");
+    let named = chrysalis(&["doctor", "--nvml", &machine.0.path(library)]).stdout;
+    let expected = if cfg!(feature = "gpu") { "modprobe nvidia" } else { "--features gpu" };
+    assert!(named.contains(expected), "{named}");
+}

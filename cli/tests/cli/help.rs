@@ -65,7 +65,7 @@ const COMMANDS: [(&str, &str); 14] = [
         "<SOURCE> --output --key --open --publisher-key --svn --dtype keep bf16 q8 q4 --force --json",
     ),
     ("inspect", "<PACKAGE> --key --json"),
-    ("serve", "--package --listen --attester --config --enclave"),
+    ("serve", "--package --listen --attester --config --nvml --enclave"),
     (
         "release",
         "--connect --key --policy --broker --broker-ca --lease-seconds --lease-tokens --endorsements --json",
@@ -73,10 +73,10 @@ const COMMANDS: [(&str, &str); 14] = [
     ("key-broker", "init licence add revoke status serve log"),
     (
         "verify",
-        "--connect --evidence --policy --endorsements --max-age fresh epoch --save --nonce --at --json",
+        "--connect --evidence --policy --endorsements --wanted --max-age fresh epoch --save --nonce --at --json",
     ),
     ("receipts", "verify voucher"),
-    ("doctor", "--root --json"),
+    ("doctor", "--root --nvml --json"),
     (
         "measure",
         "--ovmf --kernel --initrd --cmdline --vcpus --vcpu-type --vmm --guest-features --config --expect --report --json",

@@ -5,6 +5,8 @@ mod bad_input;
 mod doctor;
 #[path = "../../../attestation/tests/suite/firmware.rs"]
 mod firmware;
+#[cfg(feature = "gpu")]
+mod gpus;
 mod help;
 mod key_broker;
 mod measure;

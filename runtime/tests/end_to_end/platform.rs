@@ -87,7 +87,7 @@ fn an_enclave_states_its_platform_and_serves_its_reports() {
         other => panic!("{other:?}"),
     };
     assert_eq!(refusal(connection.verify(&model.policy)), "certificate.missing");
-    connection.endorse(Endorsing { vcek: Some(vcek), tdx_collateral: None });
+    connection.endorse(Endorsing { vcek: Some(vcek), ..Endorsing::default() });
     assert_eq!(refusal(connection.verify(&model.policy)), "certificate.issuer");
     running.enclave.stop().unwrap();
 }

@@ -4,6 +4,7 @@
 mod ocsp;
 mod rim;
 mod topology;
+mod wanted;
 mod xml;
 
 use chrysalis_protocol::gpu::{Device, GpuEndorsements, GpuSectionError};
@@ -13,6 +14,7 @@ use thiserror::Error;
 pub use ocsp::{OcspError, Status};
 pub use rim::{Rim, RimError};
 pub use topology::TopologyError;
+pub use wanted::{WantedStatus, endorsements_of_use};
 pub use xml::XmlError;
 
 use crate::gpu::certificate::{Certificate, list};
@@ -135,6 +137,8 @@ pub struct DeviceFacts {
     pub driver: Option<String>,
     /// The VBIOS version.
     pub vbios: String,
+    /// The name under which the driver's manifest is published; a switch has none.
+    pub driver_manifest: Option<String>,
     /// The name under which the VBIOS' manifest is published, where the report says it.
     pub vbios_manifest: Option<String>,
     /// Whether a manifest of its driver was compared; a switch needs none.
@@ -151,7 +155,7 @@ pub struct DeviceFacts {
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct VerifiedGpus {
     devices: Vec<DeviceFacts>,
-    without_status: usize,
+    without_status: Vec<WantedStatus>,
 }
 
 impl VerifiedGpus {
@@ -161,11 +165,11 @@ impl VerifiedGpus {
         &self.devices
     }
 
-    /// How many certificates came without a status, of those that NVIDIA's responder knows: all
+    /// The certificates that came without a status, of those that NVIDIA's responder knows: all
     /// but the roots and the attestation keys' own.
     #[must_use]
-    pub const fn without_status(&self) -> usize {
-        self.without_status
+    pub fn without_status(&self) -> &[WantedStatus] {
+        &self.without_status
     }
 }
 
@@ -264,7 +268,8 @@ fn compare(
         serial: device.serial().to_owned(),
         driver: device.driver().map(str::to_owned),
         vbios: device.vbios().to_owned(),
-        vbios_manifest: report.vbios_manifest().ok(),
+        driver_manifest: wanted::driver_manifest(device),
+        vbios_manifest: wanted::vbios_manifest(device),
         driver_compared: driver.is_some() || device.kind() == DeviceKind::Switch,
         vbios_compared: vbios.is_some(),
         fwid: report.fwid().map_err(broken)?.is_some(),
@@ -272,13 +277,13 @@ fn compare(
     })
 }
 
-/// The number of certificates without a status.
+/// The certificates without a status.
 fn statuses(
     devices: &[VerifiedDevice<'_>],
     rims: &[Rim],
     statuses: &[&[u8]],
     now: u64,
-) -> Result<usize, GpuError> {
+) -> Result<Vec<WantedStatus>, GpuError> {
     let at = |index| move |error| GpuError::Ocsp { index, error };
     let mut parsed = Vec::with_capacity(statuses.len());
     for (index, bytes) in statuses.iter().enumerate() {
@@ -308,5 +313,6 @@ fn statuses(
         status.check(issuer, now).map_err(at(index))?;
         *stated = true;
     }
-    Ok(stated.iter().filter(|stated| !**stated).count())
+    let missing = pairs.iter().zip(&stated).filter(|(_, stated)| !**stated);
+    Ok(missing.map(|((certificate, issuer), _)| WantedStatus::of(certificate, issuer)).collect())
 }

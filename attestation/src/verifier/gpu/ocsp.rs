@@ -171,6 +171,11 @@ impl<'a> Status<'a> {
         })
     }
 
+    /// When the responder knew it.
+    pub(super) const fn made(&self) -> u64 {
+        self.this_update
+    }
+
     /// Whether this is about `certificate`, which `issuer` issued.
     pub(super) fn is_about(&self, certificate: &Certificate<'_>, issuer: &Certificate<'_>) -> bool {
         let algorithm = if self.name_hash.len() == 32 { &SHA256 } else { &SHA384 };

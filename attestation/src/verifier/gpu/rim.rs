@@ -11,7 +11,7 @@ use thiserror::Error;
 use super::xml::{self, Element, XmlError};
 use crate::gpu::certificate::{self, ChainError};
 use crate::gpu::pem::base64;
-use crate::gpu::{DeviceKind, GpuRoots, VerifiedDevice};
+use crate::gpu::{DeviceKind, GpuRoots, Runs, VerifiedDevice};
 
 /// Why a manifest is not believed.
 #[derive(Clone, Debug, Eq, Error, PartialEq)]
@@ -72,35 +72,8 @@ impl Rim {
     /// The first check that fails, in the order of the numbers in the source.
     pub fn verify(bytes: &[u8], roots: GpuRoots, now: u64) -> Result<Self, RimError> {
         // 1. A document of the subset, with the parts of a manifest.
-        let text = std::str::from_utf8(bytes).map_err(|error| {
-            RimError::Xml(XmlError { offset: error.valid_up_to(), expected: "utf-8" })
-        })?;
-        let root = xml::parse(text)?;
-        let parts = root.elements().ok_or(RimError::Form { field: "content" })?;
-        let [entity, meta, payload, signature] = parts.as_slice() else {
-            return Err(RimError::Form { field: "content" });
-        };
-        for (element, name) in [
-            (&root, "SoftwareIdentity"),
-            (entity, "ns0:Entity"),
-            (meta, "ns0:Meta"),
-            (payload, "ns0:Payload"),
-            (signature, "ds:Signature"),
-        ] {
-            if element.name != name {
-                return Err(RimError::Form { field: name });
-            }
-        }
-        for (element, name, uri) in [
-            (&root, "xmlns", SWID),
-            (&root, "xmlns:ns0", SWID),
-            (&root, "xmlns:ns2", XMLENC_SHA384),
-            (signature, "xmlns:ds", XMLDSIG),
-        ] {
-            if element.attribute(name) != Some(uri) {
-                return Err(RimError::Form { field: name });
-            }
-        }
+        let root = document(bytes)?;
+        let Parts { entity, meta, payload, signature } = Parts::of(&root)?;
 
         // 2. Signed in the one way: algorithms, and a reference to the whole document.
         let signed = Signed::read(signature)?;
@@ -170,6 +143,78 @@ impl Rim {
     #[must_use]
     pub fn overlap(&self, other: &Self) -> Option<usize> {
         self.golden.keys().find(|index| other.golden.contains_key(index)).copied()
+    }
+}
+
+/// What bytes say that they are, if they are a manifest at all; nothing about it is proved.
+pub(super) struct Claimed {
+    pub(super) kind: DeviceKind,
+    pub(super) product: String,
+    pub(super) version: String,
+    /// Certificates in DER, back to back.
+    pub(super) chain: Vec<u8>,
+}
+
+impl Claimed {
+    pub(super) fn read(bytes: &[u8]) -> Result<Self, RimError> {
+        let root = document(bytes)?;
+        let Parts { entity, meta, signature, .. } = Parts::of(&root)?;
+        let (kind, product, version) = meta_of(&root, entity, meta)?;
+        Ok(Self { kind, product, version, chain: Signed::read(signature)?.chain })
+    }
+
+    /// Whether it says that it is for the driver or the VBIOS of such a device.
+    pub(super) fn is_for(&self, runs: &Runs) -> bool {
+        let mut versions = runs.driver.iter().chain([&runs.vbios]);
+        self.kind == runs.kind
+            && self.product == runs.chip
+            && versions.any(|version| self.version.eq_ignore_ascii_case(version))
+    }
+}
+
+fn document(bytes: &[u8]) -> Result<Element<'_>, RimError> {
+    let text = std::str::from_utf8(bytes).map_err(|error| {
+        RimError::Xml(XmlError { offset: error.valid_up_to(), expected: "utf-8" })
+    })?;
+    Ok(xml::parse(text)?)
+}
+
+/// The elements in a manifest.
+struct Parts<'a> {
+    entity: &'a Element<'a>,
+    meta: &'a Element<'a>,
+    payload: &'a Element<'a>,
+    signature: &'a Element<'a>,
+}
+
+impl<'a> Parts<'a> {
+    fn of(root: &'a Element<'a>) -> Result<Self, RimError> {
+        let parts = root.elements().ok_or(RimError::Form { field: "content" })?;
+        let [entity, meta, payload, signature] = parts.as_slice() else {
+            return Err(RimError::Form { field: "content" });
+        };
+        for (element, name) in [
+            (&root, "SoftwareIdentity"),
+            (entity, "ns0:Entity"),
+            (meta, "ns0:Meta"),
+            (payload, "ns0:Payload"),
+            (signature, "ds:Signature"),
+        ] {
+            if element.name != name {
+                return Err(RimError::Form { field: name });
+            }
+        }
+        for (element, name, uri) in [
+            (&root, "xmlns", SWID),
+            (&root, "xmlns:ns0", SWID),
+            (&root, "xmlns:ns2", XMLENC_SHA384),
+            (signature, "xmlns:ds", XMLDSIG),
+        ] {
+            if element.attribute(name) != Some(uri) {
+                return Err(RimError::Form { field: name });
+            }
+        }
+        Ok(Self { entity, meta, payload, signature })
     }
 }
 
@@ -279,6 +324,11 @@ fn meta_of(
         (meta, "ns1:PlatformManufacturerId", "5703"),
     ] {
         if element.attribute(field) != Some(expected) {
+            return Err(RimError::Form { field });
+        }
+    }
+    for (element, field) in [(entity, "ns0:Entity"), (meta, "ns0:Meta")] {
+        if !element.children.is_empty() {
             return Err(RimError::Form { field });
         }
     }

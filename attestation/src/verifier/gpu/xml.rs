@@ -80,8 +80,8 @@ impl<'a> Element<'a> {
         }
     }
 
-    /// The canonical form of this element without its children named `without`; `around` are the
-    /// elements that it stands in, outermost first.
+    /// The canonical form of this element without its own children named `without`, whatever is
+    /// further in; `around` are the elements that it stands in, outermost first.
     pub(super) fn canonical(&self, around: &[&Self], without: Option<&str>) -> String {
         let mut bound = Vec::new();
         for element in around {
@@ -128,7 +128,7 @@ impl<'a> Element<'a> {
                 Node::Element(element) => {
                     let mut inner = scope.to_vec();
                     inner.extend(element.attributes.iter().filter(|(n, _)| is_binding(n)));
-                    element.write(&[], &inner, without, out);
+                    element.write(&[], &inner, None, out);
                 }
             }
         }
@@ -268,6 +268,9 @@ mod tests {
              <a:e></a:e><b:f>x</b:f></s>"
         );
         assert!(root.canonical(&[], Some("b:f")).ends_with("<a:e></a:e></s>"));
+        // What is left out is the document's own signature, none that was put somewhere else.
+        let inner = parse("<s><a><f>x</f></a><f>y</f></s>").unwrap();
+        assert_eq!(inner.canonical(&[], Some("f")), "<s><a><f>x</f></a></s>");
         let Some(Node::Element(inner)) = root.children.last() else { panic!("an element") };
         assert_eq!(
             inner.canonical(&[&root], None),

@@ -2,8 +2,8 @@
 
 use aws_lc_rs::digest::{SHA384, digest};
 
+use super::der::{bit_string, integer, seq, tlv};
 use super::issue::{CertificateDraft, ECDSA_SHA384, Key, common_name};
-use crate::simulated::der::{bit_string, integer, seq, tlv};
 
 /// A status to be signed.
 #[derive(Clone)]

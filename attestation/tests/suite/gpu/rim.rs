@@ -16,6 +16,8 @@ pub(crate) struct RimDraft {
     /// What is expected of each measurement; nothing where it is not active.
     pub golden: Vec<Vec<[u8; 48]>>,
     pub algorithm: &'static str,
+    /// Text that is replaced before the manifest is signed, wherever it stands.
+    pub twist: (&'static str, &'static str),
 }
 
 impl RimDraft {
@@ -27,12 +29,14 @@ impl RimDraft {
         }
         let algorithm = "http://www.w3.org/2001/04/xmldsig-more#ecdsa-sha384";
         let version = version.to_owned();
-        Self { edition: "GPU", product: "GH100".to_owned(), version, golden, algorithm }
+        let product = "GH100".to_owned();
+        Self { edition: "GPU", product, version, golden, algorithm, twist: ("\0", "") }
     }
 
     /// The manifest, signed by `signer`.
     pub(crate) fn sign(&self, signer: &Signer) -> String {
-        let digest = base64(digest(&SHA384, self.document(true, "").as_bytes()).as_ref());
+        let signed = self.twisted(&self.document(true, ""));
+        let digest = base64(digest(&SHA384, signed.as_bytes()).as_ref());
         let info = self.signed_info(&digest, true);
         let value = base64(&signer.key.sign_fixed(info.as_bytes()));
         let certificates: String = signer
@@ -45,7 +49,11 @@ impl RimDraft {
              <ds:KeyInfo><ds:X509Data>{certificates}</ds:X509Data></ds:KeyInfo></ds:Signature>",
             self.signed_info(&digest, false)
         );
-        self.document(false, &signature) + "\n"
+        self.twisted(&self.document(false, &signature)) + "\n"
+    }
+
+    fn twisted(&self, document: &str) -> String {
+        document.replace(self.twist.0, self.twist.1)
     }
 
     fn document(&self, canonical: bool, signature: &str) -> String {

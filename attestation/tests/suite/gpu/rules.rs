@@ -24,7 +24,7 @@ fn honest_gpus_are_accepted() {
             world.world.policy.appraise(&bundle, &world.world.challenge).expect("they are honest");
         let gpus = verified.gpus().expect("GPUs");
         assert_eq!(gpus.devices().len(), usize::from(count));
-        assert_eq!(gpus.without_status(), 0);
+        assert_eq!(gpus.without_status(), []);
         assert!(gpus.devices().iter().all(|gpu| gpu.driver_compared && gpu.vbios_compared));
         let name = "NV_GPU_VBIOS_1010_0200_882_9600CF0002";
         assert_eq!(gpus.devices()[0].vbios_manifest.as_deref(), Some(name));
@@ -49,7 +49,7 @@ fn what_a_policy_gives_up_is_not_checked_and_is_said() {
     let bundle = world.parts().bundle();
     let verified = world.world.policy.appraise(&bundle, &world.world.challenge).expect("given up");
     // The device's certificate: roots have no status, and attestation keys are unknown to NVIDIA.
-    assert_eq!(verified.gpus().expect("GPUs").without_status(), 1);
+    assert_eq!(verified.gpus().expect("GPUs").without_status().len(), 1);
     let explained = verified.explain().not_proved;
     assert!(explained.iter().any(|line| line.starts_with("What firmware and driver")));
     assert!(explained.iter().any(|line| line.contains("were not revoked")));
@@ -229,6 +229,19 @@ const CERTIFICATES: &[Row] = &[
         })
     }),
     ("gpu.certificate.leaf", |w| reissue(w, |leaf, _| drop(leaf.extensions.remove(0)))),
+    // A responder's key signs statuses, and no reports.
+    ("gpu.certificate.leaf", |w| {
+        reissue(w, |leaf, _| {
+            leaf.extensions.extend(responder(&[], &Key::generate()).extensions.pop())
+        })
+    }),
+    // The root certifies other devices as well.
+    ("gpu.certificate.kind", |w| {
+        reissue(w, |leaf, device| {
+            device.subject = device_name("BF3 A01 BROM", "410000000000000001");
+            leaf.issuer.clone_from(&device.subject);
+        })
+    }),
     ("gpu.certificate.validity", |w| reissue(w, |_, device| device.not_after = "20260531235959Z")),
     ("gpu.certificate.validity", |w| reissue(w, |leaf, _| leaf.not_before = "20260601000001Z")),
     ("gpu.certificate.name", |w| {
@@ -266,6 +279,9 @@ fn replaced(rims: &mut [Vec<u8>], from: &str, to: &str) {
     }
 }
 
+/// A second signature behind the first.
+const WRAPPED: &str = "<ds:Signature/></SoftwareIdentity>";
+
 const RIMS: &[Row] = &[
     ("gpu.endorsements", |w| w.endorsements = |rims, _| rims.push(Vec::new())),
     ("gpu.rim.xml", |w| w.endorsements = |rims, _| rims[0].insert(0, b' ')),
@@ -275,6 +291,46 @@ const RIMS: &[Row] = &[
     ("gpu.rim.form", |w| {
         w.endorsements = |rims, _| replaced(rims, "</ds:X509Data>", "</ds:X509Data>\n ")
     }),
+    // The document's signature is not in its digest, and another one in an odd place is.
+    ("gpu.rim.form", |w| w.endorsements = |rims, _| replaced(rims, "</SoftwareIdentity>", WRAPPED)),
+    ("gpu.rim.digest", |w| {
+        let within = |rims: &mut Vec<Vec<u8>>, _: &mut Vec<Vec<u8>>| {
+            replaced(rims, "tagCreator\"/>", "tagCreator\"><ds:Signature/></ns0:Entity>");
+        };
+        w.endorsements = within;
+    }),
+    ("gpu.rim.form", |w| {
+        let second = "</ds:Reference><ds:Reference URI=\"\"><ds:DigestValue>AA==</ds:DigestValue></ds:Reference>";
+        w.driver_rim.twist = ("</ds:Reference>", second);
+    }),
+    ("gpu.rim.form", |w| w.driver_rim.twist = ("Reference URI=\"\"", "Reference URI=\"#a\"")),
+    ("gpu.rim.form", |w| {
+        w.driver_rim.twist = ("2000/09/xmldsig#enveloped-signature", "2000/09/xmldsig#base64")
+    }),
+    ("gpu.rim.form", |w| w.driver_rim.twist = ("2006/12/xml-c14n11", "2001/10/xml-exc-c14n#")),
+    ("gpu.rim.form", |w| w.driver_rim.twist = ("xmldsig-more#sha384", "xmldsig-more#sha256")),
+    ("gpu.rim.xml", |w| w.driver_rim.twist = ("</ns0:Payload>", "<!-- --></ns0:Payload>")),
+    ("gpu.rim.xml", |w| w.driver_rim.twist = ("revision=\"r1\"", "revision=\"&#114;1\"")),
+    ("gpu.rim.form", |w| w.driver_rim.twist = ("corpus=\"false\"", "corpus=\"true\"")),
+    ("gpu.rim.form", |w| w.driver_rim.twist = ("NVIDIA Corporation", "Nvidia Corporation")),
+    ("gpu.rim.form", |w| {
+        w.driver_rim.twist = ("PayloadType=\"direct\"", "PayloadType=\"indirect\"")
+    }),
+    ("gpu.rim.form", |w| w.driver_rim.twist = (" name=\"GH100\"", " name=\"GH200\"")),
+    ("gpu.rim.form", |w| w.driver_rim.twist = ("ns0:Payload", "ns0:Payloae")),
+    // Measurements: the index twice, one left out, and what does not have the form.
+    ("gpu.rim.form", |w| w.driver_rim.twist = (" index=\"9\"", " index=\"8\"")),
+    ("gpu.rim.form", |w| w.driver_rim.twist = (" index=\"63\"", " index=\"64\"")),
+    ("gpu.rim.form", |w| w.driver_rim.twist = (" size=\"48\"", " size=\"32\"")),
+    ("gpu.rim.form", |w| w.driver_rim.twist = (" alternatives=\"2\"", " alternatives=\"3\"")),
+    ("gpu.rim.form", |w| w.driver_rim.twist = (" active=\"True\"", " active=\"true\"")),
+    ("gpu.rim.form", |w| w.driver_rim.twist = (" type=\"Measurement\"", " type=\"Other\"")),
+    ("gpu.rim.form", |w| w.driver_rim.twist = ("ns2:Hash0=\"ee", "ns2:Hash0=\"EE")),
+    ("gpu.rim.form", |w| w.driver_rim.twist = ("ns2:Hash0=\"eeee", "ns2:Hash0=\"ee")),
+    ("gpu.rim.form", |w| {
+        w.driver_rim.twist = (" name=\"Measurement_3\"", " name=\"Measurement_3\" note=\"x\"")
+    }),
+    ("gpu.rim.form", |w| w.driver_rim.twist = ("ns0:Resource", "ns0:Resourcf")),
     ("gpu.rim.form", |w| {
         w.driver_rim.algorithm = "http://www.w3.org/2001/04/xmldsig-more#rsa-sha384"
     }),

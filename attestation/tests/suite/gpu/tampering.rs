@@ -4,13 +4,20 @@ use std::num::NonZero;
 use std::thread;
 use std::time::Instant;
 
+use aws_lc_rs::digest::{SHA384, digest};
 use chrysalis_attestation::gpu::GpuRoots;
-use chrysalis_attestation::verifier::gpu::verify_gpus;
+use chrysalis_attestation::verifier::gpu::{endorsements_of_use, verify_gpus};
+use chrysalis_protocol::freshness::{Freshness, Tree};
 use chrysalis_protocol::gpu::{Device, GpuEndorsements};
-use chrysalis_protocol::statement::{Statement, gpu_digest};
+use chrysalis_protocol::hpke::KemKeyPair;
+use chrysalis_protocol::secret::Secret;
+use chrysalis_protocol::statement::{Kind, Statement, gpu_digest};
 
+use super::device::root_key;
+use super::issue::root_name;
 use super::world::GpuWorld;
-use crate::simulated::NOW;
+use crate::simulated::der::tlv;
+use crate::simulated::{NONCE, NOW, Parts};
 use crate::vectors::flipped;
 
 #[test]
@@ -80,6 +87,158 @@ fn cuts_extensions_and_foreign_sections_are_refused() {
     // Both lists hold what they held before.
     assert!(GpuEndorsements::parse(&endorsements).is_ok());
     assert_eq!(Device::parse_all(honest.gpu.as_deref().unwrap()).unwrap().len(), 1);
+}
+
+/// A section of another boot's evidence in place of this one's.
+type Swap = fn(&mut Parts, &Parts);
+/// What is different, and how.
+type Other = (&'static str, fn(&mut GpuWorld));
+
+/// Enclaves with the same GPUs, each accepted by itself.
+const OTHERS: [Other; 5] = [
+    ("another boot", |w| {
+        w.world.statement.boot_id = [1; 16];
+        w.world.report.report_id = [1; 32];
+    }),
+    ("another epoch", |w| {
+        w.world.statement.epoch = 8;
+        w.world.key_config.epoch = 8;
+    }),
+    ("another key", |w| {
+        let keys = KemKeyPair::derive(&Secret::from([1; 32]));
+        w.world.key_config.sealing_key = keys.sealing_key().clone();
+    }),
+    ("another model", |w| w.world.header.data_root = [9; 32]),
+    ("other gpus", |w| {
+        let others = GpuWorld::honest(2);
+        (w.devices, w.signer, w.statuses) = (others.devices, others.signer, others.statuses);
+    }),
+];
+
+#[test]
+fn no_mixture_of_two_boots_evidence_and_gpus_is_accepted() {
+    let swaps: [Swap; 6] = [
+        |to, from| to.statement.clone_from(&from.statement),
+        |to, from| to.report.clone_from(&from.report),
+        |to, from| to.key_config.clone_from(&from.key_config),
+        |to, from| to.package.clone_from(&from.package),
+        |to, from| to.freshness.clone_from(&from.freshness),
+        // What vouches for GPUs goes along: by itself it belongs to no enclave.
+        |to, from| {
+            to.gpu.clone_from(&from.gpu);
+            to.gpu_rim.clone_from(&from.gpu_rim);
+        },
+    ];
+    let mut mixtures = 0;
+    let nonces = [NONCE, [0; 32]];
+    for ((other, change), nonce) in OTHERS.iter().flat_map(|row| nonces.map(|nonce| (row, nonce))) {
+        let mut here = GpuWorld::honest(2);
+        here.world.statement.nonce = nonce;
+        let honest = fresh(&here);
+        change(&mut here);
+        let foreign = fresh(&here);
+        let mut judge = here.world.clone();
+        let models = [&honest, &foreign].map(|parts| {
+            Statement::from_bytes(&parts.statement).expect("a statement").content_digest
+        });
+        judge.policy.content_digests = models.to_vec();
+        for taken in 0..1_u32 << swaps.len() {
+            let mut parts = honest.clone();
+            for (bit, swap) in swaps.iter().enumerate() {
+                if taken >> bit & 1 == 1 {
+                    swap(&mut parts, &foreign);
+                }
+            }
+            let expected = [&honest, &foreign].iter().any(|of| signed(&parts) == signed(of));
+            let found = judge.appraise(&parts);
+            assert_eq!(found.is_ok(), expected, "{taken:#08b} of {other}: {found:?}");
+            mixtures += usize::from(!expected);
+        }
+    }
+    println!("{mixtures} mixtures of two boots' evidence with GPUs, none accepted");
+}
+
+/// Evidence over the challenge itself, or of an epoch and refreshed over a batch in which it is.
+fn fresh(world: &GpuWorld) -> Parts {
+    let mut parts = world.parts();
+    let served = Statement::from_bytes(&parts.statement).expect("a statement");
+    if served.nonce != NONCE {
+        let tree = Tree::new(&[[1; 32], NONCE]).expect("a batch");
+        let (nonce, prev_digest) = (tree.root(), served.digest());
+        let statement = Statement { kind: Kind::Freshness, nonce, prev_digest, ..served };
+        let (report, _) = world.world.attest(&statement);
+        let path = tree.path(1).expect("two leaves");
+        let section = Freshness { statement: &statement.to_bytes(), report: &report, path };
+        parts.freshness = Some(section.to_bytes());
+    }
+    parts
+}
+
+/// What has to be of one enclave, without the platform's signatures, which differ each time.
+fn signed(parts: &Parts) -> [Vec<u8>; 6] {
+    let freshness = parts.freshness.as_deref().unwrap_or_default();
+    [
+        parts.statement.clone(),
+        parts.report[..0x2A0].to_vec(),
+        parts.key_config.clone(),
+        parts.package.clone(),
+        // Statement 512, length 4, report.
+        freshness.get(..512 + 4 + 0x2A0).unwrap_or_default().to_vec(),
+        parts.gpu.clone().unwrap_or_default(),
+    ]
+}
+
+#[test]
+fn of_what_is_at_hand_what_is_of_use_is_taken_and_the_rest_is_asked_for() {
+    let mut world = GpuWorld::honest(1);
+    let evidence = world.parts().gpu.unwrap();
+    let whole = world.parts().gpu_rim.unwrap();
+    let mine = GpuEndorsements::parse(&whole).unwrap();
+    // A folder of many machines': other versions, other devices, an older status, and other files.
+    let stranger = GpuWorld::protected_pcie().parts().gpu_rim.unwrap();
+    let mut stranger = GpuEndorsements::parse(&stranger).unwrap();
+    stranger.rims.retain(|rim| rim.windows(6).any(|text| text == b"SWITCH"));
+    assert_eq!(stranger.rims.len(), 1);
+    world.driver_rim.version = "570.1.1".to_owned();
+    world.statuses[0].this_update = "20260530000000Z";
+    world.statuses[0].next_update = "20260531000000Z";
+    let old = world.parts().gpu_rim.unwrap();
+    let old = GpuEndorsements::parse(&old).unwrap();
+    let all = GpuEndorsements {
+        rims: [&mine.rims[..], &old.rims, &stranger.rims, &[b"<a/>"]].concat(),
+        statuses: [&mine.statuses[..], &old.statuses, &stranger.statuses, &[b"0"]].concat(),
+    };
+    let taken = endorsements_of_use(&evidence, &all);
+    let world = GpuWorld { driver_rim: GpuWorld::honest(1).driver_rim, ..world };
+    let mut parts = world.parts();
+    let statement = Statement::from_bytes(&parts.statement).unwrap();
+    parts.gpu_rim = Some(taken);
+    // The older manifests were signed by the same signer, and these are accepted whole.
+    let evidence = parts.gpu.clone().unwrap();
+    let section = parts.gpu_rim.unwrap();
+    let verified =
+        verify_gpus(&evidence, Some(&section), &statement, GpuRoots::Simulated, NOW).unwrap();
+    assert_eq!(verified.without_status(), []);
+    assert!(verified.devices()[0].driver_compared && verified.devices()[0].vbios_compared);
+
+    // Nothing at hand: what is wanted has its names, and questions that the statuses answer.
+    let none = endorsements_of_use(&evidence, &GpuEndorsements::default());
+    let verified =
+        verify_gpus(&evidence, Some(&none), &statement, GpuRoots::Simulated, NOW).unwrap();
+    let [wanted] = verified.without_status() else { panic!("one device's certificate") };
+    let name = "GH100 A01 GSP BROM of Chrysalis simulated GPU root, proves nothing (serial 01)";
+    assert_eq!(wanted.certificate, name);
+    assert_eq!(wanted.request[..4], [0x30, 0x7E, 0x30, 0x7C]);
+    let hash = |bytes: &[u8]| digest(&SHA384, bytes).as_ref().to_vec();
+    let id = [hash(&root_name()), hash(root_key().point())].map(|hash| tlv(0x04, &hash)).concat();
+    assert!(wanted.request.ends_with(&[id.as_slice(), &[0x02, 0x01, 0x01]].concat()));
+    let device = &verified.devices()[0];
+    assert_eq!(device.driver_manifest.as_deref(), Some("NV_GPU_DRIVER_GH100_580.95.05"));
+    // No section at all says the same as an empty one.
+    assert_eq!(
+        verify_gpus(&evidence, None, &statement, GpuRoots::Simulated, NOW).as_ref(),
+        Ok(&verified)
+    );
 }
 
 /// Every how manieth bit is tried: each one with `CHRYSALIS_ALL_BITS`, otherwise a prime's
