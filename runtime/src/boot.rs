@@ -24,6 +24,7 @@ use chrysalis_protocol::package::{
 use chrysalis_protocol::rand_core::Rng;
 use chrysalis_protocol::receipt::{ReceiptError, ReceiptKey};
 use chrysalis_protocol::secret::Secret;
+use chrysalis_protocol::statement::Tee;
 
 use crate::config::LaunchConfig;
 use crate::counters::Counters;
@@ -150,6 +151,8 @@ impl EnclaveOptions {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Progress {
+    /// Whether the package's digest stands in the guest's own register; on platforms that have one (TDX: RTMR3).
+    Measured(bool),
     /// The socket is bound and the package's key is awaited.
     AwaitingKey,
     /// Segments loaded, of all.
@@ -222,6 +225,7 @@ struct Boot {
     identity: Identity,
     receipt_key: ReceiptKey,
     attester: Box<dyn Attester>,
+    measured: bool,
     hub: Hub,
     counters: Arc<Counters>,
 }
@@ -244,7 +248,7 @@ impl Boot {
         if launched != given {
             return Err(BootError::LaunchConfig { launched, given });
         }
-        attester.measure_package(&public.package_digest())?;
+        let measured = attester.measure_package(&public.package_digest())?;
         let mut rng = SystemRng::default();
         let attester = with_gpus(attester, &options, &mut rng)?;
         let receipt_key = ReceiptKey::from_seed(&Secret::random(&mut rng))?;
@@ -267,10 +271,24 @@ impl Boot {
         let listener = Listener::bind(&options.listen).map_err(listen_error)?;
         let hub =
             Hub::start(listener, options.limits, Arc::clone(&counters)).map_err(listen_error)?;
-        Ok(Self { options, files, main, public, identity, receipt_key, attester, hub, counters })
+        Ok(Self {
+            options,
+            files,
+            main,
+            public,
+            identity,
+            receipt_key,
+            attester,
+            measured,
+            hub,
+            counters,
+        })
     }
 
     fn run(mut self, mut report: impl FnMut(Progress) + Send) -> Result<(), BootError> {
+        if self.identity.tee == Tee::Tdx {
+            report(Progress::Measured(self.measured));
+        }
         let (key, lease) = if self.public.header().sealed {
             report(Progress::AwaitingKey);
             match self.await_key()? {

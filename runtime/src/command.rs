@@ -114,6 +114,11 @@ fn run(args: Args) -> Result<(), CommandError> {
         ..EnclaveOptions::new(args.package, args.listen)
     };
     let enclave = Enclave::start(options, attester, move |progress| match progress {
+        Progress::Measured(true) => say("RTMR3 is extended with the package's digest"),
+        Progress::Measured(false) => say(
+            "RTMR3 is not extended: this kernel has no rtmr3:sha384 (Linux 6.16); policies with rtmr3 = [\"package\"] \
+             refuse this enclave",
+        ),
         Progress::AwaitingKey => {
             say(&format!("listening on {address}, waiting for the package key"));
         }

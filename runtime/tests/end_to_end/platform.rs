@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 
 use chrysalis_attestation::attester::simulated::Simulated;
 use chrysalis_attestation::attester::tsm::{Configfs, Tsm};
-use chrysalis_attestation::attester::{Attester, AttesterError};
+use chrysalis_attestation::attester::{Attester, AttesterError, Evidence};
 use chrysalis_attestation::verifier::{Roots, verify_snp};
 use chrysalis_client::{ClientError, Endorsing};
 use chrysalis_protocol::bundle::Bundle;
 use chrysalis_protocol::statement::{Kind, Statement, Tee};
-use chrysalis_runtime::boot::{BootError, SIMULATED_MEASUREMENT};
+use chrysalis_runtime::boot::{BootError, Progress, SIMULATED_MEASUREMENT};
 use chrysalis_runtime::config::LaunchConfig;
 use chrysalis_runtime::limits::Limits;
 
@@ -41,7 +41,7 @@ impl Configfs for Kernel {
             "provider" => Ok(b"sev_guest\n".to_vec()),
             "generation" => Ok(format!("{generation}\n").into_bytes()),
             "outblob" => Ok(self.platform.attest(&data).unwrap().report),
-            _ => Err(io::ErrorKind::PermissionDenied.into()),
+            _ => Err(io::ErrorKind::NotFound.into()),
         }
     }
 
@@ -99,6 +99,43 @@ fn a_guest_that_was_launched_for_another_config_does_not_start() {
     assert!(matches!(refused, BootError::LaunchConfig { .. }), "{refused}");
     assert!(refused.to_string().contains("HOST_DATA"));
     assert!(!model.folder.path().join("socket").exists(), "nothing listens");
+}
+
+/// A platform with a register of the guest's own, which takes what it is told to take.
+struct Registered(Simulated, bool);
+
+impl Attester for Registered {
+    fn tee(&self) -> Tee {
+        Tee::Tdx
+    }
+
+    fn attest(&mut self, report_data: &[u8; 64]) -> Result<Evidence, AttesterError> {
+        self.0.attest(report_data)
+    }
+
+    fn launch_config_digest(&mut self) -> Result<[u8; 32], AttesterError> {
+        self.0.launch_config_digest()
+    }
+
+    fn measure_package(&mut self, _package_digest: &[u8; 48]) -> Result<bool, AttesterError> {
+        Ok(self.1)
+    }
+}
+
+#[test]
+fn whether_the_register_was_extended_is_told() {
+    for taken in [true, false] {
+        let model = Model::new(&OPEN);
+        let config = LaunchConfig::parse(QUICK.as_bytes()).unwrap();
+        let platform = Simulated::new(config.digest(), SIMULATED_MEASUREMENT).unwrap();
+        let socket = model.folder.path().join("socket");
+        let attester = Box::new(Registered(platform, taken));
+        let running =
+            Running::start_on(attester, &model.path, &socket, config, Limits::default()).unwrap();
+        assert_eq!(running.progress(), Progress::Measured(taken));
+        running.wait_until_serving();
+        running.enclave.stop().unwrap();
+    }
 }
 
 /// What the simulated platform gives beside its reports.

@@ -245,10 +245,13 @@ impl Running {
         owner.release(&model.policy, key, &TERMS).map(|_| ())
     }
 
+    /// The next thing that the boot tells.
+    pub(crate) fn progress(&self) -> Progress {
+        self.progress.lock().unwrap().recv_timeout(Duration::from_secs(20)).unwrap()
+    }
+
     pub(crate) fn wait_until_serving(&self) {
-        let patience = Duration::from_secs(20);
-        let progress = self.progress.lock().unwrap();
-        while progress.recv_timeout(patience).unwrap() != Progress::Serving {}
+        while self.progress() != Progress::Serving {}
     }
 
     pub(crate) fn connect(&self) -> Connection {
