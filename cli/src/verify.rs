@@ -59,7 +59,7 @@ pub fn run(args: &VerifyArgs) -> Result<(), CliError> {
             explanation: enclave.explain(),
             challenge: Judged { nonce, unix_time: challenge.now_unix },
             eat: enclave.eat(&challenge),
-            ear: enclave.ear(&policy, &challenge),
+            ear: enclave.ear(&challenge),
         });
     }
     print(&enclave)

@@ -1,7 +1,7 @@
-//! Floors files: none is read but the one that was signed.
+//! Signed files, floors and platform registries: none is read but the one that was signed.
 #![no_main]
 
-use chrysalis_attestation::policy::{FLOORS_SIGNER, Floors};
+use chrysalis_attestation::policy::{FLOORS_SIGNER, Floors, Registry};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
@@ -12,6 +12,9 @@ fuzz_target!(|bytes: &[u8]| {
         *to ^= from;
     }
     assert_eq!(Floors::open(&file, &FLOORS_SIGNER).is_ok(), file == BUILT_IN);
+    // The signer of floors has signed no registry: its head over the same bytes.
+    file[..8].copy_from_slice(b"CHRY-PR1");
+    assert!(Registry::open(&file, &FLOORS_SIGNER).is_err());
 });
 
 const BUILT_IN: &[u8] = include_bytes!("../../attestation/src/floors/amd.floors");

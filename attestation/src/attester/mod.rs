@@ -195,7 +195,7 @@ pub enum AttesterError {
         reason: String,
     },
     /// An attribute has another form than the interface's.
-    #[error("{} is {found:?}, which is no number", path.display())]
+    #[error("{} is {found:?}, which is no number that it can be", path.display())]
     Attribute {
         /// The attribute.
         path: PathBuf,

@@ -152,6 +152,7 @@ impl Tsm {
             if found != expected {
                 return Err(AttesterError::Provider { found, expected });
             }
+            privilege_level(fs, entry)?;
             undisturbed(fs, entry, report_data)
         })?;
         let (bytes, found) = match tee {
@@ -204,6 +205,29 @@ impl Attester for Tsm {
             // Kernels before 6.16: a policy that wants the register extended will refuse.
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(error) => Err(failed("extend", &self.rtmr3, &error)),
+        }
+    }
+}
+
+/// Asks at the highest level that the guest has: 0, or the one that an SVSM leaves to it. TDX has
+/// no such levels.
+fn privilege_level(fs: &mut dyn Configfs, entry: &Path) -> Result<(), AttesterError> {
+    let floor = entry.join("privlevel_floor");
+    let found = match fs.read(&floor) {
+        Ok(found) => found,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(failed("read", &floor, &error)),
+    };
+    let level = found.trim_ascii();
+    match level {
+        b"0" => Ok(()),
+        b"1" | b"2" | b"3" => {
+            let path = entry.join("privlevel");
+            fs.write(&path, level).map_err(|error| failed("write", &path, &error))
+        }
+        _ => {
+            let found = String::from_utf8_lossy(level).into_owned();
+            Err(AttesterError::Attribute { path: floor, found })
         }
     }
 }

@@ -9,12 +9,15 @@ use chrysalis_protocol::statement::{
     KeyConfig, Kind, ReportData, ServingPolicy, Statement, StatementError, Tee,
 };
 
-use super::verified::{Appraised, VerifiedEnclave, VerifiedKeyRelease};
+use super::verified::{Appraised, TrustedBy, VerifiedEnclave, VerifiedKeyRelease};
 use super::{
-    AppraisalPolicy, MaxAge, PlatformError, PlatformTrust, Rejection, TdxDemand, gpu, platform, tdx,
+    AppraisalPolicy, MaxAge, PlatformError, PlatformTrust, RegistryTrust, Rejection, Table,
+    TdxDemand, gpu, platform, tdx,
 };
 use crate::quote;
-use crate::verifier::{PlatformEvidence, Roots, TdxPlatformDemand, verify_snp, verify_tdx};
+use crate::verifier::{
+    HardwareId, PlatformEvidence, Roots, TdxPlatformDemand, verify_snp, verify_tdx,
+};
 
 /// What the caller knows when evidence arrives.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -93,12 +96,7 @@ impl AppraisalPolicy {
         let gpus = gpu::appraise(self, &bundle, &statement, judge.roots(), challenge.now_unix)?;
 
         // 9. Platform trust choice.
-        if let PlatformTrust::Pinned(machines) = &self.platform {
-            let found = evidence.hardware_id();
-            if !machines.contains(&found) {
-                return Err(Rejection::Chip { found, count: machines.len() });
-            }
-        }
+        let trusted_by = self.machine(evidence.hardware_id(), challenge.now_unix)?;
 
         // 10. Freshness.
         let fresh = self.freshness(&bundle, &statement, &evidence, challenge, max_age)?;
@@ -108,7 +106,19 @@ impl AppraisalPolicy {
             Some(_) => Some(self.snp.floors_in_use().map_err(PlatformError::Floors)?.into_owned()),
             None => None,
         };
-        Ok(Appraised { statement, key_config, serving, package, evidence, floors, gpus, fresh })
+        let waived = self.dangerous.named();
+        Ok(Appraised {
+            statement,
+            key_config,
+            serving,
+            package,
+            evidence,
+            floors,
+            gpus,
+            fresh,
+            trusted_by,
+            waived,
+        })
     }
 
     /// Step 2, behind the layout: purpose and platform.
@@ -178,6 +188,27 @@ impl AppraisalPolicy {
             return Err(Rejection::Publisher { found, count: self.publishers.len() });
         }
         Ok(package)
+    }
+
+    /// Step 9: the machine is one that the policy trusts.
+    fn machine(&self, found: HardwareId, now: u64) -> Result<TrustedBy, Rejection> {
+        match &self.platform {
+            PlatformTrust::AnyGenuine => Ok(TrustedBy::Vendor),
+            PlatformTrust::Registry(RegistryTrust { file, minimum_version }) => {
+                file.value.holds(*minimum_version, now)?;
+                let Table { version, expires, ref records, .. } = *file.value.table();
+                if !found.is_one() || !records.contains(&found) {
+                    return Err(Rejection::Unregistered { found, version, count: records.len() });
+                }
+                Ok(TrustedBy::Registry { version, expires })
+            }
+            PlatformTrust::Pinned(machines) => {
+                if !found.is_one() || !machines.contains(&found) {
+                    return Err(Rejection::Chip { found, count: machines.len() });
+                }
+                Ok(TrustedBy::Pin)
+            }
+        }
     }
 
     /// Step 10: the statement itself, or a freshness statement over it, covers the challenge.

@@ -4,7 +4,7 @@ use chrysalis_protocol::statement::Tee;
 use serde::Serialize;
 
 use super::file::hex;
-use super::verified::Appraised;
+use super::verified::{Appraised, TrustedBy};
 use super::{FloorTable, Floors};
 use crate::report::Report;
 use crate::verifier::VerifiedQuote;
@@ -34,6 +34,10 @@ pub struct Claims {
     /// `CHIP_ID` of an SEV-SNP chip, or the PPID behind a TDX quote.
     pub chip_id: String,
     pub reported_tcb: String,
+    /// `any-genuine`, `registry` or `pinned`.
+    pub platform: &'static str,
+    /// Rules that the policy switches off, by its keys.
+    pub waived: Vec<&'static str>,
     pub uptime_ms: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub snp: Option<SnpClaims>,
@@ -63,6 +67,10 @@ pub struct SnpClaims {
 pub struct TdxClaims {
     pub tcb_status: String,
     pub tcb_date: String,
+    /// Number of the collateral's evaluation.
+    pub tcb_evaluation: u32,
+    /// Intel's advisories about the patch level.
+    pub advisories: Vec<String>,
     pub fmspc: String,
     pub td_attributes: String,
     pub xfam: String,
@@ -122,6 +130,12 @@ impl Appraised {
             product: self.evidence().product(),
             chip_id: hex(self.hardware_id().as_bytes()),
             reported_tcb: self.evidence().tcb(),
+            platform: match self.trusted_by() {
+                TrustedBy::Vendor => "any-genuine",
+                TrustedBy::Registry { .. } => "registry",
+                TrustedBy::Pin => "pinned",
+            },
+            waived: self.waived().to_vec(),
             uptime_ms: statement.uptime_ms,
             snp: self
                 .evidence()
@@ -139,34 +153,7 @@ impl Appraised {
         let statement = self.statement();
         let mut proved = Vec::new();
         let mut not_proved = Vec::new();
-        if self.simulated() {
-            not_proved.push(
-                "ANYTHING ABOUT THE MACHINE: the platform is simulated, its signing key is public, \
-                 and whoever runs it can read every prompt and answer. What follows is only what \
-                 the enclave says of itself."
-                    .to_owned(),
-            );
-        } else {
-            let vendor = if self.evidence().tdx().is_some() { "Intel" } else { "AMD" };
-            proved.push(format!(
-                "A genuine {vendor} {} machine ({}...) at patch levels {} signed the report.",
-                self.evidence().product(),
-                hex(self.hardware_id().as_bytes()).get(..16).unwrap_or_default(),
-                self.evidence().tcb(),
-            ));
-            proved.push(
-                "Its guest runs without debugging or migration by the host, and the machine is in \
-                 the state that the policy asks for."
-                    .to_owned(),
-            );
-            proved.extend(self.floors().map(|floors| {
-                let FloorTable { version, expires, .. } = floors.table();
-                format!(
-                    "Its firmware is not below the floors file, version {version}, which ends at \
-                     Unix time {expires}."
-                )
-            }));
-        }
+        self.explain_machine(&mut proved, &mut not_proved);
         proved.extend([
             format!(
                 "The report covers launch measurement {}, which the policy lists.",
@@ -197,7 +184,7 @@ impl Appraised {
         not_proved.extend(
             [
                 "Physical attacks: a device on the memory bus can read such machines, and no \
-                 software check finds it. Pin the chips of somebody you trust.",
+                 software check finds it. Trust the holder: pin chips, or name a registry.",
                 "What the listed image does: that is for whoever listed its measurement.",
                 "Availability, and that the host does not watch when and how long requests run.",
                 "Patch levels beyond the floors file and this policy, and that no issuer was revoked \
@@ -210,6 +197,64 @@ impl Appraised {
 }
 
 impl Appraised {
+    fn explain_machine(&self, proved: &mut Vec<String>, not_proved: &mut Vec<String>) {
+        if self.simulated() {
+            not_proved.push(
+                "ANYTHING ABOUT THE MACHINE: the platform is simulated, its signing key is public, \
+                 and whoever runs it can read every prompt and answer. What follows is only what \
+                 the enclave says of itself."
+                    .to_owned(),
+            );
+        } else {
+            let vendor = if self.evidence().tdx().is_some() { "Intel" } else { "AMD" };
+            proved.push(format!(
+                "A genuine {vendor} {} machine ({}...) at patch levels {} signed the report.",
+                self.evidence().product(),
+                hex(self.hardware_id().as_bytes()).get(..16).unwrap_or_default(),
+                self.evidence().tcb(),
+            ));
+            proved.push(
+                "Its guest runs without debugging or migration by the host, and the machine is in \
+                 the state that the policy asks for."
+                    .to_owned(),
+            );
+            proved.extend(self.floors().map(|floors| {
+                let FloorTable { version, expires, .. } = floors.table();
+                format!(
+                    "Its firmware is not below the floors file, version {version}, which ends at \
+                     Unix time {expires}."
+                )
+            }));
+            match self.trusted_by() {
+                TrustedBy::Vendor => not_proved.push(
+                    "Who holds the machine: the policy trusts every holder of a genuine one."
+                        .to_owned(),
+                ),
+                TrustedBy::Registry { version, expires } => proved.push(format!(
+                    "The machine is one of the platform registry, version {version}, which ends at \
+                     Unix time {expires}."
+                )),
+                TrustedBy::Pin => {
+                    proved.push("The machine is one that the policy pins.".to_owned());
+                }
+            }
+        }
+        if !self.waived().is_empty() {
+            not_proved.push(format!(
+                "What these rules would have proved, which the policy switches off: {}.",
+                self.waived().join(", ")
+            ));
+        }
+        if let Some(quote) = self.evidence().tdx()
+            && quote.tcb_status() != "UpToDate"
+        {
+            not_proved.push(format!(
+                "That the guest's software does what Intel's advisories ask for ({}).",
+                quote.advisories().join(", ")
+            ));
+        }
+    }
+
     fn explain_gpus(&self, proved: &mut Vec<String>, not_proved: &mut Vec<String>) {
         let Some(gpus) = self.gpus() else {
             proved.push("The enclave states that it uses no GPU.".to_owned());
@@ -287,6 +332,8 @@ fn tdx(quote: &VerifiedQuote) -> TdxClaims {
     TdxClaims {
         tcb_status: quote.tcb_status().to_owned(),
         tcb_date: quote.tcb_date().to_owned(),
+        tcb_evaluation: quote.tcb_evaluation(),
+        advisories: quote.advisories().to_vec(),
         fmspc: hex(quote.fmspc()),
         td_attributes: format!("{:#x}", report.td_attributes),
         xfam: format!("{:#x}", report.xfam),

@@ -9,8 +9,8 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use chrysalis_protocol::hash::sha256;
 use serde::Serialize;
 
-use super::verified::Appraised;
-use super::{AppraisalPolicy, Challenge, PlatformTrust};
+use super::Challenge;
+use super::verified::{Appraised, TrustedBy};
 
 /// Claims of an enclave by their names in RFC 9711; bytes are base64url.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize)]
@@ -139,9 +139,9 @@ impl Appraised {
     /// The verdict: an appraisal that was passed, in the draft's words. A simulated platform
     /// passes where a policy allows it, and then nothing is claimed of it.
     #[must_use]
-    pub fn ear(&self, policy: &AppraisalPolicy, challenge: &Challenge) -> Ear {
+    pub fn ear(&self, challenge: &Challenge) -> Ear {
         let claimed = i8::from(!self.simulated()).saturating_mul(2);
-        let known = matches!(policy.platform, PlatformTrust::Pinned(_));
+        let known = self.trusted_by() != TrustedBy::Vendor;
         let vector = Vector {
             instance_identity: if known { claimed } else { 0 },
             configuration: claimed,

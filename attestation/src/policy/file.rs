@@ -10,8 +10,8 @@ use thiserror::Error;
 use super::gpu::GpuFile;
 use super::snp_file::{SnpFile, TcbFloor};
 use super::tdx_file::TdxFile;
-use super::{AppraisalPolicy, Dangerous, MaxAge, PlatformTrust, ServingDemand};
-use crate::verifier::HardwareId;
+use super::trust_file::TrustKeys;
+use super::{AppraisalPolicy, Dangerous, MaxAge, ServingDemand};
 
 /// Why a file is no appraisal policy.
 #[derive(Clone, Debug, Eq, Error, PartialEq)]
@@ -57,8 +57,12 @@ pub enum PolicyError {
         reason: String,
     },
     /// A key that only goes with another choice of `platform`.
-    #[error("chip_ids goes with platform = \"pinned\", not with {platform:?}")]
-    ChipIds {
+    #[error("{key} goes with platform = {of:?}, not with {platform:?}")]
+    Platform {
+        /// The key.
+        key: &'static str,
+        /// The choice that it goes with.
+        of: &'static str,
         /// The choice in the file.
         platform: String,
     },
@@ -95,7 +99,14 @@ impl AppraisalPolicy {
                 "allow_simulated",
                 "allow_simulated = false; true only to try things out, it proves nothing",
             )?,
-            platform: platform(file.platform, file.chip_ids)?,
+            platform: TrustKeys {
+                platform: file.platform,
+                chip_ids: file.chip_ids,
+                registry: file.registry,
+                registry_signer: file.registry_signer,
+                registry_minimum_version: file.registry_minimum_version,
+            }
+            .check(read)?,
             max_age: match required(file.max_age, "max_age", MAX_AGE)?.as_str() {
                 "fresh" => MaxAge::Fresh,
                 "epoch" => MaxAge::Epoch,
@@ -162,19 +173,7 @@ impl AppraisalPolicy {
         out.list("measurements", &self.measurements);
         out.say("# A simulated platform proves nothing: whoever runs it reads everything.");
         out.key("allow_simulated", self.allow_simulated);
-        out.say(
-            "# \"pinned\": only the chips in chip_ids. \"any-genuine\": any chip of the vendor,",
-        );
-        out.say("# also one whose holder reads its memory bus, which no check can find.");
-        match &self.platform {
-            PlatformTrust::AnyGenuine => out.key("platform", quoted("any-genuine")),
-            PlatformTrust::Pinned(chips) => {
-                out.key("platform", quoted("pinned"));
-                let ids: String =
-                    chips.iter().map(|id| format!("    \"{}\",\n", hex(id.as_bytes()))).collect();
-                out.key("chip_ids", format_args!("[\n{ids}]"));
-            }
-        }
+        self.platform.write(out);
         out.say("# \"fresh\": made over our challenge. \"epoch\": as old as the sealing key.");
         let max_age = match self.max_age {
             MaxAge::Fresh => "fresh",
@@ -272,38 +271,6 @@ pub(super) fn value(key: &'static str, value: &str, expected: &str) -> PolicyErr
     PolicyError::Value { key, value: value.to_owned(), expected: expected.to_owned() }
 }
 
-fn platform(
-    choice: Option<String>,
-    chip_ids: Option<Vec<String>>,
-) -> Result<PlatformTrust, PolicyError> {
-    let choice = required(choice, "platform", PLATFORM)?;
-    match (choice.as_str(), chip_ids) {
-        ("pinned", chip_ids) => Ok(PlatformTrust::Pinned(machines(chip_ids)?)),
-        ("any-genuine", None) => Ok(PlatformTrust::AnyGenuine),
-        ("any-genuine", Some(_)) => Err(PolicyError::ChipIds { platform: choice }),
-        ("registry", _) => Err(value(
-            "platform",
-            "registry",
-            "judged by this version, which has no registry yet; write \"pinned\" with chip_ids, or \
-             \"any-genuine\"",
-        )),
-        (other, _) => Err(value("platform", other, "\"pinned\" or \"any-genuine\"")),
-    }
-}
-
-/// `CHIP_ID`s and PPIDs; their lengths tell them apart.
-fn machines(chip_ids: Option<Vec<String>>) -> Result<Vec<HardwareId>, PolicyError> {
-    let ids = required(chip_ids, "chip_ids", CHIP_IDS)?;
-    if ids.is_empty() {
-        return Err(PolicyError::Empty { key: "chip_ids", write: CHIP_IDS });
-    }
-    let id = |text: &String| match text.len() {
-        32 => from_hex("chip_ids", text).map(HardwareId::Ppid),
-        _ => from_hex("chip_ids", text).map(HardwareId::Chip),
-    };
-    ids.iter().map(id).collect()
-}
-
 const fn profile_name(profile: PadProfile) -> &'static str {
     match profile {
         PadProfile::Off => "off",
@@ -324,6 +291,9 @@ struct File {
     allow_simulated: Option<bool>,
     platform: Option<String>,
     chip_ids: Option<Vec<String>>,
+    registry: Option<String>,
+    registry_signer: Option<String>,
+    registry_minimum_version: Option<u32>,
     max_age: Option<String>,
     serving: Option<ServingFile>,
     gpu: Option<GpuFile>,
@@ -475,8 +445,5 @@ const CLIENT_BUNDLE: &str =
     "client_bundles = [\"<64 hexadecimal digits>\"], as `chrysalis inspect` prints them";
 const MEASUREMENT: &str =
     "measurements = [\"<96 hexadecimal digits>\"], the launch measurement of an enclave image";
-const PLATFORM: &str = "platform = \"pinned\" with chip_ids, or platform = \"any-genuine\"";
-const CHIP_IDS: &str =
-    "chip_ids = [\"<128 hexadecimal digits>\"] (SEV-SNP), or 32 digits (the PPID, TDX)";
 const MAX_AGE: &str = "max_age = \"fresh\", or \"epoch\"";
 const PROFILES: &str = "pad_profiles = [\"tick\", \"flat\"]";

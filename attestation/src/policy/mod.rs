@@ -11,10 +11,13 @@ mod file;
 mod floors;
 mod gpu;
 mod platform;
+mod registry;
 mod rejection;
+mod signed_file;
 mod snp_file;
 mod tdx;
 mod tdx_file;
+mod trust_file;
 mod verified;
 
 pub use appraise::Challenge;
@@ -24,9 +27,13 @@ pub use file::PolicyError;
 pub use floors::{Abi, FLOORS_SIGNER, Floor, FloorTable, Floors, FloorsError};
 pub use gpu::{GpuDemand, GpuDemandError};
 pub use platform::PlatformError;
+pub use registry::{Registry, RegistryTable, RegistryTrust};
 pub use rejection::Rejection;
+pub use signed_file::{FileKind, SignedFile, SignedFileError, SignedRecord, Table};
 pub use tdx::{Rtmr3, TdError, TdxDemand, XFAM_DEFAULT, package_rtmr};
-pub use verified::{Appraised, ReleaseError, ReleaseTerms, VerifiedEnclave, VerifiedKeyRelease};
+pub use verified::{
+    Appraised, ReleaseError, ReleaseTerms, TrustedBy, VerifiedEnclave, VerifiedKeyRelease,
+};
 
 use std::borrow::Cow;
 
@@ -75,6 +82,8 @@ pub struct AppraisalPolicy {
 pub enum PlatformTrust {
     /// Any genuine chip: whoever holds a machine with an interposer is trusted.
     AnyGenuine,
+    /// Machines that a signed registry lists: its signer is trusted to have looked at them.
+    Registry(RegistryTrust),
     /// These machines only.
     Pinned(Vec<HardwareId>),
 }
@@ -179,12 +188,33 @@ pub struct Dangerous {
     pub allow_debug_build: bool,
 }
 
+impl Dangerous {
+    /// The keys of the rules that are switched off.
+    fn named(&self) -> Vec<&'static str> {
+        let Self {
+            allow_milan,
+            allow_smt,
+            allow_provisional_firmware,
+            allow_platform_bits,
+            allow_debug_build,
+        } = *self;
+        let keys = [
+            (allow_milan, "dangerous_allow_milan"),
+            (allow_smt, "dangerous_allow_smt"),
+            (allow_provisional_firmware, "dangerous_allow_provisional_firmware"),
+            (allow_platform_bits != 0, "dangerous_allow_platform_bits"),
+            (allow_debug_build, "dangerous_allow_debug_build"),
+        ];
+        keys.into_iter().filter_map(|(on, key)| on.then_some(key)).collect()
+    }
+}
+
 impl SnpDemand {
     /// The floors that machines are judged by.
     fn floors_in_use(&self) -> Result<Cow<'_, Floors>, FloorsError> {
         match &self.floors {
             Some(given) => Ok(Cow::Borrowed(&given.value)),
-            None => Floors::built_in().map(Cow::Owned),
+            None => Ok(Cow::Owned(Floors::built_in()?)),
         }
     }
 }

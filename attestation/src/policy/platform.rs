@@ -344,12 +344,11 @@ fn guest_identity(
     if found < minimum {
         return Err(PlatformError::GuestSvn { found, minimum });
     }
-    among("platform.family_id", "family_id", &report.family_id, &snp.family_ids)?;
-    among("platform.image_id", "image_id", &report.image_id, &snp.image_ids)?;
     if report.host_data != *host_data {
         return Err(PlatformError::HostData { found: report.host_data, expected: *host_data });
     }
-    Ok(())
+    among("platform.family_id", "family_id", &report.family_id, &snp.family_ids)?;
+    among("platform.image_id", "image_id", &report.image_id, &snp.image_ids)
 }
 
 /// Whether `found` is one of `demanded`, where any is demanded.

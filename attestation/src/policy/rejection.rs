@@ -7,7 +7,7 @@ use chrysalis_protocol::statement::{Kind, StatementError, Tee};
 use thiserror::Error;
 
 use super::file::hex;
-use super::{GpuDemandError, PlatformError, TdError};
+use super::{GpuDemandError, PlatformError, SignedFileError, TdError};
 use crate::verifier::gpu::GpuError;
 use crate::verifier::{HardwareId, TdxError, VerifyError};
 
@@ -149,6 +149,22 @@ pub enum Rejection {
         /// How many the policy pins.
         count: usize,
     },
+    /// Step 9: the registry is not for this time.
+    #[error(transparent)]
+    Registry(#[from] SignedFileError),
+    /// Step 9: a genuine machine, but not one that the registry lists.
+    #[error(
+        "machine {} is not among the {count} of the platform registry, version {version}",
+        hex(found.as_bytes())
+    )]
+    Unregistered {
+        /// `CHIP_ID`, or PPID.
+        found: HardwareId,
+        /// The registry's number.
+        version: u32,
+        /// How many it lists.
+        count: usize,
+    },
     /// Step 10: fresh evidence is demanded, and the caller gave no challenge.
     #[error("max_age is fresh, and there is no challenge to be fresh for")]
     ChallengeMissing,
@@ -191,7 +207,7 @@ impl Rejection {
             | Self::PublisherSignature { .. }
             | Self::Publisher { .. } => 7,
             Self::GpuEvidence(_) | Self::GpuDemand(_) => 8,
-            Self::Chip { .. } => 9,
+            Self::Chip { .. } | Self::Registry(_) | Self::Unregistered { .. } => 9,
             Self::ChallengeMissing | Self::Stale | Self::Freshness(_) | Self::FreshnessMismatch => {
                 10
             }
@@ -238,6 +254,8 @@ impl Rejection {
             Self::GpuEvidence(error) => error.code(),
             Self::GpuDemand(error) => error.code(),
             Self::Chip { .. } => "chip.not_pinned",
+            Self::Registry(error) => error.code(),
+            Self::Unregistered { .. } => "chip.not_registered",
             Self::ChallengeMissing => "freshness.no_challenge",
             Self::Stale => "freshness.stale",
             Self::Freshness(_) => "freshness.layout",

@@ -80,7 +80,7 @@ fn floors(
     path.map(|path| from_file("snp.floors", path, read, open)).transpose()
 }
 
-fn from_file<T>(
+pub(super) fn from_file<T>(
     key: &'static str,
     path: String,
     read: ReadFile<'_>,

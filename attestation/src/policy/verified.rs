@@ -27,6 +27,24 @@ pub struct Appraised {
     pub(super) floors: Option<Floors>,
     pub(super) gpus: Option<VerifiedGpus>,
     pub(super) fresh: bool,
+    pub(super) trusted_by: TrustedBy,
+    pub(super) waived: Vec<&'static str>,
+}
+
+/// Why this machine is trusted, beyond that it is genuine.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum TrustedBy {
+    /// For no other reason.
+    Vendor,
+    /// A registry lists it.
+    Registry {
+        /// The registry's number.
+        version: u32,
+        /// Its last second, Unix time.
+        expires: u64,
+    },
+    /// The policy names it.
+    Pin,
 }
 
 impl Appraised {
@@ -88,6 +106,18 @@ impl Appraised {
     #[must_use]
     pub const fn hardware_id(&self) -> HardwareId {
         self.evidence.hardware_id()
+    }
+
+    /// Why the machine is trusted.
+    #[must_use]
+    pub const fn trusted_by(&self) -> TrustedBy {
+        self.trusted_by
+    }
+
+    /// Rules that the policy switched off, by its keys.
+    #[must_use]
+    pub fn waived(&self) -> &[&'static str] {
+        &self.waived
     }
 
     /// Whether the platform is simulated, and nothing about hardware is proved.

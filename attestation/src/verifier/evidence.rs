@@ -31,6 +31,13 @@ impl HardwareId {
             Self::Ppid(id) => id,
         }
     }
+
+    /// Whether it names a machine. Zeros do not: a chip whose host hides its identity
+    /// (`MASK_CHIP_ID`) reports them, and so does every other such chip.
+    #[must_use]
+    pub fn is_one(&self) -> bool {
+        self.as_bytes().iter().any(|&byte| byte != 0)
+    }
 }
 
 impl PlatformEvidence {
@@ -85,7 +92,10 @@ impl PlatformEvidence {
     pub fn product(&self) -> String {
         match self {
             Self::Snp(report) => report.product().name().to_owned(),
-            Self::Tdx(quote) => format!("TDX {:02x?}", quote.fmspc()),
+            Self::Tdx(quote) => quote
+                .fmspc()
+                .iter()
+                .fold("TDX ".to_owned(), |name, byte| format!("{name}{byte:02x}")),
         }
     }
 

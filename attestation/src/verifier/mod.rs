@@ -3,6 +3,7 @@
 
 mod evidence;
 pub mod gpu;
+mod pem;
 mod revocation;
 mod roots;
 mod tdx;
@@ -12,6 +13,7 @@ use aws_lc_rs::signature::{ECDSA_P384_SHA384_FIXED, UnparsedPublicKey};
 use thiserror::Error;
 
 pub use evidence::{HardwareId, PlatformEvidence};
+pub use pem::{PemError, certificate_from_pem};
 pub(crate) use revocation::{IssuedBy, check as check_revocation};
 pub use revocation::{RevocationError, RevocationList};
 use roots::Issuer;

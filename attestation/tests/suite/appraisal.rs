@@ -162,7 +162,7 @@ fn a_result_is_told_in_the_words_of_rats() {
     // 0xC4 thirty-two times, and sixteen times 0xB0.
     assert_eq!(eat.eat_nonce.as_deref(), Some("xMTExMTExMTExMTExMTExMTExMTExMTExMTExMTExMQ"));
     assert_eq!(eat.bootseed, "sLCwsLCwsLCwsLCwsLCwsA");
-    let ear = enclave.ear(&world.policy, &world.challenge);
+    let ear = enclave.ear(&world.challenge);
     assert_eq!(ear.submods.cpu.status, "none");
     let zero = ear.submods.cpu.vector;
     assert_eq!((zero.hardware, zero.executables, zero.instance_identity), (0, 0, 0));

@@ -33,7 +33,7 @@ pub(crate) fn read(text: &str) -> Result<FloorTable, String> {
     let source: Source = toml::from_str(text).map_err(|error| error.to_string())?;
     let floors = source.floor.iter().map(floor).collect::<Result<_, _>>()?;
     let Source { version, issued, expires, .. } = source;
-    Ok(FloorTable { version, issued, expires, floors })
+    Ok(FloorTable { version, issued, expires, records: floors })
 }
 
 fn floor(entry: &Entry) -> Result<Floor, String> {

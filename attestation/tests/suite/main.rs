@@ -14,6 +14,7 @@ mod floors_source;
 mod gpu;
 mod launch;
 mod policy_file;
+mod registry;
 mod release;
 mod simulated;
 mod snp;

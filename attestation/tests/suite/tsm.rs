@@ -29,6 +29,9 @@ struct State {
     /// How often somebody else writes between our write and our read.
     disturbances: usize,
     rtmr3: Option<[u8; 48]>,
+    /// The highest level that the guest has; TDX has none.
+    privlevel_floor: Option<&'static str>,
+    privlevel: Option<Vec<u8>>,
     /// What an operation on a path that ends like this fails with.
     failure: Option<(&'static str, i32)>,
     generation_text: Option<&'static str>,
@@ -46,6 +49,8 @@ impl Fake {
             entries: BTreeMap::new(),
             disturbances: 0,
             rtmr3: None,
+            privlevel_floor: (provider != "tdx_guest\n").then_some("0\n"),
+            privlevel: None,
             failure: None,
             generation_text: None,
             removed: 0,
@@ -129,6 +134,11 @@ impl Configfs for Fake {
             *register = sha384(&[&*register, <&[u8; 48]>::try_from(bytes).expect("a digest")]);
             return Ok(());
         }
+        if attribute.ends_with("privlevel") {
+            state.privlevel = Some(bytes.to_vec());
+            state.entry(attribute)?.0 += 1;
+            return Ok(());
+        }
         if !attribute.ends_with("inblob") {
             return Err(io::ErrorKind::PermissionDenied.into());
         }
@@ -158,6 +168,10 @@ impl Configfs for Fake {
                 let rtmr3 = state.rtmr3.unwrap_or([0; 48]);
                 Ok((state.platform)(&data, rtmr3))
             }
+            Some("privlevel_floor") => match state.privlevel_floor {
+                Some(text) => Ok(text.as_bytes().to_vec()),
+                None => Err(io::ErrorKind::NotFound.into()),
+            },
             _ => Err(io::ErrorKind::PermissionDenied.into()),
         }
     }
@@ -229,6 +243,25 @@ fn a_report_between_other_writes_is_not_taken() {
     assert_eq!(evidence.report[0x50..0x90], DATA);
     fake.set(|state| state.disturbances = usize::MAX);
     assert_eq!(tsm.attest(&DATA), Err(AttesterError::Disturbed { attempts: 5 }));
+    assert_eq!(fake.entries(), 0);
+}
+
+#[test]
+fn below_an_svsm_a_guest_asks_at_its_own_level() {
+    let fake = Fake::snp();
+    let mut tsm = fake.open().expect("a guest");
+    assert!(tsm.attest(&DATA).is_ok());
+    assert_eq!(fake.0.lock().unwrap().privlevel, None, "the kernel's own choice is 0");
+    fake.set(|state| state.privlevel_floor = Some("2\n"));
+    assert!(tsm.attest(&DATA).is_ok());
+    assert_eq!(fake.0.lock().unwrap().privlevel, Some(b"2".to_vec()));
+    for text in ["4", "", "two"] {
+        fake.set(|state| state.privlevel_floor = Some(text));
+        let refused = tsm.attest(&DATA);
+        assert!(matches!(refused, Err(AttesterError::Attribute { .. })), "{refused:?}");
+    }
+    fake.set(|state| state.failure = Some(("privlevel_floor", EACCES)));
+    assert!(matches!(tsm.attest(&DATA), Err(AttesterError::Privilege { .. })));
     assert_eq!(fake.entries(), 0);
 }
 

@@ -4,7 +4,7 @@ use chrysalis_protocol::tdx_collateral::TdxCollateral;
 use dcap_qvl::QuoteCollateralV3;
 use thiserror::Error;
 
-use super::pem;
+use super::super::pem;
 
 /// Why a file is no collateral.
 #[derive(Clone, Debug, Eq, Error, PartialEq)]

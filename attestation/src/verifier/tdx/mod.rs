@@ -6,17 +6,18 @@
 
 mod collateral;
 mod crypto;
-mod pem;
 
 use chrysalis_protocol::tdx_collateral::{TdxCollateral, TdxCollateralError};
 use dcap_qvl::verify::QuoteVerifier;
 use dcap_qvl::{PckCertFlag, Policy, QuoteClaims, QuotePolicy, TcbStatus};
+use serde::Deserialize;
 use thiserror::Error;
 
 use collateral::into_qvl;
 pub use collateral::{CollateralError, tdx_collateral_from_json};
 use crypto::AwsLc;
 
+use super::pem;
 use crate::quote::{Quote, QuoteError, TdReport, td_attributes};
 
 /// Why a quote is not authentic, or its platform not up to date.
@@ -76,12 +77,14 @@ pub enum TdxError {
         /// The policy's minimum.
         minimum: u32,
     },
-    /// The platform is configured in a way that the policy does not accept.
-    #[error("the platform's certificate says that {flag}")]
+    /// The platform is configured in a way that the policy does not accept, or does not say how.
+    #[error("the platform's certificate {says} {flag}")]
     Configuration {
         /// The stable name of the refusal.
         code: &'static str,
-        /// What it says.
+        /// `says that`, or `does not say whether`.
+        says: &'static str,
+        /// What, and which key of the policy accepts it.
         flag: &'static str,
     },
     /// Something else that the strict policy of `dcap-qvl` asks for.
@@ -138,6 +141,8 @@ pub struct VerifiedQuote {
     fmspc: [u8; 6],
     tcb_status: String,
     tcb_date: String,
+    tcb_evaluation: u32,
+    advisories: Vec<String>,
 }
 
 impl VerifiedQuote {
@@ -170,6 +175,18 @@ impl VerifiedQuote {
     pub fn tcb_date(&self) -> &str {
         &self.tcb_date
     }
+
+    /// The lower `tcbEvaluationDataNumber` of the two parts of the collateral.
+    #[must_use]
+    pub const fn tcb_evaluation(&self) -> u32 {
+        self.tcb_evaluation
+    }
+
+    /// Intel's advisories about that patch level: what software has to do something about.
+    #[must_use]
+    pub fn advisories(&self) -> &[String] {
+        &self.advisories
+    }
 }
 
 /// Verifies a TDX quote with the collateral of section 0x82, at Unix time `now`, under the root
@@ -197,11 +214,22 @@ pub fn verify_tdx(
 
     // 3. Certificates, revocation, signatures, the quoting enclave, patch levels. A debugged guest
     // or one with service TDs is authentic; the policy refuses it, by name.
+    let pce_id = pce_id(&collateral.tcb_info);
     let claims = QuoteVerifier::<AwsLc>::new_with_config(root.to_vec())
         .allow_debug(true)
         .allow_service_td(true)
         .verify_with_policy(quote.bytes, into_qvl(collateral), now, &QuotePolicy::claims_only(now))
         .map_err(|error| refused(format!("{error:#}"), quote.report.td_attributes))?;
+    // The library looks at the ends of revocation lists only, and at half of a platform's name.
+    if claims.latest_issue_date > now {
+        let reason = format!("some of it is of {}, in the future", claims.latest_issue_date);
+        return Err(TdxError::Time { reason });
+    }
+    let own: String = claims.platform.pck.pce_id.iter().map(|b| format!("{b:02x}")).collect();
+    if pce_id != Some(own) {
+        let reason = "the TCB info is for another PCE than the platform's".to_owned();
+        return Err(TdxError::Authenticity { reason });
+    }
 
     // 4. Attributes that no guest may have.
     attributes(quote.report.td_attributes)?;
@@ -212,6 +240,8 @@ pub fn verify_tdx(
     let ppid = <[u8; 16]>::try_from(claims.platform.pck.ppid.as_slice());
     Ok(VerifiedQuote {
         report: quote.report,
+        tcb_evaluation: claims.tcb.eval_data_number,
+        advisories: claims.tcb.advisory_ids,
         ppid: ppid.map_err(|_| TdxError::Ppid { len })?,
         fmspc: claims.platform.pck.fmspc,
         tcb_status: claims.tcb.status.to_string(),
@@ -270,8 +300,14 @@ fn platform(claims: &QuoteClaims, now: u64, demand: &TdxPlatformDemand) -> Resul
         (pck.cached_keys, demand.allow_cached_keys, "tdx.cached_keys", "Intel keeps its root keys (allow_cached_keys)"),
     ];
     for (set, allowed, code, flag) in flags {
-        if set == PckCertFlag::True && !allowed {
-            return Err(TdxError::Configuration { code, flag });
+        let says = match set {
+            PckCertFlag::False => continue,
+            PckCertFlag::True => "says that",
+            // Certificates of Intel's processor authority have no such flags.
+            PckCertFlag::Undefined => "does not say whether",
+        };
+        if !allowed {
+            return Err(TdxError::Configuration { code, says, flag });
         }
     }
     let mut strict = QuotePolicy::strict(now)
@@ -283,6 +319,16 @@ fn platform(claims: &QuoteClaims, now: u64, demand: &TdxPlatformDemand) -> Resul
         strict = strict.allow_status(TcbStatus::SWHardeningNeeded);
     }
     strict.validate(claims).map_err(|error| TdxError::Strict { reason: format!("{error:#}") })
+}
+
+/// The PCE that TCB info is for, in lower case.
+fn pce_id(tcb_info: &str) -> Option<String> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct For {
+        pce_id: String,
+    }
+    serde_json::from_str::<For>(tcb_info).ok().map(|info| info.pce_id.to_ascii_lowercase())
 }
 
 fn listed(ids: &[String]) -> String {

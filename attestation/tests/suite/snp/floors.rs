@@ -3,7 +3,7 @@
 use crate::floors_source;
 use crate::simulated::floors_key;
 use aws_lc_rs::signature::KeyPair;
-use chrysalis_attestation::policy::{FLOORS_SIGNER, FloorTable, Floors, FloorsError};
+use chrysalis_attestation::policy::{FLOORS_SIGNER, FileKind, FloorTable, Floors, SignedFileError};
 use chrysalis_attestation::report::{Product, Tcb};
 
 /// Refusals that come before the file is used.
@@ -42,11 +42,17 @@ fn every_flipped_bit_cut_and_extension_of_a_floors_file_is_refused() {
 fn a_file_of_another_signer_is_refused() {
     let (file, signer) = signed(|_| {});
     let refused = Floors::open(&file, &FLOORS_SIGNER).expect_err("another key");
-    assert_eq!(refused, FloorsError::Signer { found: signer, expected: FLOORS_SIGNER });
+    assert_eq!(
+        refused,
+        SignedFileError::Signer { file: FileKind::Floors, found: signer, expected: FLOORS_SIGNER }
+    );
     // The pinned key's name under somebody else's signature.
     let mut file = file;
     file[32..64].copy_from_slice(&FLOORS_SIGNER);
-    assert_eq!(Floors::open(&file, &FLOORS_SIGNER), Err(FloorsError::Signature));
+    assert_eq!(
+        Floors::open(&file, &FLOORS_SIGNER),
+        Err(SignedFileError::Signature { file: FileKind::Floors })
+    );
 }
 
 /// A field, and how it is got wrong.
@@ -55,12 +61,12 @@ type Wrong = (&'static str, fn(&mut FloorTable));
 /// Fields that a signer could get wrong.
 const WRONG: &[Wrong] = &[
     ("version", |t| t.version = 0),
-    ("count", |t| t.floors.clear()),
-    ("count", |t| t.floors.extend(t.floors.clone())),
+    ("count", |t| t.records.clear()),
+    ("count", |t| t.records.extend(t.records.clone())),
     ("expires", |t| t.expires = t.issued),
-    ("product", |t| t.floors[1] = t.floors[0]),
-    ("product", |t| t.floors.swap(0, 1)),
-    ("fmc", |t| t.floors[1].tcb = Tcb { fmc: Some(1), ..t.floors[1].tcb }),
+    ("product", |t| t.records[1] = t.records[0]),
+    ("product", |t| t.records.swap(0, 1)),
+    ("fmc", |t| t.records[1].tcb = Tcb { fmc: Some(1), ..t.records[1].tcb }),
 ];
 
 #[test]
@@ -68,7 +74,7 @@ fn each_field_with_a_value_that_it_cannot_have_is_named() {
     for (name, change) in WRONG {
         let (file, signer) = signed(change);
         match Floors::open(&file, &signer) {
-            Err(FloorsError::Field { field, .. }) => assert_eq!(field, *name),
+            Err(SignedFileError::Field { field, .. }) => assert_eq!(field, *name),
             other => panic!("{name}: {other:?}"),
         }
     }
@@ -77,7 +83,7 @@ fn each_field_with_a_value_that_it_cannot_have_is_named() {
     let longer = [&file[..file.len() - 64], &[0]].concat();
     let signature = floors_key().sign(&[b"chrysalis1 floors\0", longer.as_slice()].concat());
     let refused = Floors::open(&[&longer, signature.as_ref()].concat(), &signer);
-    assert!(matches!(refused, Err(FloorsError::Layout(_))), "{refused:?}");
+    assert!(matches!(refused, Err(SignedFileError::Layout { .. })), "{refused:?}");
     // A product that is none, and reserved bytes.
     for (at, value) in [(64, 0), (64, 4), (64 + 11, 1), (64 + 15, 1)] {
         let mut file = file.clone();
@@ -91,12 +97,12 @@ fn each_field_with_a_value_that_it_cannot_have_is_named() {
 fn what_is_signed_is_read_back() {
     let change = |table: &mut FloorTable| {
         table.version = 0xFFFF_FFFF;
-        table.floors.remove(0);
-        table.floors[0].tcb = Tcb { fmc: None, bootloader: 1, tee: 2, snp: 3, microcode: 4 };
-        table.floors[1].tcb = Tcb { fmc: Some(5), bootloader: 6, tee: 7, snp: 8, microcode: 9 };
-        table.floors[1].firmware.build = 10;
-        table.floors[1].abi.major = 11;
-        table.floors[1].mitigations = 12 << 56;
+        table.records.remove(0);
+        table.records[0].tcb = Tcb { fmc: None, bootloader: 1, tee: 2, snp: 3, microcode: 4 };
+        table.records[1].tcb = Tcb { fmc: Some(5), bootloader: 6, tee: 7, snp: 8, microcode: 9 };
+        table.records[1].firmware.build = 10;
+        table.records[1].abi.major = 11;
+        table.records[1].mitigations = 12 << 56;
     };
     let (file, signer) = signed(change);
     let mut expected = Floors::built_in().expect("the program is whole").table().clone();

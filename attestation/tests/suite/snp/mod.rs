@@ -65,7 +65,7 @@ const ACCEPTED: &[Accepted] = &[
     ("mitigations that a Turin shows", |w| {
         anywhere(w, turin);
         w.policy.snp.required_mitigations = 0b11;
-        w.floors(|t| t.floors[2].mitigations = 0b100);
+        w.floors(|t| t.records[2].mitigations = 0b100);
     }),
     ("Bergamo's name", |w| _ = w.vcek("Bergamo", TCB, &CHIP_ID)),
     ("Siena's name, with a stepping", |w| _ = w.vcek("Siena-B1", TCB, &CHIP_ID)),
@@ -103,7 +103,7 @@ const ACCEPTED: &[Accepted] = &[
     ("floors in their first second", |w| w.floors(|t| t.issued = NOW)),
     ("floors in their last second", |w| w.floors(|t| (t.issued, t.expires) = (1, NOW))),
     ("floors of the lowest number", |w| w.policy.snp.floors_minimum_version = 1),
-    ("patch levels at the floor", |w| w.floors(|t| t.floors[1].tcb = TCB)),
+    ("patch levels at the floor", |w| w.floors(|t| t.records[1].tcb = TCB)),
     ("patch levels at the policy's floor", |w| w.policy.snp.tcb_floors = vec![
         (Product::Genoa, TCB),
         (Product::Milan, Tcb { snp: 0xFF, ..TCB }),
@@ -115,7 +115,7 @@ const ACCEPTED: &[Accepted] = &[
         w.report.launch_tcb = older;
         w.vcek("Genoa", older, &CHIP_ID);
     }),
-    ("firmware at the floor", |w| w.floors(|t| t.floors[1].firmware = FIRMWARE)),
+    ("firmware at the floor", |w| w.floors(|t| t.records[1].firmware = FIRMWARE)),
     ("provisional firmware, where the policy says so", |w| {
         w.report.current_tcb.microcode += 1;
         w.report.current_firmware.build += 1;

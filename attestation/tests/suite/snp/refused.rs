@@ -110,21 +110,21 @@ pub(super) const PLATFORM: &[Row] = &[
     (6, "platform.tcb_floor", |w| all_tcbs(w, Tcb { snp: 0x16, ..TCB }), |_| {}),
     (6, "platform.tcb_floor",
      |w| w.policy.snp.tcb_floors = vec![(Product::Genoa, Tcb { microcode: 0x55, ..TCB })], |_| {}),
-    (6, "platform.tcb_floor", |w| w.floors(|t| t.floors[1].tcb.bootloader = 11), |_| {}),
-    (6, "platform.tcb_floor", |w| w.floors(|t| t.floors[1].tcb.tee = 1), |_| {}),
-    (6, "platform.tcb_floor", |w| w.floors(|t| t.floors[1].tcb.snp = 0x1C), |_| {}),
-    (6, "platform.tcb_floor", |w| w.floors(|t| t.floors[1].tcb.microcode = 0x55), |_| {}),
+    (6, "platform.tcb_floor", |w| w.floors(|t| t.records[1].tcb.bootloader = 11), |_| {}),
+    (6, "platform.tcb_floor", |w| w.floors(|t| t.records[1].tcb.tee = 1), |_| {}),
+    (6, "platform.tcb_floor", |w| w.floors(|t| t.records[1].tcb.snp = 0x1C), |_| {}),
+    (6, "platform.tcb_floor", |w| w.floors(|t| t.records[1].tcb.microcode = 0x55), |_| {}),
     (6, "platform.tcb_floor",
-     |w| { turin(w); w.floors(|t| t.floors[2].tcb.fmc = Some(2)); }, |_| {}),
+     |w| { turin(w); w.floors(|t| t.records[2].tcb.fmc = Some(2)); }, |_| {}),
     (6, "platform.tcb_floor",
      |w| { milan(w); w.policy.dangerous.allow_milan = true; w.report.launch_tcb.snp = 0x17; }, |_| {}),
     (6, "platform.firmware_order", |w| w.report.committed_firmware = firmware(59), |_| {}),
     (6, "platform.firmware_order",
      |w| { w.report.committed_firmware.build = 2; w.policy.dangerous.allow_provisional_firmware = true; },
      |_| {}),
-    (6, "platform.firmware_floor", |w| w.floors(|t| t.floors[1].firmware = Firmware { build: 2, ..firmware(58) }), |_| {}),
-    (6, "platform.firmware_floor", |w| w.floors(|t| t.floors[1].firmware.minor = 59), |_| {}),
-    (6, "platform.firmware_floor", |w| w.floors(|t| t.floors[1].firmware.major = 2), |_| {}),
+    (6, "platform.firmware_floor", |w| w.floors(|t| t.records[1].firmware = Firmware { build: 2, ..firmware(58) }), |_| {}),
+    (6, "platform.firmware_floor", |w| w.floors(|t| t.records[1].firmware.minor = 59), |_| {}),
+    (6, "platform.firmware_floor", |w| w.floors(|t| t.records[1].firmware.major = 2), |_| {}),
     (6, "platform.firmware_floor",
      |w| {
          w.report.committed_firmware.minor = 54;
@@ -135,11 +135,11 @@ pub(super) const PLATFORM: &[Row] = &[
     // The file in the program ends as well.
     (6, "floors.expired", |w| w.challenge.now_unix = 1_830_297_601, |_| {}),
     (6, "floors.version", |w| w.policy.snp.floors_minimum_version = 2, |_| {}),
-    (6, "floors.product", |w| w.floors(|t| t.floors.retain(|f| f.product != Product::Genoa)), |_| {}),
+    (6, "floors.product", |w| w.floors(|t| t.records.retain(|f| f.product != Product::Genoa)), |_| {}),
     (7, "guest_policy.abi", |w| w.report.policy -= 1, |_| {}),
     (7, "guest_policy.abi", |w| w.report.policy &= !0xFF00, |_| {}),
-    (7, "guest_policy.abi", |w| w.floors(|t| t.floors[1].abi = Abi { major: 2, minor: 0 }), |_| {}),
-    (7, "guest_policy.abi", |w| w.floors(|t| t.floors[1].abi.minor = 56), |_| {}),
+    (7, "guest_policy.abi", |w| w.floors(|t| t.records[1].abi = Abi { major: 2, minor: 0 }), |_| {}),
+    (7, "guest_policy.abi", |w| w.floors(|t| t.records[1].abi.minor = 56), |_| {}),
     (7, "guest_policy.unknown", |w| w.report.policy |= 1 << 26, |_| {}),
     (7, "guest_policy.unknown", |w| w.report.policy |= 1 << 63, |_| {}),
     (7, "guest_policy.reserved_one", |w| w.report.policy &= !guest_policy::RESERVED_ONE, |_| {}),
@@ -187,13 +187,13 @@ pub(super) const PLATFORM: &[Row] = &[
     (10, "platform.mitigations",
      |w| { turin(w); w.report.current_mitigations = 1; w.policy.snp.required_mitigations = 2; },
      |_| {}),
-    (10, "platform.mitigations", |w| { turin(w); w.floors(|t| t.floors[2].mitigations = 8); }, |_| {}),
+    (10, "platform.mitigations", |w| { turin(w); w.floors(|t| t.records[2].mitigations = 8); }, |_| {}),
     // Demanded twice is not demanded less.
     (10, "platform.mitigations",
      |w| {
          turin(w);
          w.report.launch_mitigations = 0b101;
          w.policy.snp.required_mitigations = 2;
-         w.floors(|t| t.floors[2].mitigations = 2);
+         w.floors(|t| t.records[2].mitigations = 2);
      }, |_| {}),
 ];

@@ -29,12 +29,15 @@ fn the_honest_td_is_accepted() {
     assert_eq!((claims.tee.as_str(), claims.snp), ("tdx", None));
     let tdx = claims.tdx.expect("it is a TD");
     assert_eq!((tdx.tcb_status.as_str(), tdx.fmspc.as_str()), ("UpToDate", "b0c06f000000"));
+    assert_eq!((tdx.tcb_evaluation, tdx.advisories.len()), (18, 1));
+    assert_eq!(claims.product, "TDX b0c06f000000");
+    assert_eq!((claims.platform, claims.waived.len()), ("pinned", 0));
     assert!(verified.explain().proved[0].contains("Intel"));
 }
 
 #[test]
 fn later_versions_and_what_a_policy_allows_are_accepted() {
-    let honest: [fn(&mut TdWorld); 10] = [
+    let honest: [fn(&mut TdWorld); 11] = [
         |w| {
             later(w, 3);
         },
@@ -47,12 +50,18 @@ fn later_versions_and_what_a_policy_allows_are_accepted() {
             w.demand().machine.allow_sw_hardening_needed = true;
         },
         |w| {
-            w.intel.flags = [true; 3];
+            w.intel.flags = [Some(true); 3];
             w.world.policy.dangerous.allow_smt = true;
             w.demand().machine.allow_dynamic_platform = true;
             w.demand().machine.allow_cached_keys = true;
         },
         |w| w.demand().machine.minimum_tcb_evaluation = 18,
+        // The first second and the last one.
+        |w| {
+            w.intel.tcb_window = ["2026-06-01T00:00:00Z"; 2];
+            w.intel.identity_window = ["2026-06-01T00:00:00Z"; 2];
+            w.intel.crl_this_update = "260601000000Z";
+        },
         |w| w.demand().mr_seam = vec![[0; 48], [0x5E; 48]],
         |w| {
             w.td.rtmrs[3] = [7; 48];
@@ -140,6 +149,7 @@ const VENDOR: &[Row] = &[
     (4, "tdx.authenticity", |w| w.intel.qe_signer = [0; 32], |_| {}),
     (4, "tdx.authenticity", |w| w.intel.tcb_fmspc = Some([0; 6]), |_| {}),
     (4, "tdx.authenticity", |w| w.intel.tcb_id = "SGX", |_| {}),
+    (4, "tdx.authenticity", |w| w.intel.tcb_pce_id = "0001", |_| {}),
     (4, "tdx.authenticity", |w| w.intel.module_signer = [1; 48], |_| {}),
     (4, "tdx.tcb_status", |w| w.intel.tcb_status = "Revoked", |_| {}),
     (4, "tdx.tcb_status", |w| w.td.tee_tcb_svn = [0; 16], |_| {}),
@@ -154,6 +164,7 @@ const VENDOR: &[Row] = &[
     (4, "tdx.time", |w| w.intel.identity_window[1] = "2026-05-31T23:59:59Z", |_| {}),
     (4, "tdx.time", |w| w.intel.identity_window[0] = "2026-06-02T00:00:00Z", |_| {}),
     (4, "tdx.time", |w| w.intel.crl_next_update = "260531235959Z", |_| {}),
+    (4, "tdx.time", |w| w.intel.crl_this_update = "260602000000Z", |_| {}),
     (4, "tdx.time", |w| w.intel.pck_not_after = "260531235959Z", |_| {}),
     (4, "tdx.time", |w| w.world.challenge.now_unix = 1_600_000_000, |_| {}),
     (4, "tdx.ppid", |w| { w.intel.ppid.pop(); }, |_| {}),
@@ -165,9 +176,12 @@ const VENDOR: &[Row] = &[
      |w| { w.intel.tcb_status = "ConfigurationAndSWHardeningNeeded";
            w.demand().machine.allow_sw_hardening_needed = true; }, |_| {}),
     (4, "tdx.tcb_evaluation", |w| w.demand().machine.minimum_tcb_evaluation = 19, |_| {}),
-    (4, "tdx.dynamic_platform", |w| w.intel.flags[0] = true, |_| {}),
-    (4, "tdx.cached_keys", |w| w.intel.flags[1] = true, |_| {}),
-    (4, "tdx.smt", |w| w.intel.flags[2] = true, |_| {}),
+    (4, "tdx.dynamic_platform", |w| w.intel.flags[0] = Some(true), |_| {}),
+    (4, "tdx.dynamic_platform", |w| w.intel.flags[0] = None, |_| {}),
+    (4, "tdx.cached_keys", |w| w.intel.flags[1] = Some(true), |_| {}),
+    (4, "tdx.cached_keys", |w| w.intel.flags[1] = None, |_| {}),
+    (4, "tdx.smt", |w| w.intel.flags[2] = Some(true), |_| {}),
+    (4, "tdx.smt", |w| w.intel.flags[2] = None, |_| {}),
 ];
 
 /// The guest, and which machine.
@@ -305,6 +319,26 @@ fn a_policy_with_tdx_is_written_and_read_back() {
         let empty = [&text[..start], &format!("\n{key} = []"), &text[end..]].concat();
         let error = AppraisalPolicy::from_toml(&empty).expect_err(key).to_string();
         assert!(error.contains("is empty"), "{error}");
+    }
+}
+
+#[test]
+fn what_a_policy_gives_up_is_told() {
+    let mut td = TdWorld::honest();
+    td.intel.tcb_status = "SWHardeningNeeded";
+    td.intel.flags[2] = Some(true);
+    td.demand().machine.allow_sw_hardening_needed = true;
+    td.world.policy.dangerous.allow_smt = true;
+    td.world.policy.platform = PlatformTrust::AnyGenuine;
+    let parts = td.parts();
+    let verified = td.world.policy.appraise(&parts.bundle(), &td.world.challenge).expect("allowed");
+    assert_eq!(
+        (verified.claims().platform, verified.waived()),
+        ("any-genuine", &["dangerous_allow_smt"][..])
+    );
+    let told = verified.explain().not_proved.join("\n");
+    for words in ["dangerous_allow_smt", "INTEL-SA-00001", "Who holds the machine"] {
+        assert!(told.contains(words), "{words}: {told}");
     }
 }
 

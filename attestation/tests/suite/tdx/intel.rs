@@ -16,12 +16,14 @@ use crate::simulated::issue::{bit_string, integer, seq, tlv};
 #[derive(Clone)]
 pub(crate) struct Intel {
     pub ppid: Vec<u8>,
-    /// Of the platform's certificate: `DynamicPlatform`, `CachedKeys`, `SMTEnabled`.
-    pub flags: [bool; 3],
+    /// Of the platform's certificate: `DynamicPlatform`, `CachedKeys`, `SMTEnabled`; the processor
+    /// authority's certificates have none.
+    pub flags: [Option<bool>; 3],
     /// Whether the platform's certificate is on the list.
     pub revoked: bool,
-    /// End of the platform's certificate, `YYMMDDhhmmssZ`; of the lists.
+    /// End of the platform's certificate, `YYMMDDhhmmssZ`; beginning and end of the lists.
     pub pck_not_after: &'static str,
+    pub crl_this_update: &'static str,
     pub crl_next_update: &'static str,
     /// Issue and next update of TCB info and identity.
     pub tcb_window: [&'static str; 2],
@@ -32,6 +34,7 @@ pub(crate) struct Intel {
     pub fmspc: [u8; 6],
     /// Of the TCB info alone, where it is another platform's.
     pub tcb_fmspc: Option<[u8; 6]>,
+    pub tcb_pce_id: &'static str,
     pub tcb_id: &'static str,
     /// What the quoting enclave is, and what the identity says that it is.
     pub qe_signer: [u8; 32],
@@ -59,9 +62,10 @@ impl Intel {
     pub(crate) fn honest() -> Self {
         Self {
             ppid: PPID.to_vec(),
-            flags: [false; 3],
+            flags: [Some(false); 3],
             revoked: false,
             pck_not_after: "330101000000Z",
+            crl_this_update: "260520000000Z",
             crl_next_update: "260701000000Z",
             tcb_window: ["2026-05-20T00:00:00Z", "2026-06-20T00:00:00Z"],
             identity_window: ["2026-05-20T00:00:00Z", "2026-06-20T00:00:00Z"],
@@ -70,6 +74,7 @@ impl Intel {
             evaluation: 18,
             fmspc: FMSPC,
             tcb_fmspc: None,
+            tcb_pce_id: "0000",
             tcb_id: "TDX",
             qe_signer: [0x51; 32],
             identity_signer: [0x51; 32],
@@ -173,7 +178,7 @@ impl Intel {
         let module_svns = levels.join(",");
         format!(
             "{{\"id\":\"{}\",\"version\":3,\"issueDate\":\"{issue}\",\"nextUpdate\":\"{next}\",\
-             \"fmspc\":\"{fmspc}\",\"pceId\":\"0000\",\"tcbType\":0,\
+             \"fmspc\":\"{fmspc}\",\"pceId\":\"{}\",\"tcbType\":0,\
              \"tcbEvaluationDataNumber\":{},\
              \"tdxModule\":{{\"mrsigner\":\"{}\",\"attributes\":\"0000000000000000\",\
              \"attributesMask\":\"FFFFFFFFFFFFFFFF\"}},\
@@ -181,6 +186,7 @@ impl Intel {
              \"tdxtcbcomponents\":[{module_svns}]}},\"tcbDate\":\"2026-01-01T00:00:00Z\",\
              \"tcbStatus\":\"{}\",\"advisoryIDs\":[\"INTEL-SA-00001\"]}}]}}",
             self.tcb_id,
+            self.tcb_pce_id,
             self.evaluation,
             hex(&self.module_signer),
             self.tcb_status,
@@ -208,10 +214,11 @@ impl Intel {
         let mut tcb: Vec<_> = (1..=16).map(|index| entry(&[2, index], integer(3))).collect();
         tcb.push(entry(&[2, 17], integer(11)));
         tcb.push(entry(&[2, 18], tlv(0x04, &[3; 16])));
-        let flags = [1, 2, 3].map(|index| {
-            let set = self.flags[usize::from(index) - 1];
-            entry(&[7, index], tlv(0x01, &[if set { 0xFF } else { 0 }]))
-        });
+        let flags: Vec<_> = (1..)
+            .zip(self.flags)
+            .filter_map(|(index, flag)| Some((index, flag?)))
+            .map(|(index, set)| entry(&[7, index], tlv(0x01, &[if set { 0xFF } else { 0 }])))
+            .collect();
         seq(&[
             entry(&[1], tlv(0x04, &self.ppid)),
             entry(&[2], seq(&tcb)),
@@ -224,7 +231,7 @@ impl Intel {
     }
 
     fn crl(&self, issuer: &str, key: &Key, revoked: Option<u8>) -> Vec<u8> {
-        let this_update = time("260520000000Z");
+        let this_update = time(self.crl_this_update);
         let revoked = match revoked {
             Some(serial) => seq(&[seq(&[integer(serial), this_update.clone()])]),
             None => Vec::new(),

@@ -1,7 +1,36 @@
-//! The certificate chain inside a quote: PEM (RFC 7468) in one encoding, so that every bit counts.
+//! Certificates as PEM (RFC 7468) in one encoding, so that every bit counts: the chain inside a
+//! quote, and files that people have.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use thiserror::Error;
+
+/// Why a text is not one certificate.
+#[derive(Clone, Copy, Debug, Eq, Error, PartialEq)]
+#[non_exhaustive]
+pub enum PemError {
+    /// Not as PEM is written.
+    #[error("not PEM of certificates alone, with lines of 64 characters")]
+    Form,
+    /// Several certificates.
+    #[error("{found} certificates, not one: give that of the chip's key alone")]
+    Count {
+        /// How many there are.
+        found: usize,
+    },
+}
+
+/// The DER of the one certificate in `text`.
+///
+/// # Errors
+/// [`PemError`] says what it is instead.
+pub fn certificate_from_pem(text: &[u8]) -> Result<Vec<u8>, PemError> {
+    let mut chain = decode(text).ok_or(PemError::Form)?;
+    match (chain.len(), chain.pop()) {
+        (1, Some(certificate)) => Ok(certificate),
+        (found, _) => Err(PemError::Count { found }),
+    }
+}
 
 /// The DER of each certificate of a chain, or nothing if the text is not exactly how PEM is written:
 /// lines of 64 characters, each ended by one line feed, and one zero byte behind the last at most.
@@ -71,8 +100,14 @@ mod tests {
             flipped[bit / 8] ^= 1 << (bit % 8);
             assert_ne!(decode(&flipped).as_ref(), Some(&chain), "bit {bit}");
         }
+        assert_eq!(certificate_from_pem(&text), Err(PemError::Count { found: 2 }));
+        let one = encode(&chain[..1]);
+        assert_eq!(certificate_from_pem(one.as_bytes()).as_ref(), Ok(&chain[0]));
+        let lines = one.replace('\n', "\r\n");
+        assert_eq!(certificate_from_pem(lines.as_bytes()), Err(PemError::Form));
         for wrong in ["", "\n", "-----BEGIN CERTIFICATE-----\n", "Zg==\n"] {
             assert_eq!(decode(wrong.as_bytes()), None);
+            assert_eq!(certificate_from_pem(wrong.as_bytes()), Err(PemError::Form));
         }
     }
 }

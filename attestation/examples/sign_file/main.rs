@@ -1,18 +1,21 @@
-//! Makes, signs and shows floors files: `key NEW.pk8`, `sign KEY.pk8 SOURCE.toml OUT.floors
-//! [OUT.pub]`, `show FILE.floors`. `src/floors/README.md` says when.
+//! Makes, signs and shows the signed files that verifiers go by, floors and platform registries:
+//! `key NEW.pk8`, `sign KEY.pk8 SOURCE.toml OUT [OUT.pub]`, `show FILE`. docs/attestation.md says
+//! when.
 #![expect(clippy::print_stdout, reason = "it is a tool for a terminal")]
 
-#[path = "../tests/suite/floors_source.rs"]
+#[path = "../../tests/suite/floors_source.rs"]
 mod floors_source;
+mod registry_source;
 
 use std::error::Error;
+use std::fmt::Debug;
 use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
-use chrysalis_attestation::policy::Floors;
+use chrysalis_attestation::policy::{Floors, Registry, SignedFile, SignedRecord, Table};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -22,7 +25,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         ["sign", key, source, out] => sign(key, source, out, None),
         ["sign", key, source, out, public] => sign(key, source, out, Some(public)),
         ["show", path] => show(path),
-        _ => Err("key NEW.pk8 | sign KEY.pk8 SOURCE.toml OUT.floors [OUT.pub] | show FILE".into()),
+        _ => Err("key NEW.pk8 | sign KEY.pk8 SOURCE.toml OUT [OUT.pub] | show FILE".into()),
     }
 }
 
@@ -33,32 +36,54 @@ fn key(path: &str) -> Result<(), Box<dyn Error>> {
     file.write_all(pkcs8.as_ref())?;
     file.sync_all()?;
     let pair = Ed25519KeyPair::from_pkcs8(pkcs8.as_ref())?;
-    println!("floors_signer = \"{}\"", hex(pair.public_key().as_ref()));
+    println!("signer {}", hex(pair.public_key().as_ref()));
     Ok(())
 }
 
+/// What the source lists says which file it is.
 fn sign(key: &str, source: &str, out: &str, public: Option<&str>) -> Result<(), Box<dyn Error>> {
     let pair = Ed25519KeyPair::from_pkcs8(&fs::read(key)?)?;
-    let table = floors_source::read(&fs::read_to_string(source)?)?;
-    let file = table.sign(&pair);
-    // Nothing is written that would not be read.
-    Floors::open(&file, pair.public_key().as_ref().try_into()?)?;
+    let text = fs::read_to_string(source)?;
+    let file = if text.contains("[[platform]]") {
+        signed(&registry_source::read(&text)?, &pair)?
+    } else {
+        signed(&floors_source::read(&text)?, &pair)?
+    };
     fs::write(out, &file)?;
     if let Some(public) = public {
         fs::write(public, pair.public_key().as_ref())?;
     }
-    println!("floors_signer = \"{}\"", hex(pair.public_key().as_ref()));
+    println!("signer {}", hex(pair.public_key().as_ref()));
     Ok(())
+}
+
+/// Nothing is written that would not be read.
+fn signed<R: SignedRecord>(
+    table: &Table<R>,
+    pair: &Ed25519KeyPair,
+) -> Result<Vec<u8>, Box<dyn Error>> {
+    let file = table.sign(pair);
+    SignedFile::<R>::open(&file, pair.public_key().as_ref().try_into()?)?;
+    Ok(file)
 }
 
 /// What a file says, and who it says has signed it.
 fn show(path: &str) -> Result<(), Box<dyn Error>> {
     let bytes = fs::read(path)?;
-    let signer = bytes.get(SIGNER).ok_or("the file is too short")?;
-    let floors = Floors::open(&bytes, signer.try_into()?)?;
-    println!("signed by {}", hex(floors.signer()));
-    println!("{:#?}", floors.table());
+    let signer = bytes.get(SIGNER).ok_or("the file is too short")?.try_into()?;
+    match Registry::open(&bytes, signer) {
+        Ok(registry) => print(registry.signer(), registry.table()),
+        Err(_) => {
+            let floors = Floors::open(&bytes, signer)?;
+            print(floors.signer(), floors.table());
+        }
+    }
     Ok(())
+}
+
+fn print(signer: &[u8; 32], table: &impl Debug) {
+    println!("signed by {}", hex(signer));
+    println!("{table:#x?}");
 }
 
 fn hex(bytes: &[u8]) -> String {
