@@ -177,8 +177,8 @@ pub struct ReleaseArgs {
     /// End serving after this many tokens of prompts and answers [default: no end]
     #[arg(long, value_name = "N", conflicts_with = "broker", value_parser = clap::value_parser!(u64).range(1..))]
     pub lease_tokens: Option<u64>,
-    /// Certificates, collateral, manifests and statuses that the evidence lacks: a file or a folder of *.der, *.json,
-    /// *.tdx, *.xml, *.swidtag, *.ocsp
+    /// Certificates, collateral, manifests and statuses that the evidence lacks: a file or a folder of *.der, *.pem,
+    /// *.json, *.tdx, *.xml, *.swidtag, *.ocsp
     #[arg(long, value_name = "PATH")]
     pub endorsements: Option<PathBuf>,
     /// One JSON object instead of text
@@ -211,8 +211,8 @@ pub struct VerifyArgs {
     /// How old the evidence may be [default: as the policy says]
     #[arg(long, value_enum, value_name = "AGE")]
     pub max_age: Option<Age>,
-    /// Certificates, collateral, manifests and statuses that the evidence lacks: a file or a folder of *.der, *.json,
-    /// *.tdx, *.xml, *.swidtag, *.ocsp
+    /// Certificates, collateral, manifests and statuses that the evidence lacks: a file or a folder of *.der, *.pem,
+    /// *.json, *.tdx, *.xml, *.swidtag, *.ocsp
     #[arg(long, value_name = "PATH")]
     pub endorsements: Option<PathBuf>,
     /// Write to this folder what NVIDIA has to be asked for about the GPUs: manifests.txt, and OCSP requests
@@ -313,8 +313,8 @@ pub struct AskArgs {
     /// Add the receipt to this file
     #[arg(long, value_name = "FILE")]
     pub receipts: Option<PathBuf>,
-    /// Certificates, collateral, manifests and statuses that the evidence lacks: a file or a folder of *.der, *.json,
-    /// *.tdx, *.xml, *.swidtag, *.ocsp
+    /// Certificates, collateral, manifests and statuses that the evidence lacks: a file or a folder of *.der, *.pem,
+    /// *.json, *.tdx, *.xml, *.swidtag, *.ocsp
     #[arg(long, value_name = "PATH")]
     pub endorsements: Option<PathBuf>,
     /// System message

@@ -4,13 +4,13 @@
 use std::fs;
 use std::path::Path;
 
-use chrysalis_attestation::verifier::tdx_collateral_from_json;
+use chrysalis_attestation::verifier::{certificate_from_pem, tdx_collateral_from_json};
 use chrysalis_client::Endorsing;
 use chrysalis_protocol::tdx_collateral::TdxCollateral;
 
 use crate::error::CliError;
 
-/// Reads one file, or all that it knows in a folder: `*.der` (a VCEK or VLEK), `*.json` (TDX collateral as clients of
+/// Reads one file, or all that it knows in a folder: `*.der` or `*.pem` (a VCEK or VLEK), `*.json` (TDX collateral as clients of
 /// Intel's service keep it), `*.tdx` (the same as a section of a bundle), and any number of `*.xml` and `*.swidtag`
 /// (NVIDIA's manifests) and `*.ocsp` (OCSP responses, DER).
 ///
@@ -55,6 +55,10 @@ fn add(endorsing: &mut Endorsing, path: &Path) -> Result<bool, CliError> {
     }
     let (slot, bytes) = match path.extension().and_then(|extension| extension.to_str()) {
         Some("der") => (&mut endorsing.vcek, read()?),
+        Some("pem") => {
+            let certificate = certificate_from_pem(&read()?);
+            (&mut endorsing.vcek, certificate.map_err(|error| wrong(error.to_string()))?)
+        }
         Some("json") => {
             let text = fs::read_to_string(path).map_err(CliError::io(path))?;
             let collateral = tdx_collateral_from_json(&text);
@@ -77,5 +81,5 @@ fn add(endorsing: &mut Endorsing, path: &Path) -> Result<bool, CliError> {
     Ok(true)
 }
 
-const KINDS: &str = "neither *.der (the certificate of an SEV-SNP chip's key) nor *.json or *.tdx (TDX collateral) nor \
+const KINDS: &str = "neither *.der or *.pem (the certificate of an SEV-SNP chip's key) nor *.json or *.tdx (TDX collateral) nor \
                      *.xml or *.swidtag (manifests of GPUs) nor *.ocsp (statuses of their certificates)";

@@ -7,12 +7,13 @@ mod platform;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use chrysalis_attestation::attester::tsm::Kernel;
 use chrysalis_kernels::cpu::Isa;
 use serde::Serialize;
 
 use crate::args::DoctorArgs;
 use crate::error::CliError;
-use crate::output;
+use crate::{output, remote};
 
 /// How a step stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -102,10 +103,11 @@ impl Root<'_> {
 /// [`CliError::Output`]. What is missing is no error: it is the answer.
 pub fn run(args: &DoctorArgs) -> Result<(), CliError> {
     let root = Root(&args.root);
-    let (can_attest, evidence) = platform::evidence(root);
+    let (can_attest, evidence) = platform::evidence(root, Box::new(Kernel));
     let parts = vec![
         Part { name: "evidence of the CPU", checks: evidence },
         Part { name: "evidence of GPUs", checks: gpus::checks(root, args.nvml.as_deref()) },
+        Part { name: "judging others", checks: vec![platform::floors(remote::now_unix())] },
         Part { name: "the way out", checks: vec![guest::vsock(root)] },
         Part { name: "the guest", checks: guest::closed(root) },
         Part { name: "speed", checks: vec![compute(Isa::detect()), guest::huge_pages(root)] },

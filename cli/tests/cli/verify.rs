@@ -113,6 +113,13 @@ fn files_complete_the_evidence_and_nothing_else_is_taken_from_them() {
     assert_eq!(endorsed(&certificate).code, Some(0), "{}", endorsed(&certificate).stderr);
     let other = served.folder.write("other.der", b"no certificate");
     endorsed(&other).refused(3, "DER");
+    let text = pem(genuine);
+    let certificate = served.folder.write("vcek.pem", text.as_bytes());
+    assert_eq!(endorsed(&certificate).code, Some(0), "{}", endorsed(&certificate).stderr);
+    let two = served.folder.write("two.pem", text.repeat(2).as_bytes());
+    endorsed(&two).refused(1, "2 certificates, not one");
+    let bare = served.folder.write("bare.pem", genuine);
+    endorsed(&bare).refused(1, "not PEM");
 
     let nowhere = served.folder.path("nowhere.der");
     endorsed(&nowhere).refused(1, "nowhere.der");
@@ -130,4 +137,18 @@ fn files_complete_the_evidence_and_nothing_else_is_taken_from_them() {
     assert_eq!(endorsed(&folder).code, Some(0));
     fs::write(format!("{folder}/vlek.der"), genuine).unwrap();
     endorsed(&folder).refused(1, "another file of this kind");
+}
+
+/// A certificate as tools print it.
+fn pem(der: &[u8]) -> String {
+    const SYMBOLS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let bits: Vec<u8> =
+        der.iter().flat_map(|byte| (0..8).rev().map(move |at| byte >> at & 1)).collect();
+    let number =
+        |bits: &[u8]| bits.iter().chain(&[0; 6]).take(6).fold(0, |all, bit| all << 1 | bit);
+    let mut base64: String =
+        bits.chunks(6).map(|bits| char::from(SYMBOLS[usize::from(number(bits))])).collect();
+    base64.push_str(["", "==", "="][der.len() % 3]);
+    let lines: Vec<_> = base64.as_bytes().chunks(64).map(String::from_utf8_lossy).collect();
+    format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"))
 }
