@@ -197,7 +197,7 @@ impl AppraisalPolicy {
             PlatformTrust::Registry(RegistryTrust { file, minimum_version }) => {
                 file.value.holds(*minimum_version, now)?;
                 let Table { version, expires, ref records, .. } = *file.value.table();
-                if !found.is_one() || !records.contains(&found) {
+                if !records.contains(&found) {
                     return Err(Rejection::Unregistered { found, version, count: records.len() });
                 }
                 Ok(TrustedBy::Registry { version, expires })

@@ -50,10 +50,11 @@ pub(super) fn decode(text: &[u8]) -> Option<Vec<Vec<u8>>> {
             (None, _) => return None,
         }
     }
-    // Whatever was read leniently (line lengths, spare bits, carriage returns) shows here.
+    // Whatever was read leniently (line lengths, spare bits, carriage returns, a certificate without
+    // an end) shows here.
     let encoded = encode(&chain);
     let same = encoded == text || encoded.strip_suffix('\n') == Some(text);
-    (same && certificate.is_none() && !chain.is_empty()).then_some(chain)
+    (same && !chain.is_empty()).then_some(chain)
 }
 
 /// The chain as PEM.

@@ -117,7 +117,8 @@ fn each_field_with_a_value_that_it_cannot_have_is_named() {
     }
     // A kind that is none, reserved bytes, and bytes behind a short id.
     let (file, signer) = signed(|_| {});
-    for (at, value) in [(64, 0), (64, 3), (65, 1), (71, 1), (64 + 72 + 8 + 16, 1)] {
+    let second = 64 + 72;
+    for (at, value) in [(0, b'X'), (64, 0), (second, 3), (65, 1), (71, 1), (second + 8 + 16, 1)] {
         let mut file = file.clone();
         file[at] = value;
         let refused = Registry::open(&file, &signer).expect_err("an unknown value");

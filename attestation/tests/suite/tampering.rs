@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use crate::simulated::{NONCE, Parts, World};
+use crate::snp::machines::loaned;
 use chrysalis_attestation::policy::{MaxAge, Rejection};
 use chrysalis_protocol::freshness::{Freshness, Tree};
 use chrysalis_protocol::hpke::KemKeyPair;
@@ -269,6 +270,19 @@ fn a_batch_report_refreshes_only_the_statement_it_names() {
     twin.report.measurement[0] ^= 1;
     parts.freshness = Some(refresh(&twin, |_| {}));
     assert_eq!(world.appraise(&parts).expect_err("another image").code(), "platform.measurement");
+
+    // A loaned key vouches for no chip: what it signs is of the same one all the same.
+    loaned(&mut world);
+    world.policy.snp.loaned_key_providers = vec!["CN=a-provider".to_owned()];
+    let parts = world.parts();
+    let judged = |of: &World| {
+        let parts = Parts { freshness: Some(refresh(of, |_| {})), ..parts.clone() };
+        world.appraise(&parts)
+    };
+    assert_eq!(judged(&world), Ok(()));
+    let mut twin = world.clone();
+    twin.report.chip_id[0] ^= 1;
+    assert_eq!(judged(&twin), Err(Rejection::FreshnessMismatch));
 }
 
 #[test]

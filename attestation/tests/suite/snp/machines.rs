@@ -49,7 +49,7 @@ pub(super) fn milan(world: &mut World) {
 }
 
 /// The honest platform, signing with a key loaned to a provider.
-pub(super) fn loaned(world: &mut World) {
+pub(crate) fn loaned(world: &mut World) {
     world.report.signing_key = SigningKey::Vlek;
     let draft = world.honest_vcek();
     draft.subject = "SEV-VLEK".to_owned();

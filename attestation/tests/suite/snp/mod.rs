@@ -1,7 +1,7 @@
 //! SEV-SNP: one table of rules, the signed floors, the revocation lists.
 
 mod floors;
-mod machines;
+pub(crate) mod machines;
 mod refused;
 mod revocations;
 

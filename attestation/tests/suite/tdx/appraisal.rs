@@ -113,6 +113,8 @@ const QUOTE: &[Row] = &[
     (4, "tdx.length", |_| {}, |p| { p.report.pop(); }),
     (4, "tdx.length", |_| {}, |p| p.report[48 + 584] ^= 1),
     (4, "tdx.trailing", |_| {}, |p| p.report.push(0)),
+    (4, "tdx.length", |_| {}, |p| longer(p, &[SIGNATURE_LEN])),
+    (4, "tdx.length", |_| {}, |p| longer(p, &[SIGNATURE_LEN, OUTER_LEN])),
     (4, "tdx.version", |_| {}, |p| p.report[0] = 3),
     (4, "tdx.version", |w| w.intel.version = 6, |_| {}),
     (4, "tdx.tee_type", |w| w.intel.tee_type = 0, |_| {}),
@@ -131,7 +133,9 @@ const QUOTE: &[Row] = &[
     (4, "tdx.attributes_reserved", |w| w.td.td_attributes |= 1 << 31, |_| {}),
     (4, "tdx.migratable", |w| w.td.td_attributes |= td_attributes::MIGRATABLE, |_| {}),
     (4, "tdx.sept_ve_disable", |w| w.td.td_attributes = 0, |_| {}),
-    (4, "tdx.certificate_chain", |w| w.intel.chain_len = 2, |_| {}),
+    (4, "tdx.certificate_chain", |w| w.intel.chain = &[0, 1], |_| {}),
+    (4, "tdx.certificate_chain", |w| w.intel.chain = &[0, 2], |_| {}),
+    (4, "tdx.certificate_chain", |w| w.intel.chain = &[0, 1, 1, 2], |_| {}),
     (4, "tdx.certificate_chain", |_| {}, |p| { let at = p.report.len() - 60; p.report[at] = b'!'; }),
     (4, "tdx.certificate_chain", |_| {}, another_root),
 ];
@@ -214,6 +218,10 @@ const GUEST: &[Row] = &[
     (4, "tdx.mr_owner", |w| w.td.mr_owner[0] = 1, |_| {}),
     (4, "tdx.mr_owner_config", |w| w.td.mr_owner_config[47] = 1, |_| {}),
     (9, "chip.not_pinned", |w| w.intel.ppid = vec![0; 16], |_| {}),
+    // A pin of zeros is none: whoever hides his machine's id could be meant.
+    (9, "chip.not_pinned",
+     |w| { w.intel.ppid = vec![0; 16];
+           w.world.policy.platform = PlatformTrust::Pinned(vec![HardwareId::Ppid([0; 16])]); }, |_| {}),
     (9, "chip.not_pinned",
      |w| w.world.policy.platform = PlatformTrust::Pinned(vec![HardwareId::Chip([0xB1; 64])]), |_| {}),
     (10, "freshness.stale", |w| w.world.challenge.nonce = Some([9; 32]), |_| {}),
@@ -259,6 +267,7 @@ fn a_batch_quote_refreshes_the_same_td_only() {
         };
         let mut other = td.clone();
         change(&mut other);
+        td.intel.later_ppid = Some(other.intel.ppid.clone());
         let (mut parts, quote) = td.parts_and(Some((&refresh, &other.td)));
         let section = Freshness { statement: &refresh.to_bytes(), report: &quote, path };
         parts.freshness = Some(section.to_bytes());
@@ -268,6 +277,8 @@ fn a_batch_quote_refreshes_the_same_td_only() {
     assert_eq!(fresh(|w| w.td.tee_tcb_svn[0] = 2), Err("freshness.mismatch"));
     assert_eq!(fresh(|w| w.td.xfam = 0x3), Err("freshness.mismatch"));
     assert_eq!(fresh(|w| w.td.mr_td[0] ^= 1), Err("tdx.mr_td"));
+    // The same guest, to the last bit, on another machine of the same make.
+    assert_eq!(fresh(|w| w.intel.ppid[0] ^= 1), Err("freshness.mismatch"));
 }
 
 #[test]
@@ -354,6 +365,15 @@ fn later(td: &mut TdWorld, body: u16) {
     td.td.later = Some(TdReport15 { tee_tcb_svn2: td.td.tee_tcb_svn, mr_service_td: [0; 48] });
 }
 
+/// One byte behind the last one of each part whose length stands at these places.
+fn longer(parts: &mut Parts, lengths: &[usize]) {
+    parts.report.push(0);
+    for &at in lengths {
+        let len = parts.report[at..].first_chunk().map(|len| u32::from_le_bytes(*len));
+        parts.report[at..at + 4].copy_from_slice(&(len.unwrap() + 1).to_le_bytes());
+    }
+}
+
 fn collateral(parts: &mut Parts, change: fn(&mut TdxCollateral)) {
     let section = parts.collateral.as_mut().unwrap();
     let mut collateral = TdxCollateral::parse(section).expect("it was written by us");
@@ -384,6 +404,9 @@ fn another_root(parts: &mut Parts) {
     }
 }
 
+/// Length of everything behind the body, in version 4; of the certification data in it.
+const SIGNATURE_LEN: usize = 48 + 584;
+const OUTER_LEN: usize = SIGNATURE_LEN + 4 + 128 + 2;
 /// Where the quoting enclave's report begins, in version 4.
 const QE_REPORT: usize = 48 + 584 + 4 + 128 + 6;
 /// Behind its signature and its authentication data: the type of the inner certification data.

@@ -16,6 +16,8 @@ use crate::simulated::issue::{bit_string, integer, seq, tlv};
 #[derive(Clone)]
 pub(crate) struct Intel {
     pub ppid: Vec<u8>,
+    /// Of the machine that made the later quotes, where it is another one.
+    pub later_ppid: Option<Vec<u8>>,
     /// Of the platform's certificate: `DynamicPlatform`, `CachedKeys`, `SMTEnabled`; the processor
     /// authority's certificates have none.
     pub flags: [Option<bool>; 3],
@@ -45,8 +47,8 @@ pub(crate) struct Intel {
     pub body: u16,
     pub tee_type: u32,
     pub key_type: u16,
-    /// Certificates in the quote: leaf, authority, root.
-    pub chain_len: usize,
+    /// Certificates in the quote, by their numbers: 0 leaf, 1 authority, 2 root.
+    pub chain: &'static [usize],
 }
 
 /// What was made.
@@ -62,6 +64,7 @@ impl Intel {
     pub(crate) fn honest() -> Self {
         Self {
             ppid: PPID.to_vec(),
+            later_ppid: None,
             flags: [Some(false); 3],
             revoked: false,
             pck_not_after: "330101000000Z",
@@ -83,7 +86,7 @@ impl Intel {
             body: 2,
             tee_type: 0x81,
             key_type: 2,
-            chain_len: 3,
+            chain: &[0, 1, 2],
         }
     }
 
@@ -97,9 +100,11 @@ impl Intel {
         let root_der = certificate(1, (ROOT, &root), (ROOT, &root), Kind::Authority, long);
         let authority_der =
             certificate(2, (ROOT, &root), (PLATFORM_CA, &authority), Kind::Authority, long);
-        let pck_kind = Kind::Platform(self.extension());
-        let (issuer, subject) = ((PLATFORM_CA, &authority), (PCK, &pck));
-        let pck_der = certificate(3, issuer, subject, pck_kind, self.pck_not_after);
+        let platform = |ppid: &[u8]| {
+            let kind = Kind::Platform(self.extension(ppid));
+            let (issuer, subject) = ((PLATFORM_CA, &authority), (PCK, &pck));
+            certificate(3, issuer, subject, kind, self.pck_not_after)
+        };
         let signer_der = certificate(4, (ROOT, &root), (SIGNER, &signer), Kind::Leaf, long);
         let (tcb_info, qe_identity) = (self.tcb_info(), self.qe_identity());
         let collateral = TdxCollateral {
@@ -112,13 +117,18 @@ impl Intel {
             qe_identity_signature: signer.fixed(qe_identity.as_bytes()),
             qe_identity,
         };
-        let chain: String = [&pck_der, &authority_der, &root_der]
-            .into_iter()
-            .take(self.chain_len)
-            .map(|der| pem(der))
+        let chain = |ppid: &[u8]| -> String {
+            let ders = [&platform(ppid), &authority_der, &root_der];
+            self.chain.iter().map(|&number| pem(ders[number])).collect()
+        };
+        let first = chain(&self.ppid);
+        let later = self.later_ppid.as_ref().map_or_else(|| first.clone(), |ppid| chain(ppid));
+        let chains = std::iter::once(first).chain(std::iter::repeat(later));
+        let quotes = reports.iter().zip(chains);
+        let quotes = quotes
+            .map(|(report, chain)| self.quote(report, &pck, &attestation, chain.as_bytes()))
             .collect();
-        let quote = |report| self.quote(report, &pck, &attestation, chain.as_bytes());
-        Made { root: root_der, quotes: reports.iter().map(quote).collect(), collateral }
+        Made { root: root_der, quotes, collateral }
     }
 
     fn quote(&self, report: &TdReport, pck: &Key, attestation: &Key, chain: &[u8]) -> Vec<u8> {
@@ -209,7 +219,7 @@ impl Intel {
     }
 
     /// Value of the platform certificate's extension.
-    fn extension(&self) -> Vec<u8> {
+    fn extension(&self, ppid: &[u8]) -> Vec<u8> {
         let entry = |path: &[u8], value: Vec<u8>| seq(&[tlv(0x06, &sgx(path)), value]);
         let mut tcb: Vec<_> = (1..=16).map(|index| entry(&[2, index], integer(3))).collect();
         tcb.push(entry(&[2, 17], integer(11)));
@@ -220,7 +230,7 @@ impl Intel {
             .map(|(index, set)| entry(&[7, index], tlv(0x01, &[if set { 0xFF } else { 0 }])))
             .collect();
         seq(&[
-            entry(&[1], tlv(0x04, &self.ppid)),
+            entry(&[1], tlv(0x04, ppid)),
             entry(&[2], seq(&tcb)),
             entry(&[3], tlv(0x04, &[0, 0])),
             entry(&[4], tlv(0x04, &self.fmspc)),
