@@ -19,9 +19,7 @@ use crate::output;
 pub fn write(folder: &Path, bundle: &[u8], now: u64) -> Result<(), CliError> {
     let wrong = |reason: String| CliError::Wanted { reason };
     let bundle = Bundle::parse(bundle).map_err(|error| wrong(error.to_string()))?;
-    let statement = bundle.statement.try_into().ok().map(Statement::from_bytes);
-    let statement =
-        statement.ok_or_else(|| wrong("the statement is not of 512 bytes".to_owned()))?;
+    let statement = Statement::from_bytes(bundle.statement);
     let statement = statement.map_err(|error| wrong(error.to_string()))?;
     let evidence = bundle.gpu.ok_or_else(|| wrong("the evidence is of no gpus".to_owned()))?;
     let simulated = statement.tee == Tee::Simulated;
