@@ -2,13 +2,10 @@
 //! read has that one encoding.
 #![no_main]
 
-use std::convert::Infallible;
-
-use chrysalis_protocol::hpke::{KemKeyPair, Sender};
+use chrysalis_fuzz::{Constant, keys};
+use chrysalis_protocol::hpke::Sender;
 use chrysalis_protocol::key_release::{SEALED_LEN, open};
 use chrysalis_protocol::messages::{KeyrelReq, KeyrelResp};
-use chrysalis_protocol::rand_core::{TryCryptoRng, TryRng};
-use chrysalis_protocol::secret::Secret;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
@@ -46,30 +43,4 @@ fuzz_target!(|bytes: &[u8]| {
     assert_eq!(written.concat(), plaintext);
 });
 
-fn keys() -> KemKeyPair {
-    KemKeyPair::derive(&Secret::from([7; 32]))
-}
-
 const PLAIN_LEN: usize = 96;
-
-/// The same bytes each time, so that a finding is found again.
-struct Constant;
-
-impl TryRng for Constant {
-    type Error = Infallible;
-
-    fn try_next_u32(&mut self) -> Result<u32, Infallible> {
-        Ok(7)
-    }
-
-    fn try_next_u64(&mut self) -> Result<u64, Infallible> {
-        Ok(7)
-    }
-
-    fn try_fill_bytes(&mut self, out: &mut [u8]) -> Result<(), Infallible> {
-        out.fill(7);
-        Ok(())
-    }
-}
-
-impl TryCryptoRng for Constant {}
