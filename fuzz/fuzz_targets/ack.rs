@@ -21,12 +21,13 @@ fuzz_target!(|bytes: &[u8]| {
     };
     for edit in bytes.get(4..).unwrap_or_default().as_chunks::<3>().0 {
         let offset = usize::from(u16::from_be_bytes([edit[0], edit[1]]));
+        let len = acks.len();
         match acks.get_mut(offset) {
             Some(byte) => *byte = edit[2],
             // Move, repeat or leave out whole ones.
-            None if !acks.is_empty() => {
-                let at = offset % acks.len() / ACK_LEN * ACK_LEN;
-                let end = (at + ACK_LEN).min(acks.len());
+            None if len > 0 => {
+                let at = offset % len / ACK_LEN * ACK_LEN;
+                let end = (at + ACK_LEN).min(len);
                 match edit[2] % 3 {
                     0 => drop(acks.drain(at..end)),
                     1 if acks.len() < 4_096 => acks.extend_from_within(at..end),
