@@ -1,7 +1,6 @@
 //! GPUs as an operator has them: `doctor`, `serve`, and `verify` with what NVIDIA publishes. The driver's library is a fake.
 
 #[path = "../../../attestation/tests/suite/simulated/der.rs"]
-#[expect(dead_code, reason = "shared with the verifier's tests")]
 mod der;
 #[path = "../../../attestation/tests/suite/gpu/device.rs"]
 #[allow(dead_code, reason = "shared with the verifier's tests")]
