@@ -8,7 +8,6 @@ mod floors_source;
 mod registry_source;
 
 use std::error::Error;
-use std::fmt::Debug;
 use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
@@ -72,18 +71,17 @@ fn show(path: &str) -> Result<(), Box<dyn Error>> {
     let bytes = fs::read(path)?;
     let signer = bytes.get(SIGNER).ok_or("the file is too short")?.try_into()?;
     match Registry::open(&bytes, signer) {
-        Ok(registry) => print(registry.signer(), registry.table()),
+        Ok(registry) => {
+            println!("# signed by {}", hex(registry.signer()));
+            print!("{}", registry_source::write(registry.table()));
+        }
         Err(_) => {
             let floors = Floors::open(&bytes, signer)?;
-            print(floors.signer(), floors.table());
+            println!("signed by {}", hex(floors.signer()));
+            println!("{:#?}", floors.table());
         }
     }
     Ok(())
-}
-
-fn print(signer: &[u8; 32], table: &impl Debug) {
-    println!("signed by {}", hex(signer));
-    println!("{table:#x?}");
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -30,6 +30,16 @@ pub(crate) fn read(text: &str) -> Result<RegistryTable, String> {
     Ok(RegistryTable { version, issued, expires, records })
 }
 
+/// The source of a registry.
+pub(crate) fn write(table: &RegistryTable) -> String {
+    let RegistryTable { version, issued, expires, records } = table;
+    let head = format!("version = {version}\nissued = {issued}\nexpires = {expires}\n");
+    records.iter().fold(head, |text, id| {
+        let key = if matches!(id, HardwareId::Ppid(_)) { "ppid" } else { "chip_id" };
+        format!("{text}\n[[platform]]\n{key} = \"{}\"\n", crate::hex(id.as_bytes()))
+    })
+}
+
 fn id(platform: &Platform) -> Result<HardwareId, String> {
     match (&platform.chip_id, &platform.ppid) {
         (Some(text), None) => bytes(text).map(HardwareId::Chip),
