@@ -9,6 +9,7 @@ use super::ocsp::{StatusDraft, responder};
 use super::rim::{RimDraft, Signer};
 use super::world::GpuWorld;
 use crate::simulated::der::{seq, tlv};
+use chrysalis_attestation::policy::AppraisalPolicy;
 use chrysalis_protocol::gpu::Device;
 use chrysalis_protocol::statement::Statement;
 
@@ -434,6 +435,31 @@ const PPCIE: &[Row] = &[
     ("gpu.measurements", |w| w.devices[2].claims.measurements[35] = [0; 48]),
     ("gpu.report.layout", |w| w.devices[2].claims.opaque.retain(|(kind, _)| *kind != 26)),
 ];
+
+#[test]
+fn the_table_of_a_policy_is_read_back_and_every_key_of_it_has_to_be_there() {
+    let policy = GpuWorld::honest(2).world.policy;
+    let text = policy.to_toml();
+    assert_eq!(AppraisalPolicy::from_toml(&text), Ok(policy));
+    for key in [
+        "count",
+        "drivers",
+        "vbios",
+        "require_rims",
+        "require_ocsp",
+        "allow_ppcie",
+        "allow_nvlink_clear",
+    ] {
+        let others = text.lines().filter(|line| !line.starts_with(&format!("{key} = ")));
+        let others: Vec<_> = others.collect();
+        assert_eq!(others.len() + 1, text.lines().count(), "{key} is there once");
+        let refused = AppraisalPolicy::from_toml(&others.join("\n")).expect_err(key);
+        assert!(refused.to_string().contains(&format!("gpu.{key}")), "{refused}");
+    }
+    let none = text.replace("\ncount = 2", "\ncount = 0");
+    let refused = AppraisalPolicy::from_toml(&none).expect_err("no gpu");
+    assert!(refused.to_string().contains("gpu.count"), "{refused}");
+}
 
 #[test]
 fn the_order_of_the_gpus_is_part_of_what_is_attested() {
