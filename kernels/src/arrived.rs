@@ -3,7 +3,51 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
+use zeroize::Zeroizing;
+
 use crate::device::DeviceError;
+use crate::dtype::Dtype;
+
+/// A stored matrix that is kept as it comes, until it is whole; wiped on drop.
+pub(crate) struct Gathered {
+    arrived: Arrived,
+    bytes: Mutex<Zeroizing<Vec<u8>>>,
+}
+
+impl Gathered {
+    /// Nothing of a matrix of this shape.
+    ///
+    /// # Errors
+    /// [`DeviceError::Shape`] when its columns are not whole groups.
+    pub(crate) fn new(dtype: Dtype, rows: usize, cols: usize) -> Result<Self, DeviceError> {
+        let expected = dtype
+            .row_bytes(cols)
+            .and_then(|bytes| bytes.checked_mul(rows))
+            .ok_or_else(|| DeviceError::Shape { dtype, rows, cols, group: dtype.group_len() })?;
+        let bytes = Mutex::new(Zeroizing::new(vec![0; expected]));
+        Ok(Self { arrived: Arrived::new(expected), bytes })
+    }
+
+    /// Takes bytes from `offset` on.
+    ///
+    /// # Errors
+    /// Those of [`Arrived::add`].
+    pub(crate) fn write(&self, offset: usize, bytes: &[u8]) -> Result<(), DeviceError> {
+        self.arrived.add(offset, bytes.len())?;
+        let mut whole = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
+        whole[offset..][..bytes.len()].copy_from_slice(bytes);
+        Ok(())
+    }
+
+    /// All of the bytes.
+    ///
+    /// # Errors
+    /// Those of [`Arrived::finish`].
+    pub(crate) fn finish(self) -> Result<Zeroizing<Vec<u8>>, DeviceError> {
+        self.arrived.finish()?;
+        Ok(self.bytes.into_inner().unwrap_or_else(PoisonError::into_inner))
+    }
+}
 
 /// The ranges that came, in whatever order.
 #[derive(Debug)]

@@ -6,11 +6,10 @@
 mod ops;
 
 use std::fmt;
-use std::sync::{Mutex, PoisonError};
 
 use zeroize::{Zeroize, Zeroizing};
 
-use crate::arrived::Arrived;
+use crate::arrived::Gathered;
 use crate::batch::Batch;
 use crate::device::{
     Attention, CacheShape, Device, DeviceError, Input, Linear, RopeParams, RopeStore, Upload,
@@ -61,23 +60,18 @@ pub struct Pending {
     dtype: Dtype,
     rows: usize,
     cols: usize,
-    arrived: Arrived,
-    bytes: Mutex<Zeroizing<Vec<u8>>>,
+    gathered: Gathered,
 }
 
 impl Upload for Pending {
     type Matrix = Matrix;
 
     fn write(&self, offset: usize, bytes: &[u8]) -> Result<(), DeviceError> {
-        self.arrived.add(offset, bytes.len())?;
-        let mut whole = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
-        whole[offset..][..bytes.len()].copy_from_slice(bytes);
-        Ok(())
+        self.gathered.write(offset, bytes)
     }
 
     fn finish(self) -> Result<Matrix, DeviceError> {
-        self.arrived.finish()?;
-        let bytes = self.bytes.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let bytes = self.gathered.finish()?;
         let mut data = vec![0.0; self.rows * self.cols];
         quant::dequantize(self.dtype, &bytes, &mut data).map_err(|_| {
             let (expected, found) = (bytes.len(), bytes.len());
@@ -105,12 +99,7 @@ impl Device for Reference {
     }
 
     fn begin_matrix(&self, dtype: Dtype, rows: usize, cols: usize) -> Result<Pending, DeviceError> {
-        let expected = dtype
-            .row_bytes(cols)
-            .and_then(|bytes| bytes.checked_mul(rows))
-            .ok_or_else(|| DeviceError::Shape { dtype, rows, cols, group: dtype.group_len() })?;
-        let bytes = Mutex::new(Zeroizing::new(vec![0; expected]));
-        Ok(Pending { dtype, rows, cols, arrived: Arrived::new(expected), bytes })
+        Ok(Pending { dtype, rows, cols, gathered: Gathered::new(dtype, rows, cols)? })
     }
 
     fn vector(&self, values: &[f32]) -> Result<Vector, DeviceError> {
