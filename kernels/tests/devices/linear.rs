@@ -7,7 +7,7 @@ use chrysalis_kernels::device::{Activation, Device, DeviceError, Input, Linear, 
 use chrysalis_kernels::reference::Reference;
 
 /// Rounding of f32 sums in another order.
-const FLOAT_ERROR: f64 = 1e-6;
+pub(crate) const FLOAT_ERROR: f64 = 1e-6;
 /// Two bf16 to an activation: each within 2^-17 of it.
 const TWO_BF16_ERROR: f64 = 4e-6;
 /// One bf16 to an activation: each within 2^-8 of it, 0.15 % on average.
@@ -19,7 +19,7 @@ const EIGHT_BIT_ERROR: f64 = 1.3e-2;
 const SIXTEEN_BIT_ERROR: f64 = 5.5e-5;
 
 /// Out features, in features (a multiple of 256), rows: tails of panels, of tiles, several blocks.
-const SHAPES: [(usize, usize, usize); 7] = [
+pub(crate) const SHAPES: [(usize, usize, usize); 7] = [
     (1, 256, 1),
     (33, 256, 2),
     (100, 1024, 7),
@@ -179,7 +179,7 @@ fn a_row_is_the_same_in_any_batch_and_on_any_number_of_threads() {
 }
 
 /// A model's activations: a few values far above the others, here in some groups of 32 and not in most.
-fn with_spikes(mut x: Vec<f32>) -> Vec<f32> {
+pub(crate) fn with_spikes(mut x: Vec<f32>) -> Vec<f32> {
     x.iter_mut().step_by(173).for_each(|x| *x *= 40.0);
     x
 }
@@ -315,7 +315,7 @@ fn a_wrong_upload_is_refused() {
     assert!(matches!(short, DeviceError::UploadLength { expected: 204, found: 200 }));
 }
 
-fn product<D: Device>(
+pub(crate) fn product<D: Device>(
     device: &D,
     dtype: Dtype,
     (out, cols, rows): (usize, usize, usize),
@@ -332,7 +332,7 @@ fn product<D: Device>(
     read(device, &y, rows, out)
 }
 
-fn embedded<D: Device>(
+pub(crate) fn embedded<D: Device>(
     device: &D,
     dtype: Dtype,
     rows: usize,

@@ -4,6 +4,8 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 mod common;
+#[cfg(feature = "cuda-host")]
+mod cuda;
 mod linear;
 mod operations;
 mod profile;

@@ -10,13 +10,13 @@ use chrysalis_kernels::reference::Reference;
 use chrysalis_kernels::{Batch, WantLogits};
 
 /// Other orders of summation and an exponential within 2e-7.
-const ERROR: f64 = 2e-6;
+pub(crate) const ERROR: f64 = 2e-6;
 /// The same after K and V were rounded to f16: what differs in the last bit of an f32 may round the
 /// other way, by one part in 2,048.
-const F16_CACHE_ERROR: f64 = 3e-4;
+pub(crate) const F16_CACHE_ERROR: f64 = 3e-4;
 
 /// The same for bytes, by one part in 127 of a head's largest value.
-const I8_CACHE_ERROR: f64 = 2e-3;
+pub(crate) const I8_CACHE_ERROR: f64 = 2e-3;
 
 const WIDTHS: [usize; 5] = [1, 15, 16, 100, 576];
 
@@ -158,7 +158,7 @@ fn the_largest_value_is_found_at_its_lowest_column_and_never_beside_what_is_not_
 
 /// Rows of all kinds: random, small whole numbers, one value, zeros of both signs, the largest at either end, and, one
 /// after the other, values that are not finite in every part of a row.
-fn rows_with_a_largest(cols: usize) -> (Vec<f32>, usize) {
+pub(crate) fn rows_with_a_largest(cols: usize) -> (Vec<f32>, usize) {
     let mut random = Random(cols as u64);
     let mut rows = vec![random.values(cols)];
     rows.push(rows[0].iter().map(|x| (x * 2.0).round()).collect());
@@ -179,14 +179,14 @@ fn rows_with_a_largest(cols: usize) -> (Vec<f32>, usize) {
     (rows.concat(), rows.len())
 }
 
-fn by_hand(row: &[f32]) -> Option<u32> {
+pub(crate) fn by_hand(row: &[f32]) -> Option<u32> {
     let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let finite = row.iter().all(|x| x.is_finite());
     let index = row.iter().position(|x| *x == largest).filter(|_| finite)?;
     Some(index as u32)
 }
 
-fn all_rows<D: Device>(device: &D, rows: usize, cols: usize) -> Vec<Vec<f32>> {
+pub(crate) fn all_rows<D: Device>(device: &D, rows: usize, cols: usize) -> Vec<Vec<f32>> {
     let mut random = Random(cols as u64);
     let (x, y) = (random.values(rows * cols), random.values(rows * cols));
     let weight = device.vector(&random.values(cols)).unwrap();
@@ -206,7 +206,7 @@ fn all_rows<D: Device>(device: &D, rows: usize, cols: usize) -> Vec<Vec<f32>> {
     results
 }
 
-fn gate<D: Device>(
+pub(crate) fn gate<D: Device>(
     device: &D,
     activation: Activation,
     rows: usize,
@@ -215,23 +215,23 @@ fn gate<D: Device>(
     y: &[f32],
 ) -> Vec<f32> {
     let (x, y) = (buffer(device, rows, cols, x), buffer(device, rows, cols, y));
-    let mut out = device.buffer(rows, cols).unwrap();
+    let mut out = buffer(device, rows, cols, &vec![0.0; rows * cols]);
     device.add(rows, Input::Gated { activation, gate: &x, up: &y }, &mut out);
     read(device, &out, rows, cols)
 }
 
 /// One sequence through rope, cache and attention.
-struct Case {
-    tokens: usize,
-    num_heads: usize,
-    cache: CacheShape,
-    rope_dim: usize,
-    norms: bool,
-    softcap: Option<f32>,
-    window: Option<usize>,
+pub(crate) struct Case {
+    pub(crate) tokens: usize,
+    pub(crate) num_heads: usize,
+    pub(crate) cache: CacheShape,
+    pub(crate) rope_dim: usize,
+    pub(crate) norms: bool,
+    pub(crate) softcap: Option<f32>,
+    pub(crate) window: Option<usize>,
 }
 
-fn cases() -> Vec<Case> {
+pub(crate) fn cases() -> Vec<Case> {
     let cache = |block_size, num_kv_heads, head_dim, dtype| CacheShape {
         num_layers: 2,
         num_blocks: 200_usize.div_ceil(block_size) + 3,
@@ -273,17 +273,17 @@ fn cases() -> Vec<Case> {
 
 impl Case {
     /// Blocks in an order of their own, block 0 left to others.
-    fn table(&self) -> Vec<u32> {
+    pub(crate) fn table(&self) -> Vec<u32> {
         let blocks = self.tokens.div_ceil(self.cache.block_size);
         (1..=blocks as u32).rev().collect()
     }
 
-    fn chunks<D: Device>(&self, device: &D, chunks: &[usize]) -> Vec<f32> {
+    pub(crate) fn chunks<D: Device>(&self, device: &D, chunks: &[usize]) -> Vec<f32> {
         self.chunks_after(device, chunks, |_| {})
     }
 
     /// Runs the chunks; `before_last` may change the cache before the last one.
-    fn chunks_after<D: Device>(
+    pub(crate) fn chunks_after<D: Device>(
         &self,
         device: &D,
         chunks: &[usize],
@@ -306,7 +306,7 @@ impl Case {
     }
 
     /// The sequence, and a shorter copy of it in the same batch in blocks of its own.
-    fn with_neighbour<D: Device>(&self, device: &D) -> Vec<f32> {
+    pub(crate) fn with_neighbour<D: Device>(&self, device: &D) -> Vec<f32> {
         let mut larger = self.cache;
         larger.num_blocks *= 2;
         let mut cache = device.cache(larger).unwrap();

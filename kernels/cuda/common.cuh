@@ -1,0 +1,109 @@
+// What every kernel builds on. A kernel is one `KERNEL(threads, name, Params)` with its body: arguments in one struct `p`,
+// whose size both languages assert. Compiled by nvcc it is an `extern "C"` entry; compiled by the host's compiler, for the
+// tests, an entry of the emulator's table (host/emulate.h).
+//
+// Nothing is contracted behind our back (`-fmad=false`): where there is an `fmaf` one is meant, where there is none there is
+// none. So, but for the last bits of exp, tanh and erf, a card computes what the emulator computes.
+#pragma once
+
+#ifdef CHRYSALIS_EMULATE
+#include "host/emulate.h"
+#else
+#include <cstdint>
+// Two or three blocks of a multiprocessor are enough: left to choose, the compiler spills to save registers.
+#define KERNEL(threads, name, Params) \
+  extern "C" __global__ void __launch_bounds__(threads, threads <= 128 ? 3 : 2) name(const __grid_constant__ Params p)
+#endif
+
+constexpr uint32_t WARP = 32;
+constexpr uint32_t ALL_LANES = 0xffffffffu;
+
+// Sum over a warp, a tree over lanes 16, 8, 4, 2 and 1 apart. Every lane gets the same bits.
+__device__ __forceinline__ float warp_sum(float x) {
+  for (int apart = 16; apart > 0; apart /= 2) x += __shfl_xor_sync(ALL_LANES, x, apart);
+  return x;
+}
+
+__device__ __forceinline__ float warp_max(float x) {
+  for (int apart = 16; apart > 0; apart /= 2) x = fmaxf(x, __shfl_xor_sync(ALL_LANES, x, apart));
+  return x;
+}
+
+// Sum over the block: the sums of its warps, first to last. Every thread gets it. `warps` has a place for each warp.
+template <uint32_t THREADS>
+__device__ __forceinline__ float block_sum(float x, float* warps) {
+  x = warp_sum(x);
+  if (threadIdx.x % WARP == 0) warps[threadIdx.x / WARP] = x;
+  __syncthreads();
+  x = warps[0];
+  for (uint32_t w = 1; w < THREADS / WARP; w++) x += warps[w];
+  __syncthreads();
+  return x;
+}
+
+template <uint32_t THREADS>
+__device__ __forceinline__ float block_max(float x, float* warps) {
+  x = warp_max(x);
+  if (threadIdx.x % WARP == 0) warps[threadIdx.x / WARP] = x;
+  __syncthreads();
+  x = warps[0];
+  for (uint32_t w = 1; w < THREADS / WARP; w++) x = fmaxf(x, warps[w]);
+  __syncthreads();
+  return x;
+}
+
+__device__ __forceinline__ float half_to_float(uint16_t bits) {
+#ifdef CHRYSALIS_EMULATE
+  return emulate::half_to_float(bits);
+#else
+  float x;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(bits));
+  return x;
+#endif
+}
+
+// To nearest, ties to even.
+__device__ __forceinline__ uint16_t float_to_half(float x) {
+#ifdef CHRYSALIS_EMULATE
+  return emulate::float_to_half(x);
+#else
+  uint16_t bits;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(x));
+  return bits;
+#endif
+}
+
+// The tokens of a step. Entries from `*num_tokens` on are left from a larger step: whoever writes by token asks first.
+struct Step {
+  const uint32_t* num_tokens;    // one number
+  const uint32_t* tokens;        // [num_tokens]
+  const uint32_t* positions;     // [num_tokens]
+  const uint32_t* sequences;     // [num_tokens], the sequence of each
+  const uint32_t* cu_blocks;     // [num_sequences + 1]
+  const uint32_t* block_tables;  // [cu_blocks[num_sequences]]
+};
+static_assert(sizeof(Step) == 48, "src/cuda/params.rs asserts the same size");
+
+// The paged cache of one layer, by kind: values `[block][kv_head][slot][head_dim]`, and, where values are bytes, scales
+// `[block][kv_head][slot][groups of 32]`.
+struct CacheLayer {
+  uint8_t* k;
+  uint8_t* v;
+  float* k_scales;
+  float* v_scales;
+  uint32_t block_size;
+  uint32_t num_kv_heads;
+  uint32_t head_dim;
+  uint32_t kind;  // 0 f32, 1 f16, 2 bytes
+};
+static_assert(sizeof(CacheLayer) == 48, "src/cuda/params.rs asserts the same size");
+
+constexpr uint32_t CACHE_GROUP = 32;
+
+// Number of the head's row in the cache: its values are `head_dim` from `row * head_dim` on.
+__device__ __forceinline__ size_t cache_row(const CacheLayer& cache, const Step& step, uint32_t sequence, uint32_t position,
+                                            uint32_t kv_head) {
+  const uint32_t block = step.block_tables[step.cu_blocks[sequence] + position / cache.block_size];
+  const uint32_t slot = position % cache.block_size;
+  return ((size_t)block * cache.num_kv_heads + kv_head) * cache.block_size + slot;
+}

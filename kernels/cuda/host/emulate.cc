@@ -1,0 +1,158 @@
+// The emulator: fibers, the table of kernels, and the way in from the tests.
+#include "host/emulate.h"
+
+#include <ucontext.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <string_view>
+#include <vector>
+
+namespace emulate {
+
+thread_local Block block;
+
+[[noreturn]] void next();
+
+namespace {
+
+constexpr size_t STACK_BYTES = 64 << 10;
+
+struct Fiber {
+  std::unique_ptr<char[]> stack{new char[STACK_BYTES]};
+  ucontext_t start;
+  jmp_buf at;
+  bool begun = false;
+  bool ended = false;
+};
+
+// The fibers of a block, which wait for the next one when they have ended.
+struct Crew {
+  std::vector<Fiber> fibers;
+  jmp_buf caller;
+  const Entry* entry;
+  const void* params;
+  uint32_t left;
+  // Changes of place since somebody got further.
+  uint32_t idle;
+};
+thread_local Crew* crew;
+
+std::vector<Entry>& table() {
+  static std::vector<Entry> entries;
+  return entries;
+}
+
+void fiber_main() {
+  const uint32_t thread = block.thread;
+  for (;;) {
+    crew->entry->run(crew->params);
+    Fiber& mine = crew->fibers[thread];
+    mine.ended = true;
+    crew->idle = 0;
+    crew->left--;
+    if (_setjmp(mine.at) == 0) {
+      if (crew->left == 0) _longjmp(crew->caller, 1);
+      next();
+    }
+  }
+}
+
+// Goes on with fiber `thread`; returns in nobody.
+[[noreturn]] void enter(uint32_t thread) {
+  block.thread = thread;
+  Fiber& fiber = crew->fibers[thread];
+  if (fiber.begun) _longjmp(fiber.at, 1);
+  fiber.begun = true;
+  getcontext(&fiber.start);
+  fiber.start.uc_stack.ss_sp = fiber.stack.get();
+  fiber.start.uc_stack.ss_size = STACK_BYTES;
+  fiber.start.uc_link = nullptr;
+  makecontext(&fiber.start, fiber_main, 0);
+  setcontext(&fiber.start);
+  std::abort();
+}
+
+}  // namespace
+
+// Goes on with the next fiber that has not ended, in order. Where all have been asked twice in vain, they wait for somebody who
+// never comes.
+void next() {
+  if (++crew->idle > 2 * block.threads) {
+    std::fprintf(stderr, "%s: a barrier that not all threads reach, block (%u, %u, %u)\n", crew->entry->name, block.index.x,
+                 block.index.y, block.index.z);
+    std::abort();
+  }
+  uint32_t thread = block.thread;
+  do thread = (thread + 1) % block.threads;
+  while (crew->fibers[thread].ended);
+  enter(thread);
+}
+
+void meet(Barrier& barrier, uint32_t expected) {
+  const uint32_t generation = barrier.generation;
+  if (++barrier.arrived == expected) {
+    barrier.arrived = 0;
+    barrier.generation++;
+    crew->idle = 0;
+    return;
+  }
+  while (barrier.generation == generation) {
+    if (_setjmp(crew->fibers[block.thread].at) == 0) next();
+  }
+  crew->idle = 0;
+}
+
+Listed::Listed(const Entry& entry) { table().push_back(entry); }
+
+float half_to_float(uint16_t bits) {
+  const uint32_t sign = (uint32_t)(bits & 0x8000) << 16, exponent = bits >> 10 & 31, fraction = bits & 1023;
+  if (exponent == 31) return same_bits<float>(sign | 0x7f800000u | fraction << 13);
+  if (exponent == 0) {
+    const float x = (float)fraction * 0x1p-24f;
+    return sign ? -x : x;
+  }
+  return same_bits<float>(sign | (exponent + 112) << 23 | fraction << 13);
+}
+
+uint16_t float_to_half(float x) {
+  const uint32_t bits = same_bits<uint32_t>(x), magnitude = bits & 0x7fffffffu;
+  const uint16_t sign = (uint16_t)(bits >> 16 & 0x8000);
+  if (magnitude > 0x7f800000u) return 0x7fff;
+  if (magnitude >= 0x477ff000u) return sign | 0x7c00;
+  if (magnitude < 0x38800000u) return sign | (uint16_t)std::nearbyintf(same_bits<float>(magnitude) * 0x1p24f);
+  const uint32_t odd = magnitude >> 13 & 1;
+  return sign | (uint16_t)((magnitude + 0xfff + odd - (112u << 23)) >> 13);
+}
+
+}  // namespace emulate
+
+// Runs a kernel: 0, or 1 where there is none of this name, 2 where its block or its arguments have another size.
+extern "C" int chrysalis_emulate(const char* name, size_t name_len, const uint32_t grid[3], uint32_t threads,
+                                 const void* params, size_t params_len) {
+  using namespace emulate;
+  const Entry* entry = nullptr;
+  for (const Entry& other : table()) {
+    if (std::string_view(name, name_len) == other.name) entry = &other;
+  }
+  if (!entry) return 1;
+  if (entry->threads != threads || entry->params != params_len || threads % 32 != 0 || threads > 1024) return 2;
+  static thread_local Crew mine;
+  crew = &mine;
+  crew->entry = entry;
+  crew->params = params;
+  if (crew->fibers.size() < threads) crew->fibers.resize(threads);
+  const uint64_t blocks = (uint64_t)grid[0] * grid[1] * grid[2];
+  for (uint64_t n = 0; n < blocks; n++) {
+    block.index = {(uint32_t)(n % grid[0]), (uint32_t)(n / grid[0] % grid[1]), (uint32_t)(n / grid[0] / grid[1])};
+    block.threads = threads;
+    block.barrier = {};
+    for (uint32_t w = 0; w < threads / 32; w++) block.warps[w].barrier = {};
+    crew->left = threads;
+    crew->idle = 0;
+    for (uint32_t thread = 0; thread < threads; thread++) crew->fibers[thread].ended = false;
+    if (_setjmp(crew->caller) == 0) enter(0);
+  }
+  return 0;
+}

@@ -1,0 +1,204 @@
+//! Rotation, cache and attention of the CUDA device.
+
+use std::fmt;
+use std::sync::{Mutex, PoisonError};
+
+use super::device::{Cuda, count};
+use super::driver::Driver;
+use super::params::{Angles, AttentionParams, Clear, RopeStoreParams};
+use super::step::{Cache, Step};
+use crate::device::{Attention, CacheDtype, CacheShape, DeviceError, RopeParams, RopeStore};
+
+/// Frequencies, and the rotations of the step that was last asked for.
+pub struct Rope<D: Driver> {
+    inv_freq: D::Memory,
+    pairs: usize,
+    factor: f32,
+    turned: Mutex<Turned<D>>,
+}
+
+/// Rotations `[tokens, pairs]` of step `number`.
+struct Turned<D: Driver> {
+    number: u64,
+    memory: Option<D::Memory>,
+    bytes: usize,
+}
+
+impl<D: Driver> Rope<D> {
+    pub(super) fn new(driver: &D, params: &RopeParams) -> Result<Self, DeviceError> {
+        let bytes: Vec<u8> = params.inv_freq.iter().flat_map(|x| x.to_le_bytes()).collect();
+        let inv_freq = driver.reserve("rotation angles", bytes.len())?;
+        driver.write(&inv_freq, 0, &bytes)?;
+        let turned = Mutex::new(Turned { number: 0, memory: None, bytes: 0 });
+        let (pairs, factor) = (params.inv_freq.len(), params.attention_factor);
+        Ok(Self { inv_freq, pairs, factor, turned })
+    }
+
+    /// The rotations of this step, computed where the last call was for another one.
+    fn turn(&self, device: &Cuda<D>, step: &Step<D>) -> Result<u64, DeviceError> {
+        let driver = device.driver();
+        let mut turned = self.turned.lock().unwrap_or_else(PoisonError::into_inner);
+        let bytes = 8 * step.num_tokens * self.pairs;
+        if turned.bytes < bytes || turned.memory.is_none() {
+            turned.memory = Some(driver.reserve("rotation angles", bytes)?);
+            (turned.bytes, turned.number) = (bytes, 0);
+        }
+        let out = turned.memory.as_ref().map_or(0, |memory| driver.address(memory));
+        if turned.number != step.number {
+            let params = Angles {
+                step: step.params(driver),
+                inv_freq: driver.address(&self.inv_freq),
+                out,
+                pairs: count(self.pairs),
+                factor: self.factor,
+            };
+            device.launch("angles", [count(step.num_tokens), 1, 1], 128, &params)?;
+            turned.number = step.number;
+        }
+        Ok(out)
+    }
+}
+
+impl<D: Driver> Cuda<D> {
+    /// What the kernels cannot do.
+    pub(super) fn check_cache(shape: &CacheShape) -> Result<(), DeviceError> {
+        if shape.head_dim <= HEAD_DIM_MAX {
+            return Ok(());
+        }
+        Err(DeviceError::Failed(format!(
+            "heads of {} values: the kernels take {HEAD_DIM_MAX} at most",
+            shape.head_dim
+        )))
+    }
+
+    pub(super) fn try_rope_store(
+        &self,
+        step: &Step<D>,
+        args: &RopeStore<'_, Self>,
+    ) -> Result<(), DeviceError> {
+        let driver = self.driver();
+        let shape = args.cache.shape;
+        let num_heads = args.q.cols / shape.head_dim;
+        assert_eq!(args.q.cols, num_heads * shape.head_dim, "width of q");
+        let kv_width = shape.num_kv_heads * shape.head_dim;
+        assert_eq!((args.k.cols, args.v.cols), (kv_width, kv_width), "width of k and v");
+        assert!(2 * args.rope.pairs <= shape.head_dim, "rotated values of a head");
+        for rows in [args.q.rows, args.k.rows, args.v.rows] {
+            assert!(step.num_tokens <= rows, "{} tokens of {rows} rows", step.num_tokens);
+        }
+        if step.num_tokens == 0 {
+            return Ok(());
+        }
+        let params = RopeStoreParams {
+            step: step.params(driver),
+            cache: args.cache.layer(driver, args.layer),
+            q: args.q.address(driver),
+            k: args.k.address(driver),
+            v: args.v.address(driver),
+            q_norm: args.q_norm.map_or(0, |norm| norm.address(driver, shape.head_dim)),
+            k_norm: args.k_norm.map_or(0, |norm| norm.address(driver, shape.head_dim)),
+            angles: args.rope.turn(self, step)?,
+            num_heads: count(num_heads),
+            pairs: count(args.rope.pairs),
+            eps: args.eps,
+            unused: 0,
+        };
+        let heads = num_heads + 2 * shape.num_kv_heads;
+        self.launch("rope_store", [count(step.num_tokens), count(heads), 1], 128, &params)
+    }
+
+    pub(super) fn try_attention(
+        &self,
+        step: &Step<D>,
+        args: &Attention<'_, Self>,
+    ) -> Result<(), DeviceError> {
+        let driver = self.driver();
+        let shape = args.cache.shape;
+        let group = args.q.cols / shape.head_dim / shape.num_kv_heads;
+        let num_heads = group * shape.num_kv_heads;
+        assert_eq!(args.q.cols, num_heads * shape.head_dim, "heads of q in groups");
+        assert_eq!(args.out.cols, args.q.cols, "width of attention");
+        assert!(step.num_tokens <= args.q.rows.min(args.out.rows), "rows of attention");
+        if step.num_tokens == 0 {
+            return Ok(());
+        }
+        let tiles = shape.num_kv_heads * group.div_ceil(HEADS);
+        let max_spans = step.positions.iter().map(|position| spans(*position, args.window)).max();
+        let max_spans = max_spans.unwrap_or(1);
+        let split = max_spans > 1 && step.num_tokens * tiles < SPLIT_BELOW;
+        let len = 4 * step.num_tokens * num_heads * max_spans * (shape.head_dim + 2);
+        let mut scratch = self.scratch();
+        let mut params = AttentionParams {
+            step: step.params(driver),
+            cache: args.cache.layer(driver, args.layer),
+            q: args.q.address(driver),
+            out: args.out.address(driver),
+            records: 0,
+            num_heads: count(num_heads),
+            window: args.window.map_or(0, |window| u32::try_from(window).unwrap_or(u32::MAX)),
+            max_spans: count(max_spans),
+            scale: args.scale,
+            softcap: args.softcap.unwrap_or(0.0),
+            unused: 0,
+        };
+        let kind = match shape.dtype {
+            CacheDtype::F32 => "f32",
+            CacheDtype::F16 => "f16",
+            CacheDtype::I8 => "i8",
+        };
+        let grid = [count(step.num_tokens), count(tiles), 1];
+        if !split {
+            return self.launch(&format!("attention_{kind}"), grid, 256, &params);
+        }
+        params.records = scratch.at_least(driver, len)?;
+        let grid = [grid[0], grid[1], params.max_spans];
+        self.launch(&format!("attention_spans_{kind}"), grid, 256, &params)?;
+        self.launch("attention_join", [grid[0], params.num_heads, 1], 256, &params)
+    }
+
+    pub(super) fn try_clear(&self, cache: &Cache<D>, blocks: &[u32]) -> Result<(), DeviceError> {
+        if blocks.is_empty() {
+            return Ok(());
+        }
+        let driver = self.driver();
+        let shape = &cache.shape;
+        assert!(blocks.iter().all(|block| (*block as usize) < shape.num_blocks), "block to clear");
+        let mut scratch = self.scratch();
+        let list: Vec<u8> = blocks.iter().flat_map(|block| block.to_le_bytes()).collect();
+        let at = scratch.at_least(driver, list.len())?;
+        scratch.write(driver, 0, &list)?;
+        for (memory, bytes) in &cache.planes {
+            let params = Clear {
+                plane: driver.address(memory),
+                blocks: at,
+                bytes: *bytes as u64,
+                num_blocks: shape.num_blocks as u64,
+            };
+            let grid = [count(blocks.len()), count(shape.num_layers), 1];
+            self.launch("clear_blocks", grid, 256, &params)?;
+        }
+        Ok(())
+    }
+}
+
+/// Spans of positions that the token at `position` sees.
+fn spans(position: u32, window: Option<usize>) -> usize {
+    let end = position as usize + 1;
+    let first = window.map_or(0, |window| end.saturating_sub(window));
+    end.div_ceil(SPAN) - first / SPAN
+}
+
+/// Of `attention.cu`.
+const HEAD_DIM_MAX: usize = 256;
+/// Of `attention.cu`.
+const HEADS: usize = 4;
+/// Of `attention.cu`.
+const SPAN: usize = 256;
+/// Blocks that keep a card busy: where there are fewer, each span has one of its own. The bits are the same.
+const SPLIT_BELOW: usize = 512;
+
+impl<D: Driver> fmt::Debug for Rope<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Rope({} pairs)", self.pairs)
+    }
+}

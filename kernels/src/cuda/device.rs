@@ -1,0 +1,397 @@
+//! The device over a driver: shapes are asserted here, so that a kernel's arguments keep its contract.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use zeroize::Zeroizing;
+
+pub use super::attention::Rope;
+use super::driver::{Driver, Params};
+use super::params::{Argmax, Embed, InputParams, InputRows, LinearParams, Select, Softcap};
+use super::step::{Cache, Step};
+use super::weights::{Matrix, Pending};
+use crate::arrived::Gathered;
+use crate::batch::Batch;
+use crate::device::{
+    Activation, Attention, CacheShape, Device, DeviceError, Input, Linear, RopeParams, RopeStore,
+};
+use crate::dtype::Dtype;
+
+/// A card, or what stands for one.
+pub struct Cuda<D: Driver> {
+    driver: Arc<D>,
+    scratch: Mutex<Scratch<D>>,
+    /// The first failure since somebody waited.
+    failed: Mutex<Option<DeviceError>>,
+}
+
+/// Activations, `[rows, cols]`, f32.
+pub struct Buffer<D: Driver> {
+    memory: D::Memory,
+    pub(super) rows: usize,
+    pub(super) cols: usize,
+}
+
+/// Weights of a norm or a bias.
+pub struct Vector<D: Driver> {
+    memory: D::Memory,
+    len: usize,
+}
+
+/// Memory that an operation needs while it runs. It grows to the largest and stays.
+pub(super) struct Scratch<D: Driver> {
+    memory: Option<D::Memory>,
+    bytes: usize,
+}
+
+impl<D: Driver> Scratch<D> {
+    /// The address of at least so many bytes.
+    pub(super) fn at_least(&mut self, driver: &D, bytes: usize) -> Result<u64, DeviceError> {
+        if self.bytes < bytes || self.memory.is_none() {
+            self.memory = None;
+            self.memory = Some(driver.reserve("workspace", bytes)?);
+            self.bytes = bytes;
+        }
+        Ok(self.memory.as_ref().map_or(0, |memory| driver.address(memory)))
+    }
+
+    /// Writes to what [`Self::at_least`] reserved.
+    pub(super) fn write(&self, driver: &D, at: usize, bytes: &[u8]) -> Result<(), DeviceError> {
+        self.memory.as_ref().map_or(Ok(()), |memory| driver.write(memory, at, bytes))
+    }
+}
+
+impl<D: Driver> Cuda<D> {
+    /// A device over this driver.
+    pub fn new(driver: D) -> Self {
+        let scratch = Mutex::new(Scratch { memory: None, bytes: 0 });
+        Self { driver: Arc::new(driver), scratch, failed: Mutex::default() }
+    }
+
+    pub(super) fn driver(&self) -> &D {
+        &self.driver
+    }
+
+    pub(super) fn scratch(&self) -> MutexGuard<'_, Scratch<D>> {
+        self.scratch.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Starts a kernel whose arguments keep its contract: all of this folder's callers have asserted their shapes.
+    #[expect(unsafe_code, reason = "the one place where kernels are started")]
+    pub(super) fn launch<P: Params>(
+        &self,
+        kernel: &str,
+        grid: [u32; 3],
+        threads: u32,
+        params: &P,
+    ) -> Result<(), DeviceError> {
+        // SAFETY: addresses are those of memory which the caller borrows, or of scratch memory whose lock it holds; sizes follow
+        // from the shapes that it asserted.
+        unsafe { self.driver.launch(kernel, grid, threads, params) }
+    }
+
+    /// Keeps a failure for whoever waits next.
+    fn note(&self, result: Result<(), DeviceError>) {
+        if let Err(error) = result {
+            let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+            failed.get_or_insert(error);
+        }
+    }
+
+    fn noted(&self) -> Result<(), DeviceError> {
+        let failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner).take();
+        failed.map_or(Ok(()), Err)
+    }
+
+    fn input(&self, rows: usize, input: Input<'_, Self>) -> InputParams {
+        let driver = &*self.driver;
+        let (x, other, kind, activation, eps) = match input {
+            Input::Rows(x) => (x, 0, 0, Activation::Silu, 0.0),
+            Input::Normed { x, weight, eps } => {
+                (x, weight.address(driver, x.cols), 1, Activation::Silu, eps)
+            }
+            Input::Gated { activation, gate, up } => {
+                assert_eq!(gate.cols, up.cols, "gate width");
+                assert!(rows <= up.rows, "{rows} rows of {}", up.rows);
+                (gate, up.address(driver), 2, activation, 0.0)
+            }
+        };
+        assert!(rows <= x.rows, "{rows} rows of {}", x.rows);
+        let activation = match activation {
+            Activation::Silu => 0,
+            Activation::GeluTanh => 1,
+            Activation::GeluErf => 2,
+        };
+        InputParams { x: x.address(driver), other, kind, activation, cols: count(x.cols), eps }
+    }
+
+    fn try_linear(
+        &self,
+        rows: usize,
+        input: Input<'_, Self>,
+        outputs: &mut [Linear<'_, Self>],
+    ) -> Result<(), DeviceError> {
+        let driver = &*self.driver;
+        let made = self.input(rows, input);
+        if rows == 0 {
+            return Ok(());
+        }
+        let mut scratch = self.scratch();
+        let mut x = made.x;
+        if made.kind != 0 {
+            x = scratch.at_least(driver, 4 * rows * made.cols as usize)?;
+            let params = InputRows { input: made, out: x };
+            self.launch("input_rows", [count(rows), 1, 1], 256, &params)?;
+        }
+        for Linear { weight, bias, out } in outputs {
+            assert_eq!((weight.cols, weight.rows), (made.cols as usize, out.cols), "a product");
+            assert!(rows <= out.rows, "{rows} rows of {}", out.rows);
+            if weight.rows == 0 {
+                continue;
+            }
+            let (together, outs) = match rows {
+                1 => (1, 16),
+                2..=4 => (4, 16),
+                _ => (16, 8),
+            };
+            let params = LinearParams {
+                x,
+                bias: bias.map_or(0, |bias| bias.address(driver, out.cols)),
+                out: out.address(driver),
+                weight: weight.params(driver),
+                rows: count(rows),
+                outs: count(weight.rows),
+            };
+            let grid = [count(weight.rows.div_ceil(outs)), count(rows.div_ceil(together)), 1];
+            let name = format!("linear_{}_{together}", weight.form.name());
+            self.launch(&name, grid, 128, &params)?;
+        }
+        Ok(())
+    }
+
+    fn try_argmax(
+        &self,
+        x: &Buffer<D>,
+        rows: &[u32],
+        out: &mut [Option<u32>],
+    ) -> Result<(), DeviceError> {
+        assert_eq!(rows.len(), out.len(), "a token for each row");
+        assert!(rows.iter().all(|row| (*row as usize) < x.rows), "rows of {}", x.rows);
+        let driver = &*self.driver;
+        if rows.is_empty() || x.cols == 0 {
+            out.fill(None);
+            return driver.finish();
+        }
+        let mut scratch = self.scratch();
+        let len = 8 * rows.len();
+        let keys = scratch.at_least(driver, len + 4 * rows.len())?;
+        let mut bytes = vec![0; len];
+        bytes.extend(rows.iter().flat_map(|row| row.to_le_bytes()));
+        scratch.write(driver, 0, &bytes)?;
+        let params = Argmax {
+            x: x.address(driver),
+            rows: keys + len as u64,
+            keys,
+            cols: count(x.cols),
+            unused: 0,
+        };
+        let grid = [count(x.cols.div_ceil(PIECE)), count(rows.len()), 1];
+        self.launch("argmax", grid, 256, &params)?;
+        if let Some(memory) = &scratch.memory {
+            driver.read(memory, 0, &mut bytes[..len])?;
+        }
+        for (out, key) in out.iter_mut().zip(bytes[..len].as_chunks::<8>().0) {
+            let key = u64::from_le_bytes(*key);
+            *out = if key == u64::MAX { None } else { Some(u32::MAX - key as u32) };
+        }
+        Ok(())
+    }
+}
+
+impl<D: Driver> Device for Cuda<D> {
+    type Buffer = Buffer<D>;
+    type Matrix = Matrix<D>;
+    type Vector = Vector<D>;
+    type Rope = Rope<D>;
+    type Cache = Cache<D>;
+    type Step = Step<D>;
+    type Upload = Pending<D>;
+
+    fn describe(&self) -> String {
+        self.driver.describe()
+    }
+
+    fn buffer(&self, rows: usize, cols: usize) -> Result<Buffer<D>, DeviceError> {
+        let memory = self.driver.reserve("activations", 4 * rows * cols)?;
+        Ok(Buffer { memory, rows, cols })
+    }
+
+    fn begin_matrix(
+        &self,
+        dtype: Dtype,
+        rows: usize,
+        cols: usize,
+    ) -> Result<Pending<D>, DeviceError> {
+        let gathered = Gathered::new(dtype, rows, cols)?;
+        Ok(Pending { driver: self.driver.clone(), dtype, rows, cols, gathered })
+    }
+
+    fn vector(&self, values: &[f32]) -> Result<Vector<D>, DeviceError> {
+        let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+        let memory = self.driver.reserve("a norm or a bias", bytes.len())?;
+        self.driver.write(&memory, 0, &bytes)?;
+        Ok(Vector { memory, len: values.len() })
+    }
+
+    fn rope(&self, params: &RopeParams) -> Result<Rope<D>, DeviceError> {
+        Rope::new(&self.driver, params)
+    }
+
+    fn cache(&self, shape: CacheShape) -> Result<Cache<D>, DeviceError> {
+        Self::check_cache(&shape)?;
+        Cache::new(&self.driver, shape)
+    }
+
+    fn step(&self, max_tokens: usize) -> Result<Step<D>, DeviceError> {
+        Step::new(&self.driver, max_tokens)
+    }
+
+    fn set_step(&self, step: &mut Step<D>, batch: &Batch) {
+        self.note(step.set(&self.driver, batch));
+    }
+
+    fn embed(&self, step: &Step<D>, table: &Matrix<D>, scale: f32, out: &mut Buffer<D>) {
+        assert_eq!(table.cols, out.cols, "embedding width");
+        assert!(step.num_tokens <= out.rows, "{} tokens of {}", step.num_tokens, out.rows);
+        if step.num_tokens == 0 {
+            return;
+        }
+        let driver = &*self.driver;
+        let params = Embed {
+            step: step.params(driver),
+            table: table.params(driver),
+            out: out.address(driver),
+            scale,
+            unused: 0,
+        };
+        let name = format!("embed_{}", table.form.name());
+        self.note(self.launch(&name, [count(step.num_tokens), 1, 1], 128, &params));
+    }
+
+    fn linear(&self, rows: usize, input: Input<'_, Self>, outputs: &mut [Linear<'_, Self>]) {
+        self.note(self.try_linear(rows, input, outputs));
+    }
+
+    fn logits(&self, rows: usize, input: Input<'_, Self>, weight: &Matrix<D>, out: &mut Buffer<D>) {
+        self.linear(rows, input, &mut [Linear { weight, bias: None, out }]);
+    }
+
+    fn rope_store(&self, step: &Step<D>, args: RopeStore<'_, Self>) {
+        self.note(self.try_rope_store(step, &args));
+    }
+
+    fn attention(&self, step: &Step<D>, args: Attention<'_, Self>) {
+        self.note(self.try_attention(step, &args));
+    }
+
+    fn add(&self, rows: usize, input: Input<'_, Self>, sum: &mut Buffer<D>) {
+        let input = self.input(rows, input);
+        assert_eq!(input.cols as usize, sum.cols, "width of a sum");
+        assert!(rows <= sum.rows, "{rows} rows of {}", sum.rows);
+        if rows > 0 {
+            let params = InputRows { input, out: sum.address(&self.driver) };
+            self.note(self.launch("add_rows", [count(rows), 1, 1], 256, &params));
+        }
+    }
+
+    fn select(&self, step: &Step<D>, x: &Buffer<D>, out: &mut Buffer<D>) {
+        assert_eq!(x.cols, out.cols, "width of selected rows");
+        assert!(step.num_logit_rows <= out.rows && step.num_tokens <= x.rows, "selected rows");
+        if step.num_logit_rows > 0 {
+            let driver = &*self.driver;
+            let (x, out, cols) = (x.address(driver), out.address(driver), count(x.cols));
+            let params = Select { x, rows: step.logit_rows(driver), out, cols, unused: 0 };
+            let grid = [count(step.num_logit_rows), 1, 1];
+            self.note(self.launch("select_rows", grid, 256, &params));
+        }
+    }
+
+    fn softcap(&self, rows: usize, cap: f32, x: &mut Buffer<D>) {
+        assert!(rows <= x.rows, "{rows} rows of {}", x.rows);
+        let len = rows * x.cols;
+        if len > 0 {
+            let params = Softcap { x: x.address(&self.driver), len: len as u64, cap, unused: 0 };
+            self.note(self.launch("softcap", [count(len.div_ceil(256)), 1, 1], 256, &params));
+        }
+    }
+
+    fn clear_blocks(&self, cache: &mut Cache<D>, blocks: &[u32]) {
+        self.note(self.try_clear(cache, blocks));
+    }
+
+    fn argmax(
+        &self,
+        x: &Buffer<D>,
+        rows: &[u32],
+        out: &mut [Option<u32>],
+    ) -> Result<(), DeviceError> {
+        let found = self.try_argmax(x, rows, out);
+        self.noted().and(found)
+    }
+
+    fn download(&self, x: &Buffer<D>, row: usize, out: &mut [f32]) -> Result<(), DeviceError> {
+        assert!(row < x.rows && out.len() == x.cols, "row {row} of {}", x.rows);
+        let mut bytes = Zeroizing::new(vec![0; 4 * x.cols]);
+        let read = self.driver.read(&x.memory, 4 * row * x.cols, &mut bytes);
+        for (out, bytes) in out.iter_mut().zip(bytes.as_chunks::<4>().0) {
+            *out = f32::from_le_bytes(*bytes);
+        }
+        self.noted().and(read)
+    }
+
+    fn finish(&self) -> Result<(), DeviceError> {
+        let finished = self.driver.finish();
+        self.noted().and(finished)
+    }
+}
+
+impl<D: Driver> Buffer<D> {
+    pub(super) fn address(&self, driver: &D) -> u64 {
+        driver.address(&self.memory)
+    }
+}
+
+impl<D: Driver> Vector<D> {
+    /// The address of `len` values.
+    pub(super) fn address(&self, driver: &D, len: usize) -> u64 {
+        assert_eq!(self.len, len, "length of a norm or a bias");
+        driver.address(&self.memory)
+    }
+}
+
+/// A count as kernels take it.
+#[expect(clippy::expect_used, reason = "models and steps are far smaller")]
+pub(super) fn count(n: usize) -> u32 {
+    u32::try_from(n).expect("fewer than 2^32 of anything")
+}
+
+/// Columns of a block of `argmax.cu`.
+const PIECE: usize = 4096;
+
+impl<D: Driver> fmt::Debug for Cuda<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Cuda({})", self.driver.describe())
+    }
+}
+
+impl<D: Driver> fmt::Debug for Buffer<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Buffer({} x {})", self.rows, self.cols)
+    }
+}
+
+impl<D: Driver> fmt::Debug for Vector<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Vector({})", self.len)
+    }
+}

@@ -1,0 +1,29 @@
+//! The CUDA device: our own kernels (`kernels/cuda/*.cu`), compiled when the crate is built, embedded, and so measured with the
+//! binary that carries them. Nothing is compiled at run time, and no library of the vendor's but the driver is needed.
+//!
+//! [`Cuda`] is the device over any [`Driver`]. `Emulated` (feature `cuda-host`) runs the same sources on the host, for tests.
+//! A driver over a card is not there yet: docs/kernels.md says what it will be.
+
+mod attention;
+mod device;
+mod driver;
+#[cfg(feature = "cuda-host")]
+mod emulated;
+mod params;
+mod step;
+mod weights;
+
+pub use device::{Buffer, Cuda, Rope, Vector};
+pub use driver::{Driver, Params};
+#[cfg(feature = "cuda-host")]
+pub use emulated::{Emulated, Memory};
+pub use step::{Cache, Step};
+pub use weights::{Matrix, Pending};
+
+/// The kernels, for every architecture that they were built for: the fat binary that the driver takes.
+#[cfg(feature = "cuda")]
+pub static IMAGE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/kernels.fatbin"));
+
+/// The architectures that [`IMAGE`] has machine code for, as they were asked for.
+#[cfg(feature = "cuda")]
+pub const IMAGE_ARCHS: &str = env!("CHRYSALIS_CUDA_ARCHS");

@@ -1,0 +1,59 @@
+//! Arguments of the kernels: the structs of `kernels/cuda`, field by field. Addresses are the device's, zero is none.
+#![expect(unsafe_code, reason = "each struct is asserted to be the kernel's")]
+
+use super::driver::Params;
+
+/// A struct of a kernel's source, with the size that both languages assert.
+macro_rules! params {
+    ($($(#[$doc:meta])* $name:ident, $size:literal { $($field:ident: $type:ty),* $(,)? })*) => {$(
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug)]
+        #[repr(C)]
+        pub(super) struct $name {
+            $(pub(super) $field: $type),*
+        }
+        // No padding: the fields fill it.
+        const _: () = assert!(size_of::<$name>() == $size && 0 $(+ size_of::<$type>())* == $size);
+        // SAFETY: `repr(C)`, without padding by the assertion above, and of the size that the kernel's source asserts.
+        unsafe impl Params for $name {}
+    )*};
+}
+
+params! {
+    /// `common.cuh`.
+    StepParams, 48 { num_tokens: u64, tokens: u64, positions: u64, sequences: u64, cu_blocks: u64, block_tables: u64 }
+    /// `common.cuh`.
+    CacheLayer, 48 {
+        k: u64, v: u64, k_scales: u64, v_scales: u64, block_size: u32, num_kv_heads: u32, head_dim: u32, kind: u32,
+    }
+    /// `weights.cuh`.
+    Weights, 24 { values: u64, scales: u64, cols: u32, stride: u32 }
+    /// `input.cuh`.
+    InputParams, 32 { x: u64, other: u64, kind: u32, activation: u32, cols: u32, eps: f32 }
+    /// `input.cu`.
+    InputRows, 40 { input: InputParams, out: u64 }
+    /// `embed.cu`.
+    Embed, 88 { step: StepParams, table: Weights, out: u64, scale: f32, unused: u32 }
+    /// `linear.cu`.
+    LinearParams, 56 { x: u64, bias: u64, out: u64, weight: Weights, rows: u32, outs: u32 }
+    /// `select.cu`.
+    Select, 32 { x: u64, rows: u64, out: u64, cols: u32, unused: u32 }
+    /// `softcap.cu`.
+    Softcap, 24 { x: u64, len: u64, cap: f32, unused: u32 }
+    /// `argmax.cu`.
+    Argmax, 32 { x: u64, rows: u64, keys: u64, cols: u32, unused: u32 }
+    /// `clear.cu`.
+    Clear, 32 { plane: u64, blocks: u64, bytes: u64, num_blocks: u64 }
+    /// `angles.cu`.
+    Angles, 72 { step: StepParams, inv_freq: u64, out: u64, pairs: u32, factor: f32 }
+    /// `rope_store.cu`.
+    RopeStoreParams, 160 {
+        step: StepParams, cache: CacheLayer, q: u64, k: u64, v: u64, q_norm: u64, k_norm: u64, angles: u64,
+        num_heads: u32, pairs: u32, eps: f32, unused: u32,
+    }
+    /// `attention.cu`.
+    AttentionParams, 144 {
+        step: StepParams, cache: CacheLayer, q: u64, out: u64, records: u64, num_heads: u32, window: u32,
+        max_spans: u32, scale: f32, softcap: f32, unused: u32,
+    }
+}

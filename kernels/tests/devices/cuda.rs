@@ -1,0 +1,314 @@
+//! The CUDA kernels, emulated on the host: against the reference, and against themselves in other batches and chunks.
+//! What nobody wrote is NaN there.
+
+use crate::common::{Random, bits, buffer, matrix, read, relative_error};
+use crate::linear::{FLOAT_ERROR, SHAPES, embedded, product, with_spikes};
+use crate::operations::{
+    Case, ERROR, F16_CACHE_ERROR, I8_CACHE_ERROR, all_rows, by_hand, cases, gate,
+    rows_with_a_largest,
+};
+use chrysalis_kernels::cuda::{Cuda, Emulated};
+use chrysalis_kernels::device::{
+    Activation, CacheDtype, CacheShape, Device, DeviceError, Input, Linear, Upload as _,
+};
+use chrysalis_kernels::reference::Reference;
+use chrysalis_kernels::{Batch, Dtype, WantLogits};
+
+fn cuda() -> Cuda<Emulated> {
+    Cuda::new(Emulated)
+}
+
+#[test]
+fn products_agree_with_the_reference() {
+    for dtype in Dtype::ALL {
+        for (n, (out, cols, rows)) in SHAPES.into_iter().enumerate() {
+            let mut random = Random(n as u64 + 1);
+            let weight = random.matrix(dtype, out, cols);
+            let (x, bias) = (random.values(rows * cols), random.values(out));
+            let bias = (n % 2 == 0).then_some(&bias[..]);
+            let expected = product(&Reference, dtype, (out, cols, rows), &weight, &x, bias);
+            let found = product(&cuda(), dtype, (out, cols, rows), &weight, &x, bias);
+            // One output may be a small difference of large products.
+            let limit = if out * rows < 16 { 8.0 } else { 1.0 } * FLOAT_ERROR;
+            let error = relative_error(&found, &expected);
+            assert!(error < limit, "{dtype:?} {out} x {cols}, {rows} rows: {error:e}");
+        }
+    }
+}
+
+#[test]
+fn float_types_take_any_number_of_columns() {
+    for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
+        for (out, cols, rows) in [(5, 1, 3), (31, 7, 5), (17, 777, 2), (20, 264, 17)] {
+            let mut random = Random(13);
+            let weight = random.matrix(dtype, out, cols);
+            let x = with_spikes(random.values(rows * cols));
+            let expected = product(&Reference, dtype, (out, cols, rows), &weight, &x, None);
+            let found = product(&cuda(), dtype, (out, cols, rows), &weight, &x, None);
+            let error = relative_error(&found, &expected);
+            assert!(error < FLOAT_ERROR, "{dtype:?} {out} x {cols}, {rows} rows: {error:e}");
+        }
+    }
+}
+
+#[test]
+fn a_row_is_the_same_in_any_batch() {
+    let (out, cols, rows) = (35, 768, 21);
+    for dtype in Dtype::ALL {
+        let mut random = Random(7);
+        let weight = random.matrix(dtype, out, cols);
+        let x = with_spikes(random.values(rows * cols));
+        let all = product(&cuda(), dtype, (out, cols, rows), &weight, &x, None);
+        for (first, count) in [(0, 1), (20, 1), (3, 2), (5, 4), (4, 5), (1, 16), (2, 17)] {
+            let x = &x[first * cols..][..count * cols];
+            let some = product(&cuda(), dtype, (out, cols, count), &weight, x, None);
+            let expected = &all[first * out..][..count * out];
+            assert_eq!(bits(&some), bits(expected), "{dtype:?} rows {first}+{count}");
+        }
+    }
+}
+
+#[test]
+fn what_is_not_finite_stays_in_its_row() {
+    let (out, cols, rows) = (18, 515, 7);
+    for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
+        let mut random = Random(17);
+        let weight = random.matrix(dtype, out, cols);
+        let x = random.values(rows * cols);
+        let mut broken = x.clone();
+        for (row, value) in [(1, f32::NAN), (4, f32::INFINITY)] {
+            broken[row * cols + 300] = value;
+        }
+        let whole = product(&cuda(), dtype, (out, cols, rows), &weight, &x, None);
+        let found = product(&cuda(), dtype, (out, cols, rows), &weight, &broken, None);
+        for (row, (found, whole)) in found.chunks(out).zip(whole.chunks(out)).enumerate() {
+            if [1, 4].contains(&row) {
+                assert!(found.iter().all(|y| !y.is_finite()), "{dtype:?} row {row}");
+            } else {
+                assert_eq!(bits(found), bits(whole), "{dtype:?} row {row}");
+            }
+        }
+    }
+}
+
+#[test]
+fn rows_of_every_type_come_back_from_the_packed_layout_exactly() {
+    for dtype in Dtype::ALL {
+        let (rows, cols) = (37, if dtype.group_len() == 1 { 515 } else { 512 });
+        let bytes = Random(9).matrix(dtype, rows, cols);
+        let tokens = [0, 36, 15, 16, 31, 32];
+        let found = embedded(&cuda(), dtype, rows, cols, &bytes, &tokens);
+        // Equal as numbers: a zero may have the other sign.
+        assert_eq!(found, embedded(&Reference, dtype, rows, cols, &bytes, &tokens), "{dtype:?}");
+    }
+}
+
+#[test]
+fn an_input_that_is_made_on_the_way_is_the_one_made_before() {
+    let (out, cols, device) = (20, 256, cuda());
+    for rows in [1, 9] {
+        let mut random = Random(23);
+        let (x, y) = (random.values(rows * cols), random.values(rows * cols));
+        let (x, y) = (buffer(&device, rows, cols, &x), buffer(&device, rows, cols, &y));
+        let norm = device.vector(&random.values(cols)).unwrap();
+        let bytes = random.matrix(Dtype::Q4K, out, cols);
+        let weight = matrix(&device, Dtype::Q4K, out, cols, &bytes);
+        let (activation, gate, up) = (Activation::Silu, &x, &y);
+        for input in [
+            Input::Normed { x: &x, weight: &norm, eps: 1e-5 },
+            Input::Gated { activation, gate, up },
+        ] {
+            let mut before = buffer(&device, rows, cols, &vec![0.0; rows * cols]);
+            device.add(rows, input, &mut before);
+            let product = |input| {
+                let mut y = device.buffer(rows, out).unwrap();
+                device.linear(
+                    rows,
+                    input,
+                    &mut [Linear { weight: &weight, bias: None, out: &mut y }],
+                );
+                bits(&read(&device, &y, rows, out))
+            };
+            assert_eq!(product(input), product(Input::Rows(&before)), "{rows} rows");
+        }
+    }
+}
+
+#[test]
+fn norms_gates_and_sums_agree_with_the_reference() {
+    for (rows, cols) in [1, 15, 100, 576].into_iter().flat_map(|w| [(0, w), (1, w), (7, w)]) {
+        let expected = all_rows(&Reference, rows, cols);
+        for (n, (found, expected)) in all_rows(&cuda(), rows, cols).iter().zip(expected).enumerate()
+        {
+            let error = relative_error(found, &expected);
+            assert!(error < ERROR, "{rows} x {cols}, result {n}: {error:e}");
+        }
+    }
+}
+
+#[test]
+fn gates_are_right_at_the_ends_of_their_range() {
+    let x = [-1e9, -200.0, -90.0, -10.0, -1e-3, -0.0, 0.0, 1e-3, 10.0, 90.0, 200.0, 1e9];
+    for activation in [Activation::Silu, Activation::GeluTanh, Activation::GeluErf] {
+        let expected = gate(&Reference, activation, 1, x.len(), &x, &[1.0; 12]);
+        let found = gate(&cuda(), activation, 1, x.len(), &x, &[1.0; 12]);
+        for ((x, found), expected) in x.iter().zip(found).zip(expected) {
+            let error = (found - expected).abs() / expected.abs().max(1.0);
+            assert!(error < 2e-6, "{activation:?}({x}) = {found}, not {expected}");
+        }
+    }
+}
+
+/// More than a span, enough of it for both ways through the spans; a window that begins in the first one; a group of heads that
+/// is no multiple of four.
+fn long_cases() -> Vec<Case> {
+    let case = |num_heads, num_kv_heads, head_dim, dtype, window| Case {
+        tokens: 275,
+        num_heads,
+        cache: CacheShape {
+            num_layers: 2,
+            num_blocks: 20,
+            block_size: 16,
+            num_kv_heads,
+            head_dim,
+            dtype,
+        },
+        rope_dim: head_dim,
+        norms: true,
+        softcap: None,
+        window,
+    };
+    vec![
+        case(10, 2, 24, CacheDtype::F16, None),
+        case(2, 2, 40, CacheDtype::I8, Some(100)),
+        case(1, 1, 16, CacheDtype::F32, Some(261)),
+    ]
+}
+
+#[test]
+fn attention_agrees_with_the_reference() {
+    for (n, case) in cases().into_iter().chain(long_cases()).enumerate() {
+        let expected = case.chunks(&Reference, &[case.tokens]);
+        let found = case.chunks(&cuda(), &[case.tokens]);
+        let limit = match case.cache.dtype {
+            CacheDtype::F32 => ERROR,
+            CacheDtype::F16 => F16_CACHE_ERROR,
+            CacheDtype::I8 => I8_CACHE_ERROR,
+        };
+        let error = relative_error(&found, &expected);
+        assert!(error < limit, "case {n}: {error:e}");
+    }
+}
+
+#[test]
+fn attention_is_the_same_however_the_prompt_is_chunked() {
+    for (n, case) in cases().into_iter().chain(long_cases()).enumerate() {
+        let whole = bits(&case.chunks(&cuda(), &[case.tokens]));
+        let sevens = [vec![7; case.tokens / 7], vec![1; case.tokens % 7]].concat();
+        let ones = vec![1; case.tokens];
+        for chunks in [&[1, case.tokens - 1], &sevens[..], &ones] {
+            assert_eq!(
+                bits(&case.chunks(&cuda(), chunks)),
+                whole,
+                "case {n}, {} chunks",
+                chunks.len()
+            );
+        }
+    }
+}
+
+#[test]
+fn a_sequence_does_not_feel_its_neighbours() {
+    for case in &cases()[..3] {
+        let alone = case.chunks(&cuda(), &[case.tokens]);
+        let both = case.with_neighbour(&cuda());
+        assert_eq!(bits(&both[..alone.len()]), bits(&alone));
+    }
+}
+
+#[test]
+fn cleared_blocks_are_zero_and_others_untouched() {
+    let device = cuda();
+    // Of halves, of bytes with scales, and of blocks that are no whole words.
+    let odd = Case {
+        tokens: 9,
+        num_heads: 1,
+        rope_dim: 4,
+        norms: false,
+        softcap: None,
+        window: None,
+        cache: CacheShape {
+            num_layers: 2,
+            num_blocks: 6,
+            block_size: 3,
+            num_kv_heads: 1,
+            head_dim: 5,
+            dtype: CacheDtype::I8,
+        },
+    };
+    for case in cases().into_iter().filter(|case| case.tokens == 75).chain([odd]) {
+        let clear = |blocks: &[u32]| {
+            bits(&case.chunks_after(&device, &[case.tokens - 1, 1], |cache| {
+                device.clear_blocks(cache, blocks);
+            }))
+        };
+        let first = clear(&[]);
+        assert_eq!(clear(&[0]), first, "a block of nobody's");
+        assert_ne!(clear(&case.table()), first);
+        let expected = case.chunks_after(&Reference, &[case.tokens - 1, 1], |cache| {
+            Reference.clear_blocks(cache, &case.table());
+        });
+        let found = case.chunks_after(&device, &[case.tokens - 1, 1], |cache| {
+            device.clear_blocks(cache, &case.table());
+        });
+        assert!(relative_error(&found, &expected) < I8_CACHE_ERROR);
+    }
+}
+
+#[test]
+fn selected_rows_are_copied_in_order() {
+    let (device, values) = (cuda(), Random(4).values(6 * 20));
+    let x = buffer(&device, 6, 20, &values);
+    let mut batch = Batch::default();
+    batch.push(&[0, 0], 0, &[], WantLogits::Last);
+    batch.push(&[0], 0, &[], WantLogits::None);
+    batch.push(&[0, 0, 0], 0, &[], WantLogits::All);
+    let mut step = device.step(6).unwrap();
+    device.set_step(&mut step, &batch);
+    let mut out = device.buffer(4, 20).unwrap();
+    device.select(&step, &x, &mut out);
+    let expected: Vec<f32> =
+        [1, 3, 4, 5].iter().flat_map(|t| values[t * 20..(t + 1) * 20].to_vec()).collect();
+    assert_eq!(read(&device, &out, 4, 20), expected);
+}
+
+#[test]
+fn the_largest_value_is_found_at_its_lowest_column_and_never_beside_what_is_not_finite() {
+    for cols in [1, 15, 64, 4_095, 4_096, 4_097, 9_000] {
+        let device = cuda();
+        let (values, rows) = rows_with_a_largest(cols);
+        let wanted: Vec<u32> = (0..rows as u32).rev().collect();
+        let x = buffer(&device, rows, cols, &values);
+        let mut found = vec![Some(7); rows];
+        device.argmax(&x, &wanted, &mut found).unwrap();
+        let expected: Vec<_> =
+            wanted.iter().map(|row| by_hand(&values[*row as usize * cols..][..cols])).collect();
+        assert_eq!(found, expected, "{cols} columns");
+        device.argmax(&x, &[], &mut []).unwrap();
+    }
+}
+
+#[test]
+fn what_it_cannot_do_is_said() {
+    let device = cuda();
+    let error = device.begin_matrix(Dtype::Q4K, 2, 255).unwrap_err();
+    assert!(matches!(error, DeviceError::Shape { group: 256, .. }));
+    let upload = device.begin_matrix(Dtype::Q8_0, 3, 64).unwrap();
+    let twice = upload.write(0, &[0; 9]).and_then(|()| upload.write(8, &[0])).unwrap_err();
+    assert!(matches!(twice, DeviceError::UploadTwice { offset: 8 }));
+    let short = upload.finish().unwrap_err();
+    assert!(matches!(short, DeviceError::UploadLength { expected: 204, found: 9 }));
+    let mut shape = long_cases()[0].cache;
+    shape.head_dim = 257;
+    assert!(device.cache(shape).unwrap_err().to_string().contains("257"));
+}
