@@ -397,6 +397,7 @@ const STATUSES: &[Row] = &[
     ("gpu.ocsp.form", |w| w.statuses[0].next_update = "20260602000000+"),
     ("gpu.ocsp.unused", |w| w.statuses[0].serial = 99),
     ("gpu.ocsp.unused", |w| w.statuses[0].issuer_name = seq(&[])),
+    ("gpu.ocsp.unused", |w| w.statuses[0].issuer_point = Key::generate().point().to_vec()),
     ("gpu.ocsp.signature", |w| w.endorsements = |_, all| *all[0].last_mut().unwrap() ^= 1),
     ("gpu.ocsp.validity", |w| w.statuses[0].this_update = "20260601000001Z"),
     ("gpu.ocsp.validity", |w| w.statuses[0].next_update = "20260531235959Z"),
