@@ -102,18 +102,13 @@ pub(crate) fn time(tlv: Tlv<'_>) -> Option<u64> {
     let leap = (year % 4 == 0 && year % 100 != 0) || year % 400 == 0;
     let days = [31, if leap { 29 } else { 28 }, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
     let in_month = *days.get(usize::try_from(month.checked_sub(1)?).ok()?)?;
-    if !(1970..=9999).contains(&year)
-        || !(1..=in_month).contains(&day)
-        || hour > 23
-        || minute > 59
-        || second > 59
-    {
+    if !(1..=in_month).contains(&day) || hour > 23 || minute > 59 || second > 59 {
         return None;
     }
     let years = year.checked_sub(1)?;
     let leap_days = (years / 4).checked_sub(years / 100)?.checked_add(years / 400)?;
     let before: u64 = days.iter().take(usize::try_from(month.checked_sub(1)?).ok()?).sum();
-    // 719,162 days lie between the first of January of the years 1 and 1970.
+    // 719,162 days lie between the first of January of the years 1 and 1970; no time lies before.
     years
         .checked_mul(365)?
         .checked_add(leap_days)?
@@ -168,9 +163,17 @@ mod tests {
         assert_eq!(at(GENERALIZED_TIME, "20260601000001Z"), Some(1_780_272_001));
         assert_eq!(at(GENERALIZED_TIME, "20000229235959Z"), Some(951_868_799));
         assert_eq!(at(GENERALIZED_TIME, "99991231235959Z"), Some(253_402_300_799));
-        for wrong in
-            ["20250229000000Z", "20251301000000Z", "20250100000000Z", "20250101240000Z", "2025"]
-        {
+        for wrong in [
+            "00000101000000Z",
+            "19691231235959Z",
+            "20250229000000Z",
+            "20251301000000Z",
+            "20250100000000Z",
+            "20250101240000Z",
+            "20250101006000Z",
+            "20250101000060Z",
+            "2025",
+        ] {
             assert_eq!(at(GENERALIZED_TIME, wrong), None, "{wrong}");
         }
         assert_eq!(at(GENERALIZED_TIME, "20260601000000+"), None);
@@ -188,6 +191,7 @@ mod tests {
             (&[4, 0x82, 0, 1, 9], None),
             (&[4, 2, 9], None),
             (&[0x1F, 0x81, 0], None),
+            (&[0x1F, 1, 9], None),
             (&[], None),
         ] {
             assert_eq!(Der::new(bytes).any().map(|tlv| tlv.value.len()), value, "{bytes:?}");
