@@ -74,7 +74,8 @@ mod tests {
             assert_eq!(decode(text).as_deref(), Some(bytes), "{text}");
         }
         for text in [
-            "Zh==", "Zm9=", "Zg=", "Zg", "Z", "=", "====", "Zg==Zg==", "Zm9v\n", "Z===", "Zm9v====",
+            "Zh==", "Zm9=", "Zg=", "Zg", "Z", "=", "====", "Zg==Zg==", "Zm9v\n", "Z===",
+            "Zm9v====", "Zm=8",
         ] {
             assert_eq!(decode(text), None, "{text}");
         }

@@ -399,3 +399,45 @@ const ECDSA_SHA384: &str = "http://www.w3.org/2001/04/xmldsig-more#ecdsa-sha384"
 const ENVELOPED: &str = "http://www.w3.org/2000/09/xmldsig#enveloped-signature";
 const SHA384: &str = "http://www.w3.org/2001/04/xmldsig-more#sha384";
 const RIM_MODEL: &str = "https://trustedcomputinggroup.org/resource/tcg-reference-integrity-manifest-rim-information-model/";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_measurement_has_each_of_its_parts_and_nothing_in_it() {
+        let hash = format!(" ns2:Hash0=\"{}\"", "0".repeat(96));
+        let one = format!(
+            "<p><ns0:Resource type=\"Measurement\" index=\"0\" active=\"True\" alternatives=\"1\"{hash} \
+             name=\"m\" size=\"48\"/></p>"
+        );
+        let read = |text: &str| golden(&xml::parse(text).expect("the subset"));
+        assert_eq!(read(&one).map(|golden| golden.len()), Ok(1));
+        let without = one.replace(&hash, "").replace("alternatives=\"1\"", "alternatives=\"0\"");
+        let within = one.replace("/></p>", ">\n</ns0:Resource></p>");
+        for text in [without, within] {
+            assert_eq!(read(&text), Err(RimError::Form { field: "measurements" }), "{text}");
+        }
+    }
+
+    #[test]
+    fn nothing_stands_in_what_says_what_a_manifest_is_for() {
+        let root = "<s corpus=\"false\" patch=\"false\" supplemental=\"false\" name=\"GH100\"/>";
+        let entity = "<e name=\"NVIDIA Corporation\" role=\"softwareCreator tagCreator\"/>";
+        let meta = format!(
+            "<m xmlns:ns1=\"{RIM_MODEL}\" colloquialVersion=\"1\" edition=\"GPU\" product=\"GH100\" \
+             PayloadType=\"direct\" ns1:BindingSpec=\"RIMIM\" ns1:PlatformManufacturerId=\"5703\"/>"
+        );
+        let read = |entity: &str, meta: &str| {
+            let [root, entity, meta] =
+                [root, entity, meta].map(|text| xml::parse(text).expect("the subset"));
+            meta_of(&root, &entity, &meta)
+        };
+        let is = (DeviceKind::Gpu, "GH100".to_owned(), "1".to_owned());
+        assert_eq!(read(entity, &meta), Ok(is));
+        let filled = entity.replace("/>", ">x</e>");
+        assert_eq!(read(&filled, &meta), Err(RimError::Form { field: "ns0:Entity" }));
+        let filled = meta.replace("/>", ">x</m>");
+        assert_eq!(read(entity, &filled), Err(RimError::Form { field: "ns0:Meta" }));
+    }
+}

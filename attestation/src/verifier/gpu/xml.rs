@@ -313,7 +313,9 @@ mod tests {
         ] {
             assert!(parse(text).is_err(), "{text}");
         }
-        let deep = "<a>".repeat(20);
-        assert!(parse(&deep).is_err());
+        for (depth, fits) in [(9, true), (10, false)] {
+            let text = format!("{}x{}", "<a>".repeat(depth), "</a>".repeat(depth));
+            assert_eq!(parse(&text).is_ok(), fits, "{depth}");
+        }
     }
 }

@@ -1,6 +1,8 @@
 //! GPUs that are not there: real keys, certificates of NVIDIA's profile under a root whose private
 //! key is published, and reports that claim whatever a test wants.
 
+use std::sync::Arc;
+
 use super::issue::{CertificateDraft, Key, device_name, fwid_extension, root_name};
 
 /// What a report says, field by field.
@@ -9,12 +11,15 @@ pub(crate) struct Claims {
     pub measurements: Vec<[u8; 48]>,
     /// NVIDIA's opaque data by their type.
     pub opaque: Vec<(u16, Vec<u8>)>,
+    /// Changes the report before it is signed.
+    pub twist: fn(&mut Vec<u8>),
 }
 
 /// A device that reports.
+#[derive(Clone)]
 pub(crate) struct SimulatedDevice {
-    key: Key,
-    device: Key,
+    key: Arc<Key>,
+    device: Arc<Key>,
     pub claims: Claims,
     /// The certificates, leaf first, and the names and keys to issue others by.
     pub certificates: Vec<Vec<u8>>,
@@ -50,10 +55,10 @@ impl SimulatedDevice {
     }
 
     fn new(chip: &str, number: u8) -> Self {
-        let (key, device) = (Key::generate(), Key::generate());
+        let [key, device] = [(); 2].map(|()| Arc::new(Key::generate()));
         let fwid = [0xF0 | number; 48];
         let measurements = (0..64_u8).map(|i| [i; 48]).collect();
-        let claims = Claims { measurements, opaque: vec![(20, fwid.to_vec())] };
+        let claims = Claims { measurements, opaque: vec![(20, fwid.to_vec())], twist: |_| {} };
         let root = root_key();
         let serial = format!("41{number:016X}");
         let name = device_name(&format!("{chip} BROM"), &serial);
@@ -110,6 +115,7 @@ impl SimulatedDevice {
         }
         report.extend((opaque.len() as u16).to_le_bytes());
         report.extend(opaque);
+        (self.claims.twist)(&mut report);
         let signature = self.key.sign_fixed(&report);
         report.extend(signature);
         report

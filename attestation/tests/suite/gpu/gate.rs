@@ -96,6 +96,9 @@ fn a_driver_that_does_not_do_as_it_is_told_is_refused() {
     }
     let none = Gpus::open(&fake.library(), options(0), &CHALLENGE).expect_err("none asked for");
     assert_eq!(none, GpuGateError::Count { found: 1, expected: 0 });
+    let fake = FakeNvml::new(Machine::honest(0));
+    let none = Gpus::open(&fake.library(), options(0), &CHALLENGE).expect_err("none is there");
+    assert_eq!(none, GpuGateError::Count { found: 0, expected: 0 });
 }
 
 #[test]

@@ -20,6 +20,8 @@ pub(crate) struct CertificateDraft {
     pub point: Vec<u8>,
     /// Object identifier's content, critical, value.
     pub extensions: Vec<(Vec<u8>, bool, Vec<u8>)>,
+    /// The algorithm of the signature, whole: signed, and beside the signature.
+    pub algorithms: [&'static [u8]; 2],
 }
 
 impl CertificateDraft {
@@ -37,6 +39,7 @@ impl CertificateDraft {
                 (BASIC_CONSTRAINTS.to_vec(), true, seq(&[tlv(0x01, &[0xFF])])),
                 (KEY_USAGE.to_vec(), true, b"\x03\x02\x02\x04".to_vec()),
             ],
+            algorithms: [ECDSA_SHA384; 2],
         }
     }
 
@@ -48,6 +51,13 @@ impl CertificateDraft {
     }
 
     pub(crate) fn sign(&self, key: &Key) -> Vec<u8> {
+        let tbs = self.signed();
+        let signature = bit_string(&key.sign_der(&tbs));
+        seq(&[tbs, self.algorithms[1].to_vec(), signature])
+    }
+
+    /// What is signed of it.
+    pub(crate) fn signed(&self) -> Vec<u8> {
         let extensions: Vec<_> = self
             .extensions
             .iter()
@@ -57,17 +67,16 @@ impl CertificateDraft {
             })
             .collect();
         let time = |text: &str| tlv(0x18, text.as_bytes());
-        let tbs = seq(&[
+        seq(&[
             tlv(0xA0, &integer(self.version)),
             integer(self.serial),
-            ECDSA_SHA384.to_vec(),
+            self.algorithms[0].to_vec(),
             self.issuer.clone(),
             seq(&[time(self.not_before), time(self.not_after)]),
             self.subject.clone(),
             spki(&self.point),
             tlv(0xA3, &seq(&extensions)),
-        ]);
-        seq(&[tbs.clone(), ECDSA_SHA384.to_vec(), bit_string(&key.sign_der(&tbs))])
+        ])
     }
 }
 

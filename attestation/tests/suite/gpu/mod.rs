@@ -7,9 +7,11 @@ pub(crate) mod issue;
 #[cfg(feature = "gpu")]
 pub(crate) mod nvml;
 mod ocsp;
+mod overfull;
 mod recorded;
 mod rim;
 mod rules;
+mod shapes;
 mod tampering;
 mod world;
 

@@ -14,7 +14,7 @@ use chrysalis_protocol::gpu::Device;
 use chrysalis_protocol::statement::Statement;
 
 /// The code of the refusal, and what is changed.
-type Row = (&'static str, fn(&mut GpuWorld));
+pub(super) type Row = (&'static str, fn(&mut GpuWorld));
 
 #[test]
 fn honest_gpus_are_accepted() {
@@ -81,6 +81,7 @@ fn each_rule_refuses_its_one_altered_claim() {
         ("certificates", CERTIFICATES),
         ("rims", RIMS),
         ("statuses", STATUSES),
+        ("shapes", super::shapes::ROWS),
     ] {
         for (row, (code, change)) in rows.iter().enumerate() {
             let mut world = GpuWorld::honest(2);
@@ -177,7 +178,7 @@ const DEVICES: &[Row] = &[
 ];
 
 /// Issues the certificates of the first GPU anew.
-fn reissue(w: &mut GpuWorld, change: fn(&mut CertificateDraft, &mut CertificateDraft)) {
+pub(super) fn reissue(w: &mut GpuWorld, change: fn(&mut CertificateDraft, &mut CertificateDraft)) {
     let gpu = &w.devices[0];
     let name = device_name("GH100 A01 GSP BROM", "410000000000000001");
     let mut device = CertificateDraft::authority(1, &root_name(), &name, gpu.device_key().point());
@@ -272,7 +273,7 @@ fn resign(w: &mut GpuWorld, change: fn(&mut Signer)) {
 }
 
 /// Replaces text in all manifests after they were signed.
-fn replaced(rims: &mut [Vec<u8>], from: &str, to: &str) {
+pub(super) fn replaced(rims: &mut [Vec<u8>], from: &str, to: &str) {
     for rim in rims {
         let text = String::from_utf8(rim.clone()).expect("manifests are text");
         assert!(text.contains(from), "{from}");
