@@ -104,7 +104,7 @@ impl Root<'_> {
 pub fn run(args: &DoctorArgs) -> Result<(), CliError> {
     let root = Root(&args.root);
     let (can_attest, evidence) = platform::evidence(root, Box::new(Kernel));
-    let parts = vec![
+    let mut parts = vec![
         Part { name: "evidence of the CPU", checks: evidence },
         Part { name: "evidence of GPUs", checks: gpus::checks(root, args.nvml.as_deref()) },
         Part { name: "judging others", checks: vec![platform::floors(remote::now_unix())] },
@@ -112,6 +112,7 @@ pub fn run(args: &DoctorArgs) -> Result<(), CliError> {
         Part { name: "the guest", checks: guest::closed(root) },
         Part { name: "speed", checks: vec![compute(Isa::detect()), guest::huge_pages(root)] },
     ];
+    parts.extend(cuda_kernels());
     let report = Report { can_attest, parts };
     if args.json { output::json(&report) } else { print(&report) }
 }
@@ -132,6 +133,22 @@ fn compute(isa: Isa) -> Check {
             "give the guest the host's CPU type (QEMU: -cpu host or EPYC-…): it is many times as fast",
         ),
     }
+}
+
+/// Which CUDA kernels this binary carries, where it carries some: the digest is of the very bytes.
+fn cuda_kernels() -> Option<Part> {
+    #[cfg(feature = "cuda")]
+    {
+        use chrysalis_kernels::cuda::{IMAGE, IMAGE_ARCHS};
+        let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, IMAGE);
+        let digest = crate::hex::encode(digest.as_ref());
+        let found = format!("sha256 {digest}, {} bytes, for sm_{IMAGE_ARCHS} and PTX", IMAGE.len());
+        let advice = "none of them has run on a card: serving is on the CPU";
+        let checks = vec![Check::weak("CUDA kernels", found, advice)];
+        Some(Part { name: "GPU kernels", checks })
+    }
+    #[cfg(not(feature = "cuda"))]
+    None
 }
 
 fn print(report: &Report) -> Result<(), CliError> {
