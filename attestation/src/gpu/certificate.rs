@@ -433,3 +433,22 @@ const OCSP_SIGNING: &[u8] = b"\x2b\x06\x01\x05\x05\x07\x03\x09";
 const FWID: &[u8] = b"\x67\x81\x05\x05\x04\x01";
 const DIGITAL_SIGNATURE: u8 = 0x80;
 const KEY_CERT_SIGN: u8 = 0x04;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_serial_number_has_one_encoding() {
+        for (value, is) in [
+            (&[][..], false),
+            (&[0x80], false),
+            (&[0, 0x7F], false),
+            (&[0], true),
+            (&[0x7F], true),
+            (&[0, 0x80], true),
+        ] {
+            assert_eq!(minimal(value), is, "{value:02x?}");
+        }
+    }
+}

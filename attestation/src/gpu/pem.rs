@@ -3,9 +3,8 @@
 /// Decodes standard base64 with padding. Unused bits are zero, and nothing else may stand in it.
 pub(crate) fn base64(text: impl Iterator<Item = u8>) -> Option<Vec<u8>> {
     let mut out = Vec::new();
-    let (mut bits, mut count, mut digits, mut padding) = (0_u32, 0_u32, 0_usize, 0_usize);
+    let (mut bits, mut count, mut padding) = (0_u32, 0_u32, 0_usize);
     for byte in text {
-        digits = digits.checked_add(1)?;
         let value = match byte {
             b'A'..=b'Z' => byte.wrapping_sub(b'A'),
             b'a'..=b'z' => byte.wrapping_sub(b'a').wrapping_add(26),
@@ -29,7 +28,8 @@ pub(crate) fn base64(text: impl Iterator<Item = u8>) -> Option<Vec<u8>> {
             bits &= (1_u32 << count).checked_sub(1)?;
         }
     }
-    let whole = digits % 4 == 0 && matches!((count, padding), (0, 0) | (4, 2) | (2, 1));
+    // What is left of the bits says how many digits the last group has.
+    let whole = matches!((count, padding), (0, 0) | (4, 2) | (2, 1));
     (whole && bits == 0).then_some(out)
 }
 
@@ -87,7 +87,14 @@ mod tests {
         let one = format!("{BEGIN}\nZm9v\nZg==\n{END}");
         assert_eq!(pem(&one).as_deref(), Some(&b"foof"[..]));
         assert_eq!(pem(&format!("{one}\n{one}\n\0\0")).as_deref(), Some(&b"fooffoof"[..]));
-        for wrong in ["", "Zm9v", &one[..30], &format!("{BEGIN}\n{one}"), &format!("{one}\nx")] {
+        for wrong in [
+            "",
+            "Zm9v",
+            &one[..30],
+            &format!("{BEGIN}\n{one}"),
+            &format!("{one}\nx"),
+            &format!("{one}\n{BEGIN}\nZm9v"),
+        ] {
             assert_eq!(pem(wrong), None, "{wrong}");
         }
     }
