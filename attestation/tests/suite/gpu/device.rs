@@ -45,7 +45,9 @@ impl SimulatedDevice {
     pub(crate) fn switch(number: u8, pdi: u64, gpus: &[u64]) -> Self {
         let mut switch = Self::new("LS_10 A01 FSP", number);
         let mut linked: Vec<u8> = gpus.iter().flat_map(|gpu| gpu.to_be_bytes()).collect();
-        linked.resize(128, 0);
+        linked.resize(64, 0);
+        // Which port leads to which, which is no number of a GPU.
+        linked.resize(128, 1);
         switch.claims.opaque.extend([
             (6, b"96.10.55.00.01".to_vec()),
             (22, pdi.to_be_bytes().to_vec()),

@@ -17,6 +17,8 @@ pub(crate) struct StatusDraft {
     pub next_update: &'static str,
     /// `responseStatus`.
     pub outcome: u8,
+    /// The tag of the responder's name.
+    pub responder: u8,
     /// Changes the name of the certificate: algorithm, two digests, serial number.
     pub twist: fn(&mut [Vec<u8>; 4]),
 }
@@ -32,6 +34,7 @@ impl StatusDraft {
             this_update: "20260531000000Z",
             next_update: "20260602000000Z",
             outcome: 0,
+            responder: 0xA1,
             twist: |_| {},
         }
     }
@@ -62,7 +65,7 @@ impl StatusDraft {
             tlv(0xA0, &time(self.next_update)),
         ]);
         seq(&[
-            tlv(0xA1, &common_name("simulated responder")),
+            tlv(self.responder, &common_name("simulated responder")),
             time(self.this_update),
             seq(&[single]),
         ])

@@ -383,7 +383,7 @@ const RIMS: &[Row] = &[
 ];
 
 /// Every status of a device signed by a responder that the root named.
-fn delegated(statuses: &mut [Vec<u8>], change: fn(&mut CertificateDraft)) {
+pub(super) fn delegated(statuses: &mut [Vec<u8>], change: fn(&mut CertificateDraft)) {
     let (root, key) = (super::device::root_key(), Key::generate());
     let mut certificate = responder(&root_name(), &key);
     change(&mut certificate);
@@ -434,7 +434,11 @@ const PPCIE: &[Row] = &[
     ("gpu.rim.missing", |w| w.switch_rim = None),
     ("gpu.measurements", |w| w.devices[2].claims.measurements[30] = [0; 48]),
     // Index 35 is a decoder's on GPUs alone.
-    ("gpu.measurements", |w| w.devices[2].claims.measurements[35] = [0; 48]),
+    ("gpu.measurements", |w| {
+        w.devices[2].claims.measurements[35] = [0; 48];
+        w.devices[2].set(11, &[0x55]);
+    }),
+    ("gpu.report.layout", |w| w.devices[2].set(26, &[1; 9])),
     ("gpu.report.layout", |w| w.devices[2].claims.opaque.retain(|(kind, _)| *kind != 26)),
 ];
 

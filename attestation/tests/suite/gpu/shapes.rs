@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use aws_lc_rs::digest::{SHA256, digest};
 use chrysalis_protocol::gpu::GpuEndorsements;
 
 use super::device::root_key;
@@ -12,7 +13,7 @@ use super::issue::{
 };
 use super::ocsp::{BASIC, StatusDraft, responder};
 use super::overfull::{closed, overfull};
-use super::rules::{Row, reissue, replaced};
+use super::rules::{Row, delegated, reissue, replaced};
 use super::world::GpuWorld;
 use crate::simulated::der::{bit_string, integer, seq, tlv};
 
@@ -36,14 +37,15 @@ fn brom() -> Vec<u8> {
     device_name("GH100 A01 GSP BROM", "410000000000000001")
 }
 
-/// Writes what the first GPU's attestation key is of otherwise.
-fn refit(w: &mut GpuWorld, from: &[u8], to: &[u8]) {
+/// Signs the certificate of the first GPU's attestation key with other bytes in it.
+fn resign(w: &mut GpuWorld, from: &[u8], to: &[u8]) {
     let gpu = &w.devices[0];
     let leaf = device_name("GH100 A01 GSP FMC LF", "1");
     let mut leaf = CertificateDraft::signer(1, &brom(), &leaf, gpu.attestation_key().point());
-    let (oid, critical, value) = fwid_extension(gpu.device_key().point(), &[0xF1; 48]);
-    leaf.extensions.push((oid, critical, patched(&value, from, to)));
-    let leaf = leaf.sign(gpu.device_key());
+    leaf.extensions.push(fwid_extension(gpu.device_key().point(), &[0xF1; 48]));
+    let signed = patched(&leaf.signed(), from, to);
+    let signature = bit_string(&gpu.device_key().sign_der(&signed));
+    let leaf = seq(&[signed, leaf.algorithms[1].to_vec(), signature]);
     w.devices[0].certificates[0] = leaf;
 }
 
@@ -52,6 +54,8 @@ pub(super) const ROWS: &[Row] = &[
     ("gpu.report.layout", |w| w.devices[0].claims.twist = |report| report[42] ^= 1),
     ("gpu.report.layout", |w| w.devices[0].claims.twist = |report| report[45] = 9),
     ("gpu.report.layout", |w| w.devices[0].set(3, b"580 95")),
+    ("gpu.report.layout", |w| w.devices[0].set(6, &[0, 0xCF, 0, 0x96, 2, 1, 0, 0])),
+    ("gpu.report.layout", |w| w.devices[0].claims.twist = |report| report.push(0)),
     // Two names for the same keys.
     ("gpu.duplicate", |w| {
         w.devices[1] = w.devices[0].clone();
@@ -59,7 +63,29 @@ pub(super) const ROWS: &[Row] = &[
             rename(leaf, device, device_name("GH100 A01 GSP BROM", "420000000000000001"));
         })
     }),
+    ("gpu.duplicate", |w| {
+        let mut twin = w.devices[0].clone();
+        let (key, second) = (twin.attestation_key().point().to_vec(), &w.devices[1]);
+        let name = device_name("GH100 A01 GSP BROM", "410000000000000002");
+        let mut leaf = CertificateDraft::signer(2, &name, &common_name("another"), &key);
+        leaf.extensions.push(fwid_extension(second.device_key().point(), &[0xF1; 48]));
+        twin.certificates[0] = leaf.sign(second.device_key());
+        twin.certificates[1].clone_from(&second.certificates[1]);
+        w.devices[1] = twin;
+    }),
     // Certificates.
+    ("gpu.certificate.der", |w| resign(w, b"\x02\x01\x01\x30\x0a", b"\x02\x01\x81\x30\x0a")),
+    ("gpu.certificate.der", |w| resign(w, b"\x01\x01\xff\x04", b"\x01\x01\x01\x04")),
+    ("gpu.certificate.der", |w| resign(w, b"\x03\x02\x07\x80", b"\x03\x02\x08\x80")),
+    ("gpu.certificate.der", |w| {
+        reissue(w, |_, device| device.extensions[0].2 = seq(&[tlv(0x01, &[1])]))
+    }),
+    ("gpu.certificate.der", |w| {
+        let deep = |leaf: &mut CertificateDraft, _: &mut CertificateDraft| {
+            leaf.extensions.push((BASIC_CONSTRAINTS.to_vec(), true, seq(&[integer(0)])));
+        };
+        reissue(w, deep)
+    }),
     ("gpu.certificate.der", |w| reissue(w, |leaf, _| leaf.algorithms[0] = ECDSA_SHA256)),
     ("gpu.certificate.der", |w| reissue(w, |leaf, _| leaf.algorithms[1] = ECDSA_SHA256)),
     ("gpu.certificate.der", |w| {
@@ -68,8 +94,8 @@ pub(super) const ROWS: &[Row] = &[
             device.extensions[0] = (BASIC_CONSTRAINTS.to_vec(), true, limits);
         })
     }),
-    ("gpu.certificate.der", |w| refit(w, b"\x02\x01\x01\x30", b"\x02\x01\x02\x30")),
-    ("gpu.certificate.der", |w| refit(w, b"\x03\x04\x02\x02", b"\x03\x04\x02\x03")),
+    ("gpu.certificate.der", |w| resign(w, b"\x02\x01\x01\x30", b"\x02\x01\x02\x30")),
+    ("gpu.certificate.der", |w| resign(w, b"\x03\x04\x02\x02", b"\x03\x04\x02\x03")),
     ("gpu.certificate.name", |w| {
         reissue(w, |leaf, device| {
             let (one, two) = (common_name("GH100"), brom());
@@ -86,7 +112,16 @@ pub(super) const ROWS: &[Row] = &[
     ("gpu.certificate.name", |w| reissue(w, |l, d| rename(l, d, overfull(&brom(), &mut Some(1))))),
     ("gpu.certificate.name", |w| reissue(w, |l, d| rename(l, d, overfull(&brom(), &mut Some(2))))),
     ("gpu.certificate.name", |w| reissue(w, |l, d| rename(l, d, overfull(&brom(), &mut Some(3))))),
-    // Manifests: what is outside of SignedInfo.
+    // Manifests: for another kind of device, for nothing, with text between measurements.
+    ("gpu.rim.unused", |w| w.driver_rim.edition = "SWITCH"),
+    ("gpu.rim.form", |w| w.driver_rim.version.clear()),
+    ("gpu.rim.form", |w| w.driver_rim.twist = ("</ns0:Payload>", "x</ns0:Payload>")),
+    // What is outside of SignedInfo.
+    ("gpu.rim.form", |w| {
+        w.endorsements = |rims, _| {
+            replaced(rims, "</ds:X509Certificate>", "</ds:X509Certificate>\n");
+        }
+    }),
     ("gpu.rim.form", |w| {
         w.driver_rim.twist =
             ("xmlns:ns2=\"http://www.w3.org/2001/04/xmlenc#sha384\"", "xmlns:ns2=\"u\"")
@@ -125,6 +160,13 @@ pub(super) const ROWS: &[Row] = &[
         w.endorsements = |rims, _| replaced(rims, "<ds:SignatureValue>", "<ds:SignatureValue>\n")
     }),
     // Statuses.
+    ("gpu.ocsp.form", |w| w.statuses[0].responder = 0xA3),
+    ("gpu.ocsp.form", |w| w.statuses[0].state = tlv(0x82, &[0])),
+    ("gpu.ocsp.responder", |w| {
+        w.endorsements = |_, all| {
+            delegated(all, |r| r.extensions.push((b"\x55\x1d\x24".to_vec(), true, vec![5, 0])));
+        }
+    }),
     ("gpu.ocsp.form", |w| {
         w.endorsements = |_, all| {
             let other = [&BASIC[..8], &[2]].concat();
@@ -146,6 +188,18 @@ pub(super) const ROWS: &[Row] = &[
         }
     }),
 ];
+
+#[test]
+fn a_status_may_name_its_certificate_by_sha_256() {
+    let mut world = GpuWorld::honest(1);
+    world.statuses[0].twist = |id| {
+        let hash = |bytes: &[u8]| tlv(0x04, digest(&SHA256, bytes).as_ref());
+        id[0] = patched(&id[0], b"\x02\x02\x05\0", b"\x02\x01\x05\0");
+        id[1] = hash(&root_name());
+        id[2] = hash(root_key().point());
+    };
+    assert_eq!(world.appraise(), Ok(()));
+}
 
 /// How often each outcome came of a value too many, at the end of one structure after the other.
 /// `grow` may give another status in place of one that it takes away.

@@ -15,6 +15,7 @@ use chrysalis_protocol::statement::{Kind, Statement, gpu_digest};
 
 use super::device::root_key;
 use super::issue::root_name;
+use super::rim::RimDraft;
 use super::world::GpuWorld;
 use crate::simulated::der::tlv;
 use crate::simulated::{NONCE, NOW, Parts};
@@ -200,6 +201,7 @@ fn of_what_is_at_hand_what_is_of_use_is_taken_and_the_rest_is_asked_for() {
     stranger.rims.retain(|rim| rim.windows(6).any(|text| text == b"SWITCH"));
     assert_eq!(stranger.rims.len(), 1);
     world.driver_rim.version = "570.1.1".to_owned();
+    world.switch_rim = Some(RimDraft { edition: "SWITCH", ..world.vbios_rim.clone() });
     world.vbios_rim.product = "GB100".to_owned();
     world.statuses[0].this_update = "20260530000000Z";
     world.statuses[0].next_update = "20260531000000Z";
