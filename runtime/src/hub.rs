@@ -470,7 +470,6 @@ const ACCEPT_WAIT: Duration = Duration::from_millis(100);
 
 /// Longest wait for hosts to read what was sealed for them, when the enclave ends.
 const FLUSH: Duration = Duration::from_secs(2);
-
 const READ_BYTES: usize = 64 << 10;
 
 #[cfg(test)]

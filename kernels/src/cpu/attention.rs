@@ -114,7 +114,8 @@ impl<T: Element> Task for AttentionTile<'_, '_, T> {
         let len = record_len(shared.cache.layout.shape.head_dim);
         let count = part.rows.len() * part.heads.len();
         records[..count * len].fill(0.0);
-        memory::resize(&mut scratch.scores, TOGETHER * STRIDE + SPAN);
+        // From the last of few queries on there is still room for the weights of all.
+        memory::resize(&mut scratch.scores, (TOGETHER + FEW) * STRIDE);
         memory::resize(&mut scratch.span, TOGETHER * len);
         shared.gather(&part, &mut scratch.q);
         for span in spans {

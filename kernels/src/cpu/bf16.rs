@@ -4,7 +4,8 @@
 //! 2^-8 at most), as in the programs that such models come from; with sixteen bits, as the output matrix has
 //! them, the sum of that and the bf16 nearest to the rest (2^-17). Every output is a chain for each of the
 //! two, block after block of [`BLOCK_WORDS`] words; at the end of a block the second chain is added to the
-//! first. On other CPUs it is one fused multiply-add a column, from the first to the last, in f32.
+//! first. Where there are tiles, see `amx_bf16.rs`. On other CPUs it is one fused multiply-add a column, from the first to the
+//! last, in f32.
 
 use std::ops::Range;
 
@@ -95,6 +96,7 @@ impl Words {
             for t in out.rows.clone() {
                 out.row(t)[cols.clone()].fill(0.0);
             }
+            return;
         }
         if let Some(amx) = amx {
             return self.tiles(amx, weights, cols, out);

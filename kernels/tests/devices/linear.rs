@@ -241,12 +241,12 @@ fn outputs_that_share_an_input_do_not_touch_each_other() {
 fn an_input_that_is_made_on_the_way_is_the_one_made_before() {
     let (out, cols) = (40, 1792);
     for cpu in cpus() {
-        for (rows, dtype) in [1, 9, 40].into_iter().zip(Dtype::ALL.into_iter().cycle()) {
+        for rows in [1, 9, 40] {
             let mut random = Random(23);
             let (x, y) = (random.values(rows * cols), random.values(rows * cols));
             let (x, y) = (buffer(&cpu, rows, cols, &x), buffer(&cpu, rows, cols, &y));
             let norm = cpu.vector(&random.values(cols)).unwrap();
-            for dtype in [dtype, Dtype::F16, Dtype::Bf16, Dtype::Q4K] {
+            for dtype in Dtype::ALL {
                 let weight = matrix(&cpu, dtype, out, cols, &random.matrix(dtype, out, cols));
                 let (activation, gate, up) = (Activation::Silu, &x, &y);
                 for input in [
