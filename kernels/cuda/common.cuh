@@ -13,6 +13,8 @@
 // Two or three blocks of a multiprocessor are enough: left to choose, the compiler spills to save registers.
 #define KERNEL(threads, name, Params) \
   extern "C" __global__ void __launch_bounds__(threads, threads <= 128 ? 3 : 2) name(const __grid_constant__ Params p)
+// `name` is shared memory of the size that the launch says, bytes, aligned to 1,024 as swizzled tiles want it.
+#define DYNAMIC_SHARED(name) extern __shared__ __align__(1024) uint8_t name[]
 #endif
 
 constexpr uint32_t WARP = 32;

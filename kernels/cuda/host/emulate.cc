@@ -18,6 +18,8 @@ thread_local Block block;
 namespace {
 
 constexpr size_t STACK_BYTES = 64 << 10;
+// Of a block on sm_90, less what the driver keeps.
+constexpr uint32_t SHARED_MAX = 227 << 10;
 
 struct Fiber {
   std::unique_ptr<char[]> stack{new char[STACK_BYTES]};
@@ -38,6 +40,36 @@ struct Crew {
   uint32_t idle;
 };
 thread_local Crew* crew;
+
+// Dynamic shared memory of a block, and behind it bytes that nobody may write.
+class Shared {
+ public:
+  explicit Shared(uint32_t bytes)
+      : bytes_(bytes), len_((bytes + GUARD + SHARED_ALIGN - 1) / SHARED_ALIGN * SHARED_ALIGN),
+        start_(static_cast<uint8_t*>(std::aligned_alloc(SHARED_ALIGN, len_))) {
+    if (!start_) std::abort();
+  }
+  Shared(const Shared&) = delete;
+  ~Shared() { std::free(start_); }
+
+  uint8_t* begin() {
+    std::memset(start_, 0xff, len_);
+    return start_;
+  }
+
+  // Whether nobody wrote behind the end.
+  bool ends() const {
+    for (size_t i = bytes_; i < len_; i++) {
+      if (start_[i] != 0xff) return false;
+    }
+    return true;
+  }
+
+ private:
+  static constexpr size_t SHARED_ALIGN = 1024, GUARD = 64;
+  size_t bytes_, len_;
+  uint8_t* start_;
+};
 
 std::vector<Entry>& table() {
   static std::vector<Entry> entries;
@@ -128,31 +160,42 @@ uint16_t float_to_half(float x) {
 
 }  // namespace emulate
 
-// Runs a kernel: 0, or 1 where there is none of this name, 2 where its block or its arguments have another size.
-extern "C" int chrysalis_emulate(const char* name, size_t name_len, const uint32_t grid[3], uint32_t threads,
+// Runs a kernel with block[0] threads and block[1] bytes of dynamic shared memory: 0, or 1 where there is none of this name, 2
+// where its block or its arguments have another size.
+extern "C" int chrysalis_emulate(const char* name, size_t name_len, const uint32_t grid[3], const uint32_t block_size[2],
                                  const void* params, size_t params_len) {
   using namespace emulate;
+  const uint32_t threads = block_size[0], shared = block_size[1];
   const Entry* entry = nullptr;
   for (const Entry& other : table()) {
     if (std::string_view(name, name_len) == other.name) entry = &other;
   }
   if (!entry) return 1;
-  if (entry->threads != threads || entry->params != params_len || threads % 32 != 0 || threads > 1024) return 2;
+  if (entry->threads != threads || entry->params != params_len || threads % 32 != 0 || threads > 1024 ||
+      shared > SHARED_MAX) {
+    return 2;
+  }
   static thread_local Crew mine;
   crew = &mine;
   crew->entry = entry;
   crew->params = params;
   if (crew->fibers.size() < threads) crew->fibers.resize(threads);
+  Shared memory(shared);
   const uint64_t blocks = (uint64_t)grid[0] * grid[1] * grid[2];
   for (uint64_t n = 0; n < blocks; n++) {
     block.index = {(uint32_t)(n % grid[0]), (uint32_t)(n / grid[0] % grid[1]), (uint32_t)(n / grid[0] / grid[1])};
     block.threads = threads;
+    block.shared = memory.begin();
     block.barrier = {};
     for (uint32_t w = 0; w < threads / 32; w++) block.warps[w].barrier = {};
     crew->left = threads;
     crew->idle = 0;
     for (uint32_t thread = 0; thread < threads; thread++) crew->fibers[thread].ended = false;
     if (_setjmp(crew->caller) == 0) enter(0);
+    if (!memory.ends()) {
+      std::fprintf(stderr, "%s: a block wrote behind its %u bytes of shared memory\n", entry->name, shared);
+      std::abort();
+    }
   }
   return 0;
 }

@@ -31,6 +31,8 @@ struct Block {
   Dim3 index;
   uint32_t threads;
   uint32_t thread;
+  // What the launch asked for, aligned as DYNAMIC_SHARED says; all ones when the block begins.
+  uint8_t* shared;
   Barrier barrier;
   Warp warps[1024 / 32];
 };
@@ -89,6 +91,7 @@ To same_bits(From x) {
 #define __align__(bytes) __attribute__((aligned(bytes)))
 // Threads of a block are fibers of one thread; what a block leaves is garbage to the next.
 #define __shared__ static thread_local
+#define DYNAMIC_SHARED(name) uint8_t* const name = emulate::block.shared
 #define __syncthreads() emulate::meet_block()
 #define __shfl_xor_sync(lanes, value, apart) emulate::shuffle_xor(value, apart)
 #define __float_as_uint(x) emulate::same_bits<uint32_t, float>(x)

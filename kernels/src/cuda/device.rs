@@ -77,7 +77,6 @@ impl<D: Driver> Cuda<D> {
     }
 
     /// Starts a kernel whose arguments keep its contract: all of this folder's callers have asserted their shapes.
-    #[expect(unsafe_code, reason = "the one place where kernels are started")]
     pub(super) fn launch<P: Params>(
         &self,
         kernel: &str,
@@ -85,9 +84,22 @@ impl<D: Driver> Cuda<D> {
         threads: u32,
         params: &P,
     ) -> Result<(), DeviceError> {
+        self.launch_shared(kernel, grid, threads, 0, params)
+    }
+
+    /// As [`Self::launch`], with `shared` bytes for what the kernel calls `DYNAMIC_SHARED`.
+    #[expect(unsafe_code, reason = "the one place where kernels are started")]
+    pub(super) fn launch_shared<P: Params>(
+        &self,
+        kernel: &str,
+        grid: [u32; 3],
+        threads: u32,
+        shared: u32,
+        params: &P,
+    ) -> Result<(), DeviceError> {
         // SAFETY: addresses are those of memory which the caller borrows, or of scratch memory whose lock it holds; sizes follow
         // from the shapes that it asserted.
-        unsafe { self.driver.launch(kernel, grid, threads, params) }
+        unsafe { self.driver.launch(kernel, grid, threads, shared, params) }
     }
 
     /// Keeps a failure for whoever waits next.

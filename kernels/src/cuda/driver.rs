@@ -47,7 +47,7 @@ pub trait Driver: Send + Sync + Debug + 'static {
     fn read(&self, memory: &Self::Memory, offset: usize, out: &mut [u8])
     -> Result<(), DeviceError>;
 
-    /// Starts a kernel.
+    /// Starts a kernel, with `shared` bytes of shared memory for each block beside what its source declares.
     ///
     /// # Errors
     /// [`DeviceError::Failed`].
@@ -60,6 +60,7 @@ pub trait Driver: Send + Sync + Debug + 'static {
         kernel: &str,
         grid: [u32; 3],
         threads: u32,
+        shared: u32,
         params: &P,
     ) -> Result<(), DeviceError>;
 

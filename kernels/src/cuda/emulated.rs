@@ -93,19 +93,21 @@ impl Driver for Emulated {
         kernel: &str,
         grid: [u32; 3],
         threads: u32,
+        shared: u32,
         params: &P,
     ) -> Result<(), DeviceError> {
         let (name, args) = (kernel.as_ptr(), std::ptr::from_ref(params).cast());
         // SAFETY: name and params are as long as said, and the table's entry has the struct's size; what the addresses in it
         // lead to is the caller's promise.
         let code = unsafe {
-            chrysalis_emulate(name, kernel.len(), grid.as_ptr(), threads, args, size_of::<P>())
+            let block = [threads, shared];
+            chrysalis_emulate(name, kernel.len(), &grid, &block, args, size_of::<P>())
         };
         match code {
             0 => Ok(()),
             1 => Err(DeviceError::Failed(format!("there is no kernel {kernel}"))),
             _ => Err(DeviceError::Failed(format!(
-                "{kernel} does not take {threads} threads and {} bytes",
+                "{kernel} does not take {threads} threads, {} bytes and {shared} of shared memory",
                 size_of::<P>()
             ))),
         }
@@ -121,8 +123,8 @@ unsafe extern "C" {
     fn chrysalis_emulate(
         name: *const u8,
         name_len: usize,
-        grid: *const u32,
-        threads: u32,
+        grid: *const [u32; 3],
+        block: *const [u32; 2],
         params: *const u8,
         params_len: usize,
     ) -> i32;
