@@ -5,6 +5,7 @@
 //! `value = scale * (code - offset) + minimum`. [`unpack`] reads a group into that form; the devices
 //! repack from it, [`dequantize`] multiplies it out in ggml's order of operations, bit for bit.
 
+pub mod e4m3;
 mod encode;
 mod unpack;
 
