@@ -8,11 +8,38 @@
 
 #ifdef CHRYSALIS_EMULATE
 #include "host/emulate.h"
+#define KERNEL_EARLY(threads, blocks, name, Params) KERNEL(threads, name, Params)
+__device__ __forceinline__ void wait_for_previous() {}
 #else
 #include <cstdint>
+// Waits until every kernel asked for before has ended and what it wrote is seen. From sm_90 on a kernel may be started while the
+// one before it still runs; elsewhere there is nothing to wait for.
+__device__ __forceinline__ void wait_for_previous() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// The kernel asked for next may take its place once every block of this one has begun.
+__device__ __forceinline__ void let_next_begin() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
 // Two or three blocks of a multiprocessor are enough: left to choose, the compiler spills to save registers.
-#define KERNEL(threads, name, Params) \
-  extern "C" __global__ void __launch_bounds__(threads, threads <= 128 ? 3 : 2) name(const __grid_constant__ Params p)
+#define KERNEL_ENTRY(threads, blocks, name, Params, wait)                                                \
+  static __device__ __forceinline__ void name##_body(const Params& p);                                   \
+  extern "C" __global__ void __launch_bounds__(threads, blocks) name(const __grid_constant__ Params p) { \
+    let_next_begin();                                                                                    \
+    wait;                                                                                                \
+    name##_body(p);                                                                                      \
+  }                                                                                                      \
+  static __device__ __forceinline__ void name##_body(const Params& p)
+#define KERNEL(threads, name, Params) KERNEL_ENTRY(threads, threads <= 128 ? 3 : 2, name, Params, wait_for_previous())
+// Begins while the kernel before it runs: what its body does before it calls `wait_for_previous` touches nothing that a kernel
+// writes. For products, which have weights to read. `blocks` of it fit on a multiprocessor.
+#define KERNEL_EARLY(threads, blocks, name, Params) KERNEL_ENTRY(threads, blocks, name, Params, (void)0)
 // `name` is shared memory of the size that the launch says, bytes, aligned to 1,024 as swizzled tiles want it.
 #define DYNAMIC_SHARED(name) extern __shared__ __align__(1024) uint8_t name[]
 #endif
@@ -71,6 +98,17 @@ __device__ __forceinline__ uint16_t float_to_half(float x) {
 #else
   uint16_t bits;
   asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(x));
+  return bits;
+#endif
+}
+
+// Two values as bf16, to nearest, ties to even, `low` in the lower half. What is not a number becomes 0x7fff.
+__device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
+#ifdef CHRYSALIS_EMULATE
+  return emulate::float_to_bf16(low) | (uint32_t)emulate::float_to_bf16(high) << 16;
+#else
+  uint32_t bits;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
   return bits;
 #endif
 }

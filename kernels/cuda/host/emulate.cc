@@ -158,6 +158,12 @@ uint16_t float_to_half(float x) {
   return sign | (uint16_t)((magnitude + 0xfff + odd - (112u << 23)) >> 13);
 }
 
+uint16_t float_to_bf16(float x) {
+  const uint32_t bits = same_bits<uint32_t>(x);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return 0x7fff;
+  return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
 }  // namespace emulate
 
 // Runs a kernel with block[0] threads and block[1] bytes of dynamic shared memory: 0, or 1 where there is none of this name, 2

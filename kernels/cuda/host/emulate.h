@@ -69,6 +69,7 @@ T shuffle_xor(T value, uint32_t apart) {
 
 float half_to_float(uint16_t bits);
 uint16_t float_to_half(float x);
+uint16_t float_to_bf16(float x);
 
 template <class To, class From>
 To same_bits(From x) {

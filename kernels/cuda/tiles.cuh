@@ -1,0 +1,269 @@
+// How matrices lie on the device for tensor cores, and how a lane's share of sixteen columns becomes bf16.
+//
+// A matrix is blocks of 64 rows; a block is chunks of 64 columns; a chunk is four tiles of 16 rows; a tile is one record of
+// `Form::RECORD` bytes. So 64 rows are one stream from the first column to the last, read in whole aligned words, in any
+// number of pieces. Rows and columns beyond the matrix are zero.
+//
+// In a record the values come first, each where the lane wants it that multiplies it: `mma.m16n8k16` (and a warp of
+// `wgmma.m64nNk16`, from registers) takes from lane l the rows g = l / 4 and g + 8 and of sixteen columns 2 t, 2 t + 1, 2 t + 8 and
+// 2 t + 9, where t = l % 4. Value n of a lane is row g + 8 (n / 2 % 2), column 2 t + n % 2 + 8 (n / 4). Then come the scales, as
+// lanes of the same g want them: one aligned word for both rows.
+//
+// `bf16(value)` is what is multiplied: before it is rounded, each value is exactly that of `quant::dequantize`.
+#pragma once
+
+#include "common.cuh"
+
+constexpr uint32_t BLOCK_ROWS = 64;
+constexpr uint32_t TILE_ROWS = 16;
+constexpr uint32_t BLOCK_TILES = BLOCK_ROWS / TILE_ROWS;
+constexpr uint32_t CHUNK = 64;
+// Columns of one instruction, and how many of them a chunk has.
+constexpr uint32_t STEP = 16;
+constexpr uint32_t STEPS = CHUNK / STEP;
+
+struct Tiles {
+  const uint8_t* records;
+  uint32_t rows;
+  uint32_t cols;
+};
+static_assert(sizeof(Tiles) == 16, "src/cuda/params.rs asserts the same size");
+
+__device__ __forceinline__ uint32_t chunks_of(uint32_t cols) { return (cols + CHUNK - 1) / CHUNK; }
+
+// Number of the record of tile `tile` of the block, chunk `chunk`.
+__device__ __forceinline__ size_t record_number(uint32_t chunks, uint32_t block, uint32_t chunk, uint32_t tile) {
+  return ((size_t)block * chunks + chunk) * BLOCK_TILES + tile;
+}
+
+// Where a value of a tile lies: its lane, and its number there. `row` and `col` are below 16.
+struct Place {
+  uint32_t lane;
+  uint32_t number;
+};
+__device__ __forceinline__ Place place_of(uint32_t row, uint32_t col) {
+  return {row % 8 * 4 + col % 8 / 2, (col / 8 * 2 + row / 8) * 2 + col % 2};
+}
+
+// What a lane multiplies of sixteen columns: eight bf16, in the order above.
+struct Fragment {
+  uint32_t words[4];
+};
+
+// Of sixteen columns the scales and minima of rows g and g + 8.
+struct Scales {
+  float low_scale, low_minimum, high_scale, high_minimum;
+};
+
+__device__ __forceinline__ Fragment scaled(const float (&codes)[8], const Scales& s) {
+  Fragment f;
+#pragma unroll
+  for (uint32_t w = 0; w < 4; w++) {
+    const float scale = w % 2 ? s.high_scale : s.low_scale, minimum = w % 2 ? s.high_minimum : s.low_minimum;
+    f.words[w] = pack_bf16(fmaf(scale, codes[2 * w], minimum), fmaf(scale, codes[2 * w + 1], minimum));
+  }
+  return f;
+}
+
+// Four-bit codes: pair w in bits 4 w of both halves.
+__device__ __forceinline__ void four_bits(uint32_t word, float (&codes)[8]) {
+#pragma unroll
+  for (uint32_t w = 0; w < 4; w++) {
+    codes[2 * w] = (float)(word >> (4 * w) & 15);
+    codes[2 * w + 1] = (float)(word >> (16 + 4 * w) & 15);
+  }
+}
+
+__device__ __forceinline__ void eight_bits(uint2 words, float (&codes)[8]) {
+#pragma unroll
+  for (uint32_t n = 0; n < 4; n++) {
+    codes[n] = (float)(words.x >> (8 * n) & 255);
+    codes[4 + n] = (float)(words.y >> (8 * n) & 255);
+  }
+}
+
+__device__ __forceinline__ uint4 word16(const uint8_t* at) { return *reinterpret_cast<const uint4*>(at); }
+__device__ __forceinline__ uint2 word8(const uint8_t* at) { return *reinterpret_cast<const uint2*>(at); }
+
+// Each form: `RECORD` bytes of a tile; `Raw`, what a lane takes of them; `load` takes it, from any memory; `fragment` makes the
+// bf16 of step 0 to 3.
+
+struct tile_bf16 {
+  static constexpr uint32_t RECORD = 2048;
+  struct Raw {
+    uint4 steps[STEPS];
+  };
+  static __device__ __forceinline__ Raw load(const uint8_t* record, uint32_t lane) {
+    Raw raw;
+#pragma unroll
+    for (uint32_t s = 0; s < STEPS; s++) raw.steps[s] = word16(record + (s * WARP + lane) * 16);
+    return raw;
+  }
+  static __device__ __forceinline__ Fragment fragment(const Raw& raw, uint32_t step) {
+    const uint4 w = raw.steps[step];
+    return {{w.x, w.y, w.z, w.w}};
+  }
+};
+
+struct tile_f16 {
+  static constexpr uint32_t RECORD = 2048;
+  using Raw = tile_bf16::Raw;
+  static __device__ __forceinline__ Raw load(const uint8_t* record, uint32_t lane) { return tile_bf16::load(record, lane); }
+  static __device__ __forceinline__ Fragment fragment(const Raw& raw, uint32_t step) {
+    Fragment f = tile_bf16::fragment(raw, step);
+#pragma unroll
+    for (uint32_t w = 0; w < 4; w++) {
+      f.words[w] = pack_bf16(half_to_float((uint16_t)f.words[w]), half_to_float((uint16_t)(f.words[w] >> 16)));
+    }
+    return f;
+  }
+};
+
+// Q8_0: for each g the f16 scales of (columns 0 to 31, row g), (the same, g + 8), (32 to 63, g), (32 to 63, g + 8).
+struct tile_q8_0 {
+  static constexpr uint32_t RECORD = 1024 + 64;
+  struct Raw {
+    uint4 halves[2];
+    uint2 scales;
+  };
+  static __device__ __forceinline__ Raw load(const uint8_t* record, uint32_t lane) {
+    return {{word16(record + lane * 16), word16(record + 512 + lane * 16)}, word8(record + 1024 + lane / 4 * 8)};
+  }
+  static __device__ __forceinline__ Fragment fragment(const Raw& raw, uint32_t step) {
+    const uint4 half = raw.halves[step / 2];
+    const uint2 words = step % 2 ? uint2{half.z, half.w} : uint2{half.x, half.y};
+    const uint32_t scales = step / 2 ? raw.scales.y : raw.scales.x;
+    float codes[8];
+    // Signed bytes with their highest bit changed are 128 more.
+    eight_bits({words.x ^ 0x80808080u, words.y ^ 0x80808080u}, codes);
+#pragma unroll
+    for (uint32_t n = 0; n < 8; n++) codes[n] -= 128.0f;
+    return scaled(codes, {half_to_float((uint16_t)scales), 0.0f, half_to_float((uint16_t)(scales >> 16)), 0.0f});
+  }
+};
+
+// Q4_0: scales as Q8_0.
+struct tile_q4_0 {
+  static constexpr uint32_t RECORD = 512 + 64;
+  struct Raw {
+    uint4 steps;
+    uint2 scales;
+  };
+  static __device__ __forceinline__ Raw load(const uint8_t* record, uint32_t lane) {
+    return {word16(record + lane * 16), word8(record + 512 + lane / 4 * 8)};
+  }
+  static __device__ __forceinline__ Fragment fragment(const Raw& raw, uint32_t step) {
+    const uint32_t words[STEPS] = {raw.steps.x, raw.steps.y, raw.steps.z, raw.steps.w};
+    const uint32_t scales = step / 2 ? raw.scales.y : raw.scales.x;
+    const float low = half_to_float((uint16_t)scales), high = half_to_float((uint16_t)(scales >> 16));
+    float codes[8];
+    four_bits(words[step], codes);
+    return scaled(codes, {low, -8.0f * low, high, -8.0f * high});
+  }
+};
+
+// Q4_1: for each g four words of an f16 scale and an f16 minimum, in Q8_0's order.
+struct tile_q4_1 {
+  static constexpr uint32_t RECORD = 512 + 128;
+  struct Raw {
+    uint4 steps;
+    uint4 scales;
+  };
+  static __device__ __forceinline__ Raw load(const uint8_t* record, uint32_t lane) {
+    return {word16(record + lane * 16), word16(record + 512 + lane / 4 * 16)};
+  }
+  static __device__ __forceinline__ Fragment fragment(const Raw& raw, uint32_t step) {
+    const uint32_t words[STEPS] = {raw.steps.x, raw.steps.y, raw.steps.z, raw.steps.w};
+    const uint32_t low = step / 2 ? raw.scales.z : raw.scales.x, high = step / 2 ? raw.scales.w : raw.scales.y;
+    float codes[8];
+    four_bits(words[step], codes);
+    return scaled(codes, {half_to_float((uint16_t)low), half_to_float((uint16_t)(low >> 16)),
+                          half_to_float((uint16_t)high), half_to_float((uint16_t)(high >> 16))});
+  }
+};
+
+// Q4_K: for each g, row g and then row g + 8: a word of the f16 scale of scales and the f16 scale of minima of the 256 columns
+// that the chunk lies in, and a word of bytes: code of scale and of minimum of columns 0 to 31, the same of 32 to 63.
+struct tile_q4_k {
+  static constexpr uint32_t RECORD = 512 + 128;
+  using Raw = tile_q4_1::Raw;
+  static __device__ __forceinline__ Raw load(const uint8_t* record, uint32_t lane) { return tile_q4_1::load(record, lane); }
+  static __device__ __forceinline__ Fragment fragment(const Raw& raw, uint32_t step) {
+    const uint32_t words[STEPS] = {raw.steps.x, raw.steps.y, raw.steps.z, raw.steps.w};
+    const uint32_t shift = step / 2 * 16, low = raw.scales.y >> shift, high = raw.scales.w >> shift;
+    float codes[8];
+    four_bits(words[step], codes);
+    return scaled(codes, {half_to_float((uint16_t)raw.scales.x) * (float)(low & 255),
+                          -(half_to_float((uint16_t)(raw.scales.x >> 16)) * (float)(low >> 8 & 255)),
+                          half_to_float((uint16_t)raw.scales.z) * (float)(high & 255),
+                          -(half_to_float((uint16_t)(raw.scales.z >> 16)) * (float)(high >> 8 & 255))});
+  }
+};
+
+// Every other quantised type: codes as they are, and for each step and g the f32 scale and minimum of row g and of row g + 8.
+struct tile_wide {
+  static constexpr uint32_t RECORD = 1024 + 512;
+  struct Raw {
+    uint4 halves[2];
+    float4 scales[STEPS];
+  };
+  static __device__ __forceinline__ Raw load(const uint8_t* record, uint32_t lane) {
+    Raw raw = {{word16(record + lane * 16), word16(record + 512 + lane * 16)}, {}};
+#pragma unroll
+    for (uint32_t s = 0; s < STEPS; s++) {
+      raw.scales[s] = *reinterpret_cast<const float4*>(record + 1024 + (s * 8 + lane / 4) * 16);
+    }
+    return raw;
+  }
+  static __device__ __forceinline__ Fragment fragment(const Raw& raw, uint32_t step) {
+    const uint4 half = raw.halves[step / 2];
+    const float4 s = raw.scales[step];
+    float codes[8];
+    eight_bits(step % 2 ? uint2{half.z, half.w} : uint2{half.x, half.y}, codes);
+    return scaled(codes, {s.x, s.y, s.z, s.w});
+  }
+};
+
+// F8_E4M3: bytes as they are stored, and for each g the f32 scale of row g and of row g + 8.
+struct tile_f8 {
+  static constexpr uint32_t RECORD = 1024 + 64;
+  struct Raw {
+    uint4 halves[2];
+    float2 scales;
+  };
+  static __device__ __forceinline__ Raw load(const uint8_t* record, uint32_t lane) {
+    return {{word16(record + lane * 16), word16(record + 512 + lane * 16)},
+            *reinterpret_cast<const float2*>(record + 1024 + lane / 4 * 8)};
+  }
+  // Sign, four bits of exponent less 7, three of fraction. Above the lowest exponent a change of bias; there, eighths of it.
+  static __device__ __forceinline__ float value(uint32_t bits) {
+    const uint32_t sign = (bits & 0x80) << 24, rest = bits & 0x7f;
+    const float small = (float)rest * 0.001953125f;
+    const float x = rest < 8 ? small : __uint_as_float((rest << 20) + (120u << 23));
+    return __uint_as_float(__float_as_uint(x) | sign);
+  }
+  static __device__ __forceinline__ Fragment fragment(const Raw& raw, uint32_t step) {
+    const uint4 half = raw.halves[step / 2];
+    const uint32_t words[2] = {step % 2 ? half.z : half.x, step % 2 ? half.w : half.y};
+    float codes[8];
+#pragma unroll
+    for (uint32_t n = 0; n < 8; n++) codes[n] = value(words[n / 4] >> (8 * (n % 4)) & 255);
+    return scaled(codes, {raw.scales.x, 0.0f, raw.scales.y, 0.0f});
+  }
+};
+
+// Activations lie as the other operand: tiles of eight rows (tokens); in each, chunks of 64 columns; in each, eight groups of
+// eight columns; in each, row after row, eight bf16. So a group is 128 bytes, of which lane l has word l: row g, columns 2 t and
+// 2 t + 1. Rows beyond the last are anything: each row of a product is its own.
+constexpr uint32_t ROW_TILE = 8;
+constexpr uint32_t ROW_CHUNK_BYTES = ROW_TILE * CHUNK * 2;
+
+// Byte at which the chunk of a tile of rows begins.
+__device__ __forceinline__ size_t row_chunk(uint32_t chunks, uint32_t row_tile, uint32_t chunk) {
+  return ((size_t)row_tile * chunks + chunk) * ROW_CHUNK_BYTES;
+}
+
+// Byte of value (row, col), both counted from the beginning of the chunk.
+__device__ __forceinline__ uint32_t row_place(uint32_t row, uint32_t col) {
+  return col / 8 * 128 + row % ROW_TILE * 16 + col % 8 * 2;
+}
