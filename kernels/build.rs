@@ -40,7 +40,10 @@ fn all_kernels(sources: &Path) -> Result<String, Box<dyn Error>> {
 #[cfg(feature = "cuda-host")]
 fn emulator(sources: &Path, out: &Path) -> Result<(), Box<dyn Error>> {
     let unit = out.join("emulated.cc");
-    fs::write(&unit, "#include \"kernels.cu\"\n#include \"host/emulate.cc\"\n")?;
+    fs::write(
+        &unit,
+        "#include \"kernels.cu\"\n#include \"host/emulate.cc\"\n#include \"host/checks.cc\"\n",
+    )?;
     // As on a card, nothing is contracted; `longjmp` between stacks is what a fortified one refuses.
     cc::Build::new()
         .cpp(true)

@@ -21,12 +21,22 @@ constexpr size_t STACK_BYTES = 64 << 10;
 // Of a block on sm_90, less what the driver keeps.
 constexpr uint32_t SHARED_MAX = 227 << 10;
 
+struct Copy {
+  void* to;
+  const void* from;
+  uint32_t bytes;
+  uint32_t group;
+};
+
 struct Fiber {
   std::unique_ptr<char[]> stack{new char[STACK_BYTES]};
   ucontext_t start;
   jmp_buf at;
   bool begun = false;
   bool ended = false;
+  // Copies on their way, oldest first, and the number of the group that the next one belongs to.
+  std::vector<Copy> copies;
+  uint32_t group = 0;
 };
 
 // The fibers of a block, which wait for the next one when they have ended.
@@ -76,12 +86,20 @@ std::vector<Entry>& table() {
   return entries;
 }
 
+const Entry* find(std::string_view name) {
+  for (const Entry& entry : table()) {
+    if (name == entry.name) return &entry;
+  }
+  return nullptr;
+}
+
 void fiber_main() {
   const uint32_t thread = block.thread;
   for (;;) {
     crew->entry->run(crew->params);
     Fiber& mine = crew->fibers[thread];
     mine.ended = true;
+    mine.copies.clear();
     crew->idle = 0;
     crew->left--;
     if (_setjmp(mine.at) == 0) {
@@ -136,6 +154,29 @@ void meet(Barrier& barrier, uint32_t expected) {
   crew->idle = 0;
 }
 
+void copy_async(void* shared, const void* global, uint32_t bytes) {
+  if ((reinterpret_cast<uintptr_t>(shared) | reinterpret_cast<uintptr_t>(global)) % 16 != 0) {
+    std::fprintf(stderr, "%s: a copy of 16 bytes from %p to %p\n", crew->entry->name, global, shared);
+    std::abort();
+  }
+  std::memset(shared, 0xff, 16);
+  Fiber& mine = crew->fibers[block.thread];
+  mine.copies.push_back({shared, global, bytes, mine.group});
+}
+
+void commit_copies() { crew->fibers[block.thread].group++; }
+
+void wait_copies(uint32_t left) {
+  Fiber& mine = crew->fibers[block.thread];
+  size_t done = 0;
+  for (; done < mine.copies.size() && mine.group - mine.copies[done].group > left; done++) {
+    const Copy& copy = mine.copies[done];
+    std::memset(copy.to, 0, 16);
+    std::memcpy(copy.to, copy.from, copy.bytes);
+  }
+  mine.copies.erase(mine.copies.begin(), mine.copies.begin() + done);
+}
+
 Listed::Listed(const Entry& entry) { table().push_back(entry); }
 
 float half_to_float(uint16_t bits) {
@@ -158,6 +199,8 @@ uint16_t float_to_half(float x) {
   return sign | (uint16_t)((magnitude + 0xfff + odd - (112u << 23)) >> 13);
 }
 
+float bf16_to_float(uint16_t bits) { return same_bits<float>((uint32_t)bits << 16); }
+
 uint16_t float_to_bf16(float x) {
   const uint32_t bits = same_bits<uint32_t>(x);
   if ((bits & 0x7fffffffu) > 0x7f800000u) return 0x7fff;
@@ -172,10 +215,7 @@ extern "C" int chrysalis_emulate(const char* name, size_t name_len, const uint32
                                  const void* params, size_t params_len) {
   using namespace emulate;
   const uint32_t threads = block_size[0], shared = block_size[1];
-  const Entry* entry = nullptr;
-  for (const Entry& other : table()) {
-    if (std::string_view(name, name_len) == other.name) entry = &other;
-  }
+  const Entry* entry = find(std::string_view(name, name_len));
   if (!entry) return 1;
   if (entry->threads != threads || entry->params != params_len || threads % 32 != 0 || threads > 1024 ||
       shared > SHARED_MAX) {
@@ -199,7 +239,7 @@ extern "C" int chrysalis_emulate(const char* name, size_t name_len, const uint32
     for (uint32_t thread = 0; thread < threads; thread++) crew->fibers[thread].ended = false;
     if (_setjmp(crew->caller) == 0) enter(0);
     if (!memory.ends()) {
-      std::fprintf(stderr, "%s: a block wrote behind its %u bytes of shared memory\n", entry->name, shared);
+      std::fprintf(stderr, "%s: a block wrote behind its %u bytes of shared memory\n", crew->entry->name, shared);
       std::abort();
     }
   }

@@ -20,10 +20,13 @@ struct Barrier {
   uint32_t generation;
 };
 
+// The most that a lane can give the others at once.
+constexpr size_t GIVEN_WORDS = 8;
+
 struct Warp {
   Barrier barrier;
   // What each lane gave in this generation and in the one before: nobody is further than one ahead.
-  uint64_t given[2][32];
+  uint64_t given[2][32][GIVEN_WORDS];
 };
 
 // The block that runs, and the thread of it.
@@ -55,21 +58,53 @@ void meet(Barrier& barrier, uint32_t expected);
 
 inline void meet_block() { meet(block.barrier, block.threads); }
 
+inline void meet_warp() { meet(block.warps[block.thread / 32].barrier, 32); }
+
+// What all lanes of a warp gave.
+template <class T>
+class Given {
+ public:
+  explicit Given(const uint64_t (*words)[GIVEN_WORDS]) : words_(words) {}
+  T operator[](uint32_t lane) const {
+    T value;
+    std::memcpy(&value, words_[lane], sizeof(T));
+    return value;
+  }
+
+ private:
+  const uint64_t (*words_)[GIVEN_WORDS];
+};
+
+// Gives `value` to all lanes of the warp. What they gave stays until the next meeting but one.
+template <class T>
+Given<T> exchange(const T& value) {
+  static_assert(sizeof(T) <= sizeof(uint64_t[GIVEN_WORDS]));
+  Warp& warp = block.warps[block.thread / 32];
+  auto& given = warp.given[warp.barrier.generation % 2];
+  std::memcpy(given[block.thread % 32], &value, sizeof(T));
+  meet(warp.barrier, 32);
+  return Given<T>(given);
+}
+
 template <class T>
 T shuffle_xor(T value, uint32_t apart) {
-  static_assert(sizeof(T) <= 8);
-  Warp& warp = block.warps[block.thread / 32];
-  const uint32_t lane = block.thread % 32, turn = warp.barrier.generation % 2;
-  std::memcpy(&warp.given[turn][lane], &value, sizeof(T));
-  meet(warp.barrier, 32);
-  T other;
-  std::memcpy(&other, &warp.given[turn][lane ^ apart], sizeof(T));
-  return other;
+  return exchange(value)[(block.thread % 32) ^ apart];
+}
+
+template <class T>
+T shuffle(T value, uint32_t lane) {
+  return exchange(value)[lane % 32];
 }
 
 float half_to_float(uint16_t bits);
 uint16_t float_to_half(float x);
+float bf16_to_float(uint16_t bits);
 uint16_t float_to_bf16(float x);
+
+// A copy to shared memory that is on its way; the thread that waits for it carries it out.
+void copy_async(void* shared, const void* global, uint32_t bytes);
+void commit_copies();
+void wait_copies(uint32_t left);
 
 template <class To, class From>
 To same_bits(From x) {
@@ -94,6 +129,8 @@ To same_bits(From x) {
 #define __shared__ static thread_local
 #define DYNAMIC_SHARED(name) uint8_t* const name = emulate::block.shared
 #define __syncthreads() emulate::meet_block()
+#define __syncwarp() emulate::meet_warp()
+#define __shfl_sync(lanes, value, lane) emulate::shuffle(value, lane)
 #define __shfl_xor_sync(lanes, value, apart) emulate::shuffle_xor(value, apart)
 #define __float_as_uint(x) emulate::same_bits<uint32_t, float>(x)
 #define __uint_as_float(x) emulate::same_bits<float, uint32_t>(x)

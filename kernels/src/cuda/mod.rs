@@ -11,6 +11,8 @@ mod driver;
 mod emulated;
 mod params;
 mod step;
+#[cfg(all(test, feature = "cuda-host"))]
+mod tensor_checks;
 mod weights;
 
 pub use device::{Buffer, Cuda, Rope, Vector};

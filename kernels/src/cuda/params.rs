@@ -18,6 +18,8 @@ macro_rules! params {
         unsafe impl Params for $name {}
     )*};
 }
+#[cfg(all(test, feature = "cuda-host"))]
+pub(super) use params;
 
 params! {
     /// `common.cuh`.
