@@ -129,6 +129,7 @@ To same_bits(From x) {
 #define __shared__ static thread_local
 #define DYNAMIC_SHARED(name) uint8_t* const name = emulate::block.shared
 #define __syncthreads() emulate::meet_block()
+#define __threadfence() ((void)0)
 #define __syncwarp() emulate::meet_warp()
 #define __shfl_sync(lanes, value, lane) emulate::shuffle(value, lane)
 #define __shfl_xor_sync(lanes, value, apart) emulate::shuffle_xor(value, apart)
@@ -156,6 +157,16 @@ inline T __ldcs(const T* from) {
 }
 inline uint32_t min(uint32_t a, uint32_t b) { return a < b ? a : b; }
 inline uint32_t max(uint32_t a, uint32_t b) { return a > b ? a : b; }
+// Blocks run one after the other: whatever one wrote, the next one sees.
+inline uint32_t atomicInc(uint32_t* at, uint32_t most) {
+  const uint32_t before = *at;
+  *at = before >= most ? 0 : before + 1;
+  return before;
+}
+template <class T>
+inline T __ldcg(const T* from) {
+  return *from;
+}
 inline void atomicMax(unsigned long long* at, unsigned long long x) {
   if (x > *at) *at = x;
 }
