@@ -84,9 +84,26 @@ __device__ __forceinline__ void eight_bits(uint2 words, float (&codes)[8]) {
 
 __device__ __forceinline__ uint4 word16(const uint8_t* at) { return *reinterpret_cast<const uint4*>(at); }
 __device__ __forceinline__ uint2 word8(const uint8_t* at) { return *reinterpret_cast<const uint2*>(at); }
+__device__ __forceinline__ uint32_t word4(const uint8_t* at) { return *reinterpret_cast<const uint32_t*>(at); }
+__device__ __forceinline__ uint32_t word2(const uint8_t* at) { return *reinterpret_cast<const uint16_t*>(at); }
+
+// Where value (row, col) of a record lies, row below 16, col below 64: its byte where values have two bytes, or one; and, where
+// they have four bits, its code.
+__device__ __forceinline__ uint32_t two_byte_place(uint32_t row, uint32_t col) {
+  const Place p = place_of(row, col % STEP);
+  return (col / STEP * WARP + p.lane) * 16 + p.number * 2;
+}
+__device__ __forceinline__ uint32_t one_byte_place(uint32_t row, uint32_t col) {
+  const Place p = place_of(row, col % STEP);
+  return col / 32 * 512 + p.lane * 16 + col / STEP % 2 * 8 + p.number;
+}
+__device__ __forceinline__ uint32_t four_bit_code(const uint8_t* record, uint32_t row, uint32_t col) {
+  const Place p = place_of(row, col % STEP);
+  return word4(record + p.lane * 16 + col / STEP * 4) >> (p.number / 2 * 4 + p.number % 2 * 16) & 15;
+}
 
 // Each form: `RECORD` bytes of a tile; `Raw`, what a lane takes of them; `load` takes it, from any memory; `fragment` makes the
-// bf16 of step 0 to 3.
+// bf16 of step 0 to 3; `value` is one value, exactly.
 
 struct tile_bf16 {
   static constexpr uint32_t RECORD = 2048;
@@ -103,6 +120,9 @@ struct tile_bf16 {
     const uint4 w = raw.steps[step];
     return {{w.x, w.y, w.z, w.w}};
   }
+  static __device__ __forceinline__ float value(const uint8_t* record, uint32_t row, uint32_t col) {
+    return __uint_as_float(word2(record + two_byte_place(row, col)) << 16);
+  }
 };
 
 struct tile_f16 {
@@ -116,6 +136,9 @@ struct tile_f16 {
       f.words[w] = pack_bf16(half_to_float((uint16_t)f.words[w]), half_to_float((uint16_t)(f.words[w] >> 16)));
     }
     return f;
+  }
+  static __device__ __forceinline__ float value(const uint8_t* record, uint32_t row, uint32_t col) {
+    return half_to_float((uint16_t)word2(record + two_byte_place(row, col)));
   }
 };
 
@@ -140,6 +163,10 @@ struct tile_q8_0 {
     for (uint32_t n = 0; n < 8; n++) codes[n] -= 128.0f;
     return scaled(codes, {half_to_float((uint16_t)scales), 0.0f, half_to_float((uint16_t)(scales >> 16)), 0.0f});
   }
+  static __device__ __forceinline__ float value(const uint8_t* record, uint32_t row, uint32_t col) {
+    const uint32_t scale = word2(record + 1024 + row % 8 * 8 + col / 32 * 4 + row / 8 * 2);
+    return half_to_float((uint16_t)scale) * (float)(int8_t)record[one_byte_place(row, col)];
+  }
 };
 
 // Q4_0: scales as Q8_0.
@@ -159,6 +186,10 @@ struct tile_q4_0 {
     float codes[8];
     four_bits(words[step], codes);
     return scaled(codes, {low, -8.0f * low, high, -8.0f * high});
+  }
+  static __device__ __forceinline__ float value(const uint8_t* record, uint32_t row, uint32_t col) {
+    const uint32_t scale = word2(record + 512 + row % 8 * 8 + col / 32 * 4 + row / 8 * 2);
+    return half_to_float((uint16_t)scale) * (float)((int)four_bit_code(record, row, col) - 8);
   }
 };
 
@@ -180,6 +211,11 @@ struct tile_q4_1 {
     return scaled(codes, {half_to_float((uint16_t)low), half_to_float((uint16_t)(low >> 16)),
                           half_to_float((uint16_t)high), half_to_float((uint16_t)(high >> 16))});
   }
+  static __device__ __forceinline__ float value(const uint8_t* record, uint32_t row, uint32_t col) {
+    const uint32_t scales = word4(record + 512 + row % 8 * 16 + col / 32 * 8 + row / 8 * 4);
+    const float scale = half_to_float((uint16_t)scales), minimum = half_to_float((uint16_t)(scales >> 16));
+    return fmaf(scale, (float)four_bit_code(record, row, col), minimum);
+  }
 };
 
 // Q4_K: for each g, row g and then row g + 8: a word of the f16 scale of scales and the f16 scale of minima of the 256 columns
@@ -197,6 +233,13 @@ struct tile_q4_k {
                           -(half_to_float((uint16_t)(raw.scales.x >> 16)) * (float)(low >> 8 & 255)),
                           half_to_float((uint16_t)raw.scales.z) * (float)(high & 255),
                           -(half_to_float((uint16_t)(raw.scales.z >> 16)) * (float)(high >> 8 & 255))});
+  }
+  static __device__ __forceinline__ float value(const uint8_t* record, uint32_t row, uint32_t col) {
+    const uint2 scales = word8(record + 512 + row % 8 * 16 + row / 8 * 8);
+    const uint32_t bytes = scales.y >> (col / 32 * 16);
+    const float scale = half_to_float((uint16_t)scales.x) * (float)(bytes & 255);
+    const float minimum = -(half_to_float((uint16_t)(scales.x >> 16)) * (float)(bytes >> 8 & 255));
+    return fmaf(scale, (float)four_bit_code(record, row, col), minimum);
   }
 };
 
@@ -222,6 +265,10 @@ struct tile_wide {
     eight_bits(step % 2 ? uint2{half.z, half.w} : uint2{half.x, half.y}, codes);
     return scaled(codes, {s.x, s.y, s.z, s.w});
   }
+  static __device__ __forceinline__ float value(const uint8_t* record, uint32_t row, uint32_t col) {
+    const float2 s = *reinterpret_cast<const float2*>(record + 1024 + (col / STEP * 8 + row % 8) * 16 + row / 8 * 8);
+    return fmaf(s.x, (float)record[one_byte_place(row, col)], s.y);
+  }
 };
 
 // F8_E4M3: bytes as they are stored, and for each g the f32 scale of row g and of row g + 8.
@@ -236,7 +283,7 @@ struct tile_f8 {
             *reinterpret_cast<const float2*>(record + 1024 + lane / 4 * 8)};
   }
   // Sign, four bits of exponent less 7, three of fraction. Above the lowest exponent a change of bias; there, eighths of it.
-  static __device__ __forceinline__ float value(uint32_t bits) {
+  static __device__ __forceinline__ float decoded(uint32_t bits) {
     const uint32_t sign = (bits & 0x80) << 24, rest = bits & 0x7f;
     const float small = (float)rest * 0.001953125f;
     const float x = rest < 8 ? small : __uint_as_float((rest << 20) + (120u << 23));
@@ -247,10 +294,21 @@ struct tile_f8 {
     const uint32_t words[2] = {step % 2 ? half.z : half.x, step % 2 ? half.w : half.y};
     float codes[8];
 #pragma unroll
-    for (uint32_t n = 0; n < 8; n++) codes[n] = value(words[n / 4] >> (8 * (n % 4)) & 255);
+    for (uint32_t n = 0; n < 8; n++) codes[n] = decoded(words[n / 4] >> (8 * (n % 4)) & 255);
     return scaled(codes, {raw.scales.x, 0.0f, raw.scales.y, 0.0f});
   }
+  static __device__ __forceinline__ float value(const uint8_t* record, uint32_t row, uint32_t col) {
+    const float scale = __uint_as_float(word4(record + 1024 + row % 8 * 8 + row / 8 * 4));
+    return scale * decoded(record[one_byte_place(row, col)]);
+  }
 };
+
+// Value (row, col) of a matrix.
+template <class Form>
+__device__ __forceinline__ float value_at(const Tiles& w, uint32_t row, uint32_t col) {
+  const size_t number = record_number(chunks_of(w.cols), row / BLOCK_ROWS, col / CHUNK, row % BLOCK_ROWS / TILE_ROWS);
+  return Form::value(w.records + number * Form::RECORD, row % TILE_ROWS, col % CHUNK);
+}
 
 // Activations lie as the other operand: tiles of eight rows (tokens); in each, chunks of 64 columns; in each, eight groups of
 // eight columns; in each, row after row, eight bf16. So a group is 128 bytes, of which lane l has word l: row g, columns 2 t and

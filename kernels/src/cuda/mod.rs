@@ -9,6 +9,7 @@ mod device;
 mod driver;
 #[cfg(feature = "cuda-host")]
 mod emulated;
+mod layout;
 mod params;
 mod step;
 #[cfg(all(test, feature = "cuda-host"))]

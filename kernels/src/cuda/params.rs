@@ -28,16 +28,16 @@ params! {
     CacheLayer, 48 {
         k: u64, v: u64, k_scales: u64, v_scales: u64, block_size: u32, num_kv_heads: u32, head_dim: u32, kind: u32,
     }
-    /// `weights.cuh`.
-    Weights, 24 { values: u64, scales: u64, cols: u32, stride: u32 }
+    /// `tiles.cuh`; F32 matrices by the same struct, `weights.cuh`.
+    Tiles, 16 { records: u64, rows: u32, cols: u32 }
     /// `input.cuh`.
     InputParams, 32 { x: u64, other: u64, kind: u32, activation: u32, cols: u32, eps: f32 }
     /// `input.cu`.
     InputRows, 40 { input: InputParams, out: u64 }
     /// `embed.cu`.
-    Embed, 88 { step: StepParams, table: Weights, out: u64, scale: f32, unused: u32 }
+    Embed, 80 { step: StepParams, table: Tiles, out: u64, scale: f32, unused: u32 }
     /// `linear.cu`.
-    LinearParams, 56 { x: u64, bias: u64, out: u64, weight: Weights, rows: u32, outs: u32 }
+    LinearParams, 48 { x: u64, bias: u64, out: u64, weight: Tiles, rows: u32, outs: u32 }
     /// `select.cu`.
     Select, 32 { x: u64, rows: u64, out: u64, cols: u32, unused: u32 }
     /// `softcap.cu`.

@@ -1,17 +1,16 @@
-//! Weights on the device: two planes, values and scales, each in whole aligned words (`cuda/weights.cuh` says why), packed from
-//! ggml's groups. Every value is exactly the one that [`quant::dequantize`](crate::quant::dequantize) gives.
+//! Weights on the device: records of tiles (`cuda/tiles.cuh`), F32 in rows. Every value is exactly the one that
+//! [`quant::dequantize`](crate::quant::dequantize) gives.
 
 use std::fmt;
 use std::sync::Arc;
 
-use zeroize::Zeroizing;
-
+use super::device::count;
 use super::driver::Driver;
-use super::params::Weights;
+use super::layout;
+use super::params::Tiles;
 use crate::arrived::Gathered;
 use crate::device::{DeviceError, Upload};
 use crate::dtype::Dtype;
-use crate::quant::{self, Unpacked};
 
 /// How a storage type lies on the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,7 +27,7 @@ pub(super) enum Form {
 }
 
 impl Form {
-    fn of(dtype: Dtype) -> Self {
+    pub(super) fn of(dtype: Dtype) -> Self {
         match dtype {
             Dtype::F32 => Self::F32,
             Dtype::F16 => Self::F16,
@@ -55,17 +54,28 @@ impl Form {
         }
     }
 
-    fn value_bits(self) -> usize {
+    /// Bytes of 16 rows by 64 columns.
+    pub(super) const fn record_bytes(self) -> usize {
         match self {
-            Self::F32 => 32,
-            Self::F16 | Self::Bf16 => 16,
-            Self::Q8_0 | Self::Wide => 8,
-            Self::Q4_0 | Self::Q4_1 | Self::Q4K => 4,
+            Self::F32 => 4096,
+            Self::F16 | Self::Bf16 => 2048,
+            Self::Q8_0 => 1088,
+            Self::Q4_0 => 576,
+            Self::Q4_1 | Self::Q4K => 640,
+            Self::Wide => 1536,
+        }
+    }
+
+    /// Bytes of a matrix.
+    pub(super) fn bytes(self, rows: usize, cols: usize) -> usize {
+        match self {
+            Self::F32 => 4 * rows * cols.next_multiple_of(RUN),
+            _ => rows.div_ceil(64) * cols.div_ceil(64) * 4 * self.record_bytes(),
         }
     }
 }
 
-/// Columns that a kernel takes at once: rows are this much apart, or a multiple.
+/// F32 rows are this many columns apart, or a multiple.
 const RUN: usize = 8;
 
 /// A weight matrix on the device.
@@ -73,19 +83,14 @@ pub struct Matrix<D: Driver> {
     pub(super) form: Form,
     pub(super) rows: usize,
     pub(super) cols: usize,
-    values: D::Memory,
-    scales: Option<D::Memory>,
+    memory: D::Memory,
 }
 
 impl<D: Driver> Matrix<D> {
     /// As the kernels take it.
-    pub(super) fn params(&self, driver: &D) -> Weights {
-        Weights {
-            values: driver.address(&self.values),
-            scales: self.scales.as_ref().map_or(0, |scales| driver.address(scales)),
-            cols: self.cols as u32,
-            stride: self.cols.next_multiple_of(RUN) as u32,
-        }
+    pub(super) fn params(&self, driver: &D) -> Tiles {
+        let records = driver.address(&self.memory);
+        Tiles { records, rows: count(self.rows), cols: count(self.cols) }
     }
 }
 
@@ -107,96 +112,10 @@ impl<D: Driver> Upload for Pending<D> {
 
     fn finish(self) -> Result<Matrix<D>, DeviceError> {
         let bytes = self.gathered.finish()?;
-        let planes = Planes::pack(self.dtype, self.cols, &bytes);
-        let place = |plane: &[u8]| {
-            let memory = self.driver.reserve("weights", plane.len())?;
-            self.driver.write(&memory, 0, plane).map(|()| memory)
-        };
-        let values = place(&planes.values)?;
-        let scales = if planes.scales.is_empty() { None } else { Some(place(&planes.scales)?) };
-        let form = Form::of(self.dtype);
-        Ok(Matrix { form, rows: self.rows, cols: self.cols, values, scales })
-    }
-}
-
-/// Values and scales; wiped on drop.
-struct Planes {
-    values: Zeroizing<Vec<u8>>,
-    scales: Zeroizing<Vec<u8>>,
-}
-
-impl Planes {
-    /// Packs whole rows of `cols` columns.
-    fn pack(dtype: Dtype, cols: usize, bytes: &[u8]) -> Self {
-        let form = Form::of(dtype);
-        let row_bytes = dtype.row_bytes(cols).unwrap_or(0).max(1);
-        let rows = bytes.len() / row_bytes;
-        let stride = cols.next_multiple_of(RUN) * form.value_bits() / 8;
-        // Reserved before, so that nothing is left behind where a vector has moved from.
-        let scales_len = rows * cols / scale_group(form) * scale_bytes(form);
-        let mut planes = Self {
-            values: Zeroizing::new(Vec::with_capacity(rows * stride)),
-            scales: Zeroizing::new(Vec::with_capacity(scales_len)),
-        };
-        let mut group = Unpacked::default();
-        for row in bytes.chunks_exact(row_bytes) {
-            let end = planes.values.len() + stride;
-            if dtype.group_len() == 1 {
-                planes.values.extend_from_slice(row);
-            } else {
-                for block in row.chunks_exact(dtype.group_bytes()) {
-                    quant::unpack(dtype, block, &mut group);
-                    planes.push(form, dtype, block, &group);
-                }
-            }
-            planes.values.resize(end, 0);
-        }
-        planes
-    }
-
-    fn push(&mut self, form: Form, dtype: Dtype, block: &[u8], group: &Unpacked) {
-        let codes = &group.codes[..dtype.group_len()];
-        match form {
-            Form::Q8_0 => self.values.extend(codes.iter().map(|code| code ^ 0x80)),
-            Form::Wide => self.values.extend_from_slice(codes),
-            _ => self.values.extend(codes.as_chunks::<2>().0.iter().map(|[a, b]| a | (b << 4))),
-        }
-        match form {
-            Form::F32 | Form::F16 | Form::Bf16 => {}
-            Form::Q8_0 | Form::Q4_0 | Form::Q4_1 | Form::Q4K => {
-                self.scales.extend_from_slice(&block[..scale_bytes(form)]);
-            }
-            Form::Wide => {
-                let offset = quant::offset(dtype) as f32;
-                for at in (0..codes.len()).step_by(scale_group(form)) {
-                    let sub = at / quant::sub_group_len(dtype);
-                    let scale = group.scales[sub];
-                    let minimum = if offset > 0.0 { -offset * scale } else { group.mins[sub] };
-                    self.scales
-                        .extend(scale.to_le_bytes().into_iter().chain(minimum.to_le_bytes()));
-                }
-            }
-        }
-    }
-}
-
-/// Columns of an entry of the plane of scales.
-const fn scale_group(form: Form) -> usize {
-    match form {
-        Form::Q4K => 256,
-        Form::Wide => 16,
-        _ => 32,
-    }
-}
-
-/// Bytes of an entry; in ggml's groups of these types they come first.
-const fn scale_bytes(form: Form) -> usize {
-    match form {
-        Form::F32 | Form::F16 | Form::Bf16 => 0,
-        Form::Q8_0 | Form::Q4_0 => 2,
-        Form::Q4_1 => 4,
-        Form::Q4K => 16,
-        Form::Wide => 8,
+        let packed = layout::packed(self.dtype, self.rows, self.cols, &bytes);
+        let memory = self.driver.reserve("weights", packed.len())?;
+        self.driver.write(&memory, 0, &packed)?;
+        Ok(Matrix { form: Form::of(self.dtype), rows: self.rows, cols: self.cols, memory })
     }
 }
 

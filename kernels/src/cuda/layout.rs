@@ -1,0 +1,86 @@
+//! How a matrix lies on the device, written value by value from `cuda/tiles.cuh`.
+
+use zeroize::Zeroizing;
+
+use super::weights::Form;
+use crate::dtype::Dtype;
+use crate::quant::{self, Unpacked};
+
+/// A stored matrix as the kernels read it; what is beyond its rows and columns is zero.
+pub(super) fn packed(dtype: Dtype, rows: usize, cols: usize, bytes: &[u8]) -> Zeroizing<Vec<u8>> {
+    let form = Form::of(dtype);
+    let mut out = Zeroizing::new(vec![0; form.bytes(rows, cols)]);
+    let (len, group_bytes) = (dtype.group_len(), dtype.group_bytes());
+    let mut group = Unpacked::default();
+    for (n, block) in bytes.chunks_exact(group_bytes).enumerate() {
+        let (row, first_col) = (n * len / cols, n * len % cols);
+        if len > 1 {
+            quant::unpack(dtype, block, &mut group);
+        }
+        for at in 0..len {
+            let col = first_col + at;
+            if form == Form::F32 {
+                let place = 4 * (row * cols.next_multiple_of(8) + col);
+                out[place..][..4].copy_from_slice(block);
+                continue;
+            }
+            let record_bytes = form.record_bytes();
+            let tile = (row / 64 * cols.div_ceil(64) + col / 64) * 4 + row % 64 / 16;
+            let record = &mut out[tile * record_bytes..][..record_bytes];
+            place(form, dtype, (row % 16, col % 64), (at, block, &group), record);
+        }
+    }
+    out
+}
+
+/// Puts value `at` of a group into its record, with its scales.
+fn place(
+    form: Form,
+    dtype: Dtype,
+    (row, col): (usize, usize),
+    (at, block, group): (usize, &[u8], &Unpacked),
+    record: &mut [u8],
+) {
+    let (g, high, step, half) = (row % 8, row / 8, col / 16, col / 32);
+    let lane = g * 4 + col % 8 / 2;
+    let number = (col % 16 / 8 * 2 + high) * 2 + col % 2;
+    let code = group.codes[at];
+    match form {
+        Form::F32 => {}
+        Form::F16 | Form::Bf16 => {
+            record[(step * 32 + lane) * 16 + number * 2..][..2].copy_from_slice(block);
+        }
+        Form::Q8_0 | Form::Wide => {
+            let code = if form == Form::Q8_0 { code ^ 0x80 } else { code };
+            record[half * 512 + lane * 16 + step % 2 * 8 + number] = code;
+        }
+        Form::Q4_0 | Form::Q4_1 | Form::Q4K => {
+            let (byte, shift) = (number % 2 * 2 + number / 4, number / 2 % 2 * 4);
+            record[lane * 16 + step * 4 + byte] |= code << shift;
+        }
+    }
+    match form {
+        Form::F32 | Form::F16 | Form::Bf16 => {}
+        Form::Q8_0 | Form::Q4_0 => {
+            let first = if form == Form::Q8_0 { 1024 } else { 512 };
+            record[first + g * 8 + half * 4 + high * 2..][..2].copy_from_slice(&block[..2]);
+        }
+        Form::Q4_1 => {
+            record[512 + g * 16 + half * 8 + high * 4..][..4].copy_from_slice(&block[..4]);
+        }
+        Form::Q4K => {
+            let scales = &mut record[512 + g * 16 + high * 8..][..8];
+            scales[..4].copy_from_slice(&block[..4]);
+            let (scale, minimum) = quant::k_scale_min(&block[4..16], at / 32);
+            scales[4 + half * 2..][..2].copy_from_slice(&[scale, minimum]);
+        }
+        Form::Wide => {
+            let sub = at / quant::sub_group_len(dtype);
+            let (scale, offset) = (group.scales[sub], quant::offset(dtype) as f32);
+            let minimum = if offset > 0.0 { -offset * scale } else { group.mins[sub] };
+            let scales = &mut record[1024 + (step * 8 + g) * 16 + high * 8..][..8];
+            scales[..4].copy_from_slice(&scale.to_le_bytes());
+            scales[4..].copy_from_slice(&minimum.to_le_bytes());
+        }
+    }
+}
