@@ -40,10 +40,14 @@ fn all_kernels(sources: &Path) -> Result<String, Box<dyn Error>> {
 #[cfg(feature = "cuda-host")]
 fn emulator(sources: &Path, out: &Path) -> Result<(), Box<dyn Error>> {
     let unit = out.join("emulated.cc");
-    fs::write(
-        &unit,
-        "#include \"kernels.cu\"\n#include \"host/emulate.cc\"\n#include \"host/checks.cc\"\n",
-    )?;
+    let parts = [
+        "kernels.cu",
+        "host/emulate.cc",
+        "host/hopper.cc",
+        "host/checks.cc",
+        "host/hopper_checks.cc",
+    ];
+    fs::write(&unit, parts.map(|part| format!("#include \"{part}\"\n")).concat())?;
     // As on a card, nothing is contracted; `longjmp` between stacks is what a fortified one refuses.
     cc::Build::new()
         .cpp(true)

@@ -1,5 +1,6 @@
 // The emulator: fibers, the table of kernels, and the way in from the tests.
 #include "host/emulate.h"
+#include "host/hopper.h"
 
 #include <ucontext.h>
 
@@ -97,6 +98,10 @@ void fiber_main() {
   const uint32_t thread = block.thread;
   for (;;) {
     crew->entry->run(crew->params);
+    if (thread_left_products()) {
+      std::fprintf(stderr, "%s: a thread ends before its products\n", crew->entry->name);
+      std::abort();
+    }
     Fiber& mine = crew->fibers[thread];
     mine.ended = true;
     mine.copies.clear();
@@ -140,6 +145,12 @@ void next() {
   enter(thread);
 }
 
+void pass() {
+  if (_setjmp(crew->fibers[block.thread].at) == 0) next();
+}
+
+void progressed() { crew->idle = 0; }
+
 void meet(Barrier& barrier, uint32_t expected) {
   const uint32_t generation = barrier.generation;
   if (++barrier.arrived == expected) {
@@ -148,9 +159,7 @@ void meet(Barrier& barrier, uint32_t expected) {
     crew->idle = 0;
     return;
   }
-  while (barrier.generation == generation) {
-    if (_setjmp(crew->fibers[block.thread].at) == 0) next();
-  }
+  while (barrier.generation == generation) pass();
   crew->idle = 0;
 }
 
@@ -232,12 +241,17 @@ extern "C" int chrysalis_emulate(const char* name, size_t name_len, const uint32
     block.index = {(uint32_t)(n % grid[0]), (uint32_t)(n / grid[0] % grid[1]), (uint32_t)(n / grid[0] / grid[1])};
     block.threads = threads;
     block.shared = memory.begin();
+    block.shared_bytes = shared;
     block.barrier = {};
     for (uint32_t w = 0; w < threads / 32; w++) block.warps[w].barrier = {};
     crew->left = threads;
     crew->idle = 0;
     for (uint32_t thread = 0; thread < threads; thread++) crew->fibers[thread].ended = false;
     if (_setjmp(crew->caller) == 0) enter(0);
+    if (block_left_copies()) {
+      std::fprintf(stderr, "%s: a block ends before its copies\n", entry->name);
+      std::abort();
+    }
     if (!memory.ends()) {
       std::fprintf(stderr, "%s: a block wrote behind its %u bytes of shared memory\n", crew->entry->name, shared);
       std::abort();

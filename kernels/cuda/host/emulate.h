@@ -36,6 +36,7 @@ struct Block {
   uint32_t thread;
   // What the launch asked for, aligned as DYNAMIC_SHARED says; all ones when the block begins.
   uint8_t* shared;
+  uint32_t shared_bytes;
   Barrier barrier;
   Warp warps[1024 / 32];
 };
@@ -52,6 +53,10 @@ struct Entry {
 struct Listed {
   explicit Listed(const Entry& entry);
 };
+
+// Lets others go on. Where nobody ever says that it `progressed`, the program ends.
+void pass();
+void progressed();
 
 // Waits until `expected` threads have come.
 void meet(Barrier& barrier, uint32_t expected);

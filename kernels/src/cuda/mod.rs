@@ -9,6 +9,8 @@ mod device;
 mod driver;
 #[cfg(feature = "cuda-host")]
 mod emulated;
+#[cfg(all(test, feature = "cuda-host"))]
+mod hopper_checks;
 mod layout;
 mod params;
 mod step;

@@ -54,6 +54,8 @@ fn a_product_of_fragments_is_the_product_of_what_they_hold() {
         let (a_at, b_at, c_at) = (device(&words_a), device(&words_b), device(&words_c));
         launch(
             "check_multiply",
+            32,
+            0,
             &CheckMultiply {
                 a: Emulated.address(&a_at),
                 b: Emulated.address(&b_at),
@@ -83,7 +85,7 @@ fn matrices_come_from_shared_memory_as_the_manual_says() {
         let (from, at) = (Emulated.address(&from), Emulated.address(&out));
         let params =
             CheckLoad { from, out: at, count: count as u32, transposed: transposed.into() };
-        launch("check_load", &params);
+        launch("check_load", 32, 0, &params);
         let found = words(&out, 128);
         for (lane, matrix) in (0..32).flat_map(|lane| (0..count).map(move |m| (lane, m))) {
             // The lane's row, and where in it its pair begins; transposed, its column and where in that.
@@ -103,7 +105,7 @@ fn copies_are_there_when_they_were_waited_for_and_not_before() {
     let from = device(&(1..=12).collect::<Vec<u32>>());
     let out = device(&[0; 48]);
     let params = CheckCopies { from: Emulated.address(&from), out: Emulated.address(&out) };
-    launch("check_copies", &params);
+    launch("check_copies", 32, 0, &params);
     let found = words(&out, 48);
     let groups = |there: usize, empty: u32| {
         let copied = (1..=12).map(|n| if n <= 4 * there as u32 { n } else { u32::MAX });
@@ -119,20 +121,20 @@ fn pairs(values: &[u16]) -> Vec<u32> {
     pairs.map(|[low, high]| u32::from(*low) | u32::from(*high) << 16).collect()
 }
 
-fn device(words: &[u32]) -> Memory {
+pub(super) fn device(words: &[u32]) -> Memory {
     let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
     let memory = Emulated.reserve("a check", bytes.len()).unwrap();
     Emulated.write(&memory, 0, &bytes).unwrap();
     memory
 }
 
-fn words(memory: &Memory, len: usize) -> Vec<u32> {
+pub(super) fn words(memory: &Memory, len: usize) -> Vec<u32> {
     let mut bytes = vec![0; 4 * len];
     Emulated.read(memory, 0, &mut bytes).unwrap();
     bytes.as_chunks::<4>().0.iter().map(|word| u32::from_le_bytes(*word)).collect()
 }
 
-fn launch<P: Params>(kernel: &str, params: &P) {
+pub(super) fn launch<P: Params>(kernel: &str, threads: u32, shared: u32, params: &P) {
     // SAFETY: the addresses are of memory that the caller holds, as long as the kernel's source says.
-    unsafe { Emulated.launch(kernel, [1, 1, 1], 32, 0, params) }.unwrap();
+    unsafe { Emulated.launch(kernel, [1, 1, 1], threads, shared, params) }.unwrap();
 }
