@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Records the oracles of models/tests/oracle.rs: tiny random decoders and their logits.
+"""Records the oracles of models/tests/oracle/main.rs: tiny random decoders and their logits.
 
 For each architecture it writes models/tests/data/tiny-NAME/ with config.json, model.safetensors
 (f32), tokens.txt (token ids) and logits.f32 (little-endian, [tokens, vocab]). The weights are drawn

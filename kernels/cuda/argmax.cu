@@ -1,5 +1,5 @@
 // Greedy tokens: keys[i] = the largest key of row rows[i], where a key is a value's order above its column's, reversed
-//   x [_, cols] f32; rows [count]; keys [count], zero before
+//   x [_, cols] f32; keys [count], zero before; the numbers of up to 248 rows are arguments, so that no copy carries them
 // Launch:  grid = (cols / 4,096 rounded up, count), block = 256.
 // Bound:   memory; 4 bytes a value.
 // Meaning: src/reference/ops.rs, `argmax`: of equal values the lowest column; a row with an infinity or a NaN has none, and
@@ -9,12 +9,12 @@
 
 struct Argmax {
   const float* x;
-  const uint32_t* rows;
   unsigned long long* keys;
   uint32_t cols;
   uint32_t unused;
+  uint32_t rows[248];
 };
-static_assert(sizeof(Argmax) == 32, "src/cuda/params.rs asserts the same size");
+static_assert(sizeof(Argmax) == 1016, "src/cuda/params.rs asserts the same size");
 
 constexpr uint32_t ARGMAX_PIECE = 4096;
 

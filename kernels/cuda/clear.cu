@@ -1,5 +1,6 @@
 // Zeroes freed KV blocks in every layer: plane[layer, blocks[i], :] = 0
-//   one plane of the cache (values or scales of K or V), [layers, num_blocks, bytes]; blocks [count]
+//   one plane of the cache (values or scales of K or V), [layers, num_blocks, bytes]; the numbers of up to 248
+//   blocks are arguments, so that no copy carries them
 // Launch:  grid = (count, layers), block = 256.
 // Bound:   memory; the bytes of the blocks.
 // Meaning: src/reference/mod.rs, `clear_blocks`.
@@ -8,11 +9,11 @@
 
 struct Clear {
   uint8_t* plane;
-  const uint32_t* blocks;
   uint64_t bytes;  // of a block
   uint64_t num_blocks;
+  uint32_t blocks[248];
 };
-static_assert(sizeof(Clear) == 32, "src/cuda/params.rs asserts the same size");
+static_assert(sizeof(Clear) == 1016, "src/cuda/params.rs asserts the same size");
 
 KERNEL(256, clear_blocks, Clear) {
   uint8_t* block = p.plane + (blockIdx.y * p.num_blocks + p.blocks[blockIdx.x]) * p.bytes;

@@ -18,12 +18,14 @@ use crate::dtype::Dtype;
 #[non_exhaustive]
 pub enum DeviceError {
     /// Memory could not be reserved.
-    #[error("the device has no room for {bytes} bytes ({what})")]
+    #[error("the device has no room for {bytes} bytes ({what}){}", of_what_is_left(*.left))]
     OutOfMemory {
         /// What the memory was for.
         what: &'static str,
         /// Bytes asked for.
         bytes: usize,
+        /// Bytes that are left, and of how many, where memory is planned.
+        left: Option<(usize, usize)>,
     },
     /// A matrix whose columns do not divide into the groups of its dtype.
     #[error("a {dtype:?} matrix of {rows} x {cols} does not divide into groups of {group}")]
@@ -54,6 +56,19 @@ pub enum DeviceError {
     /// The device itself failed (driver, lost card).
     #[error("device failure: {0}")]
     Failed(String),
+}
+
+fn of_what_is_left(left: Option<(usize, usize)>) -> String {
+    left.map_or_else(String::new, |(left, all)| format!(": {left} of {all} bytes are left"))
+}
+
+/// Rows of a step that its operations are given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rows {
+    /// Tokens.
+    pub tokens: usize,
+    /// Tokens whose logits are wanted.
+    pub logits: usize,
 }
 
 /// Element type of the paged KV cache.
@@ -208,6 +223,43 @@ pub struct Attention<'a, D: Device> {
     pub out: &'a mut D::Buffer,
 }
 
+/// What went between host and device, counted from the device's beginning.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Crossings {
+    /// Copies to the device.
+    pub copies_in: u64,
+    /// Their bytes.
+    pub bytes_in: u64,
+    /// Copies from the device.
+    pub copies_out: u64,
+    /// Their bytes.
+    pub bytes_out: u64,
+    /// Times that the host waited for the device.
+    pub waits: u64,
+    /// Kernels started one by one.
+    pub launches: u64,
+    /// Records of steps started.
+    pub replays: u64,
+    /// Reservations of memory.
+    pub reservations: u64,
+}
+
+impl Crossings {
+    /// What came since `earlier`.
+    pub fn since(self, earlier: Self) -> Self {
+        Self {
+            copies_in: self.copies_in - earlier.copies_in,
+            bytes_in: self.bytes_in - earlier.bytes_in,
+            copies_out: self.copies_out - earlier.copies_out,
+            bytes_out: self.bytes_out - earlier.bytes_out,
+            waits: self.waits - earlier.waits,
+            launches: self.launches - earlier.launches,
+            replays: self.replays - earlier.replays,
+            reservations: self.reservations - earlier.reservations,
+        }
+    }
+}
+
 /// A matrix on its way to the device: bytes arrive in pieces of any length, in any order and from
 /// any thread, and are repacked for the device's kernels as they come.
 pub trait Upload: Send + Sync {
@@ -293,6 +345,40 @@ pub trait Device: Send + Sync + Sized + 'static {
 
     /// The one copy in: tokens, positions and block tables of the next step.
     fn set_step(&self, step: &mut Self::Step, batch: &Batch);
+
+    /// Before the operations of a forward pass over this step, which has `rows`. Nothing, when the device has recorded the
+    /// same pass and has just enqueued the record: no operation follows. Else the rows to give to the operations, between
+    /// `rows` and `room`: what more there is comes to nothing, and lets one record serve steps of several sizes.
+    ///
+    /// A step passes through the same operations on the same memory every time, from here to [`Device::end`].
+    fn begin(&self, step: &mut Self::Step, rows: Rows, room: Rows) -> Option<Rows> {
+        debug_assert!(
+            rows.tokens <= room.tokens && rows.logits <= room.logits,
+            "{rows:?} of {room:?}"
+        );
+        let _ = step;
+        Some(rows)
+    }
+
+    /// After them.
+    fn end(&self, step: &mut Self::Step) {
+        let _ = step;
+    }
+
+    /// Runs `enqueue`, whose operations reserve what they need while they work, and do nothing else: what a later step finds
+    /// reserved, it cannot be refused. Devices that reserve as they go do not run it.
+    ///
+    /// # Errors
+    /// [`DeviceError::OutOfMemory`], or what else an operation could not be.
+    fn plan(&self, enqueue: impl FnOnce()) -> Result<(), DeviceError> {
+        let _ = enqueue;
+        Ok(())
+    }
+
+    /// What went between host and device so far, where they are two.
+    fn crossings(&self) -> Option<Crossings> {
+        None
+    }
 
     /// `out[t] = table[token[t]] * scale`, for every token of the step.
     fn embed(&self, step: &Self::Step, table: &Self::Matrix, scale: f32, out: &mut Self::Buffer);

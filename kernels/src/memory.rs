@@ -81,7 +81,7 @@ impl<T: Plain> Aligned<T> {
 
     fn reserve(what: &'static str, len: usize, huge: bool) -> Result<Self, DeviceError> {
         let bytes = Self::bytes(what, len)?;
-        let out_of_memory = || DeviceError::OutOfMemory { what, bytes };
+        let out_of_memory = || DeviceError::OutOfMemory { what, bytes, left: None };
         let (ptr, home) = match bytes {
             0 => (NonNull::<Line>::dangling().cast(), Home::Nowhere),
             MAP_MIN.. => (map(bytes, huge).ok_or_else(out_of_memory)?, Home::Mapping),
@@ -96,7 +96,7 @@ impl<T: Plain> Aligned<T> {
     }
 
     fn bytes(what: &'static str, len: usize) -> Result<usize, DeviceError> {
-        let too_large = DeviceError::OutOfMemory { what, bytes: usize::MAX };
+        let too_large = DeviceError::OutOfMemory { what, bytes: usize::MAX, left: None };
         len.checked_mul(size_of::<T>())
             .filter(|bytes| *bytes <= isize::MAX as usize)
             .ok_or(too_large)
@@ -173,7 +173,11 @@ impl Arena {
         let (region, taken) = &mut *self.current.lock().unwrap_or_else(PoisonError::into_inner);
         if bytes > region.bytes - *taken {
             let whole = bytes.max(REGION_MIN).next_multiple_of(HUGE_PAGE);
-            let start = map(whole, true).ok_or(DeviceError::OutOfMemory { what, bytes: whole })?;
+            let start = map(whole, true).ok_or(DeviceError::OutOfMemory {
+                what,
+                bytes: whole,
+                left: None,
+            })?;
             (*region, *taken) = (Arc::new(Region { start, bytes: whole }), 0);
         }
         // SAFETY: `taken + bytes` lies within the region.
@@ -228,7 +232,7 @@ impl<T: Plain> Parts<T> {
         count: usize,
         part_len: usize,
     ) -> Result<Self, DeviceError> {
-        let too_large = DeviceError::OutOfMemory { what, bytes: usize::MAX };
+        let too_large = DeviceError::OutOfMemory { what, bytes: usize::MAX, left: None };
         let len = count.checked_mul(part_len).ok_or(too_large)?;
         let memory = arena.zeroed(what, len)?;
         Ok(Self { memory, part_len, taken: (0..count).map(|_| AtomicBool::new(false)).collect() })

@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 
-use chrysalis_kernels::batch::Batch;
-use chrysalis_kernels::device::{CacheDtype, CacheShape, Device, DeviceError, Input};
+use chrysalis_kernels::batch::{Batch, WantLogits};
+use chrysalis_kernels::device::{
+    CacheDtype, CacheShape, Crossings, Device, DeviceError, Input, Rows,
+};
 
 use crate::attention::{Attention, LayerCall};
 use crate::config::ModelConfig;
@@ -101,6 +103,11 @@ pub trait Model: Send {
 
     /// The decoder and its device, for people.
     fn describe(&self) -> String;
+
+    /// What went between host and device so far, where they are two.
+    fn crossings(&self) -> Option<Crossings> {
+        None
+    }
 }
 
 /// A decoder whose weights, cache and activations live on device `D`.
@@ -165,7 +172,7 @@ impl<D: Device> Decoder<D> {
         let max_positions =
             config.max_positions.min(limits.num_blocks.saturating_mul(limits.block_size));
         let d = &*device;
-        Ok(Self {
+        let mut decoder = Self {
             max_positions,
             rope_global: d.rope(&config.rope_global.params(max_positions))?,
             rope_local: match &config.sliding {
@@ -186,7 +193,59 @@ impl<D: Device> Decoder<D> {
             config,
             limits,
             weights,
-        })
+        };
+        decoder.plan()?;
+        Ok(decoder)
+    }
+
+    /// Shows the device the largest steps, so that what they need is reserved before the first one: prompts as long as a step
+    /// is, and one token each of more and more sequences, all at the last position.
+    fn plan(&mut self) -> Result<(), ModelError> {
+        let device = Arc::clone(&self.device);
+        let last = u32::try_from(self.max_positions.saturating_sub(1)).unwrap_or(u32::MAX);
+        let whole = self.limits.max_tokens.min(self.max_positions);
+        let most = self.limits.max_tokens.min(self.limits.max_logit_rows);
+        device.plan(|| {
+            let mut batch = Batch::default();
+            batch.push(&vec![0; whole], last + 1 - whole as u32, &[], WantLogits::Last);
+            self.enqueue(&batch);
+            let powers = (0..).map(|n| 1usize << n).take_while(|n| *n < most);
+            for sequences in powers.chain([most]) {
+                batch.clear();
+                for _ in 0..sequences {
+                    batch.push(&[0], last, &[], WantLogits::Last);
+                }
+                self.enqueue(&batch);
+            }
+            let rows: Vec<u32> = (0..most as u32).collect();
+            // What it needs is reserved, or the plan fails.
+            drop(self.device.argmax(&self.head.logits, &rows, &mut vec![None; most]));
+        })?;
+        Ok(())
+    }
+
+    /// One step that is within the limits.
+    fn enqueue(&mut self, batch: &Batch) {
+        let rows = Rows { tokens: batch.num_tokens(), logits: batch.logit_rows.len() };
+        let limits = &self.limits;
+        let room = Rows { tokens: limits.max_tokens, logits: limits.max_logit_rows };
+        self.device.set_step(&mut self.step, batch);
+        let Some(rows) = self.device.begin(&mut self.step, rows, room) else {
+            return;
+        };
+        self.device.embed(
+            &self.step,
+            &self.weights.embedding,
+            self.config.embedding_scale,
+            &mut self.hidden.sum,
+        );
+        for index in 0..self.config.num_layers {
+            self.layer(index, rows.tokens);
+        }
+        if rows.logits > 0 {
+            self.output(rows.logits);
+        }
+        self.device.end(&mut self.step);
     }
 
     /// Layer `index`: attention and MLP, each normalised on its way in, and on its way out too where
@@ -248,22 +307,8 @@ impl<D: Device> Model for Decoder<D> {
     fn forward(&mut self, batch: &Batch) -> Result<(), ModelError> {
         self.logit_rows = 0;
         check_batch(batch, &self.limits, self.config.vocab_size, self.max_positions)?;
-        let rows = batch.num_tokens();
-        if rows == 0 {
-            return Ok(());
-        }
-        self.device.set_step(&mut self.step, batch);
-        self.device.embed(
-            &self.step,
-            &self.weights.embedding,
-            self.config.embedding_scale,
-            &mut self.hidden.sum,
-        );
-        for index in 0..self.config.num_layers {
-            self.layer(index, rows);
-        }
-        if !batch.logit_rows.is_empty() {
-            self.output(batch.logit_rows.len());
+        if batch.num_tokens() > 0 {
+            self.enqueue(batch);
             self.logit_rows = batch.logit_rows.len();
         }
         Ok(())
@@ -304,6 +349,10 @@ impl<D: Device> Model for Decoder<D> {
             "{num_layers} layers of {hidden_size}, {vocab_size} tokens, on {}",
             self.device.describe()
         )
+    }
+
+    fn crossings(&self) -> Option<Crossings> {
+        self.device.crossings()
     }
 }
 

@@ -32,7 +32,8 @@ pub struct Step {
 impl Buffer {
     /// Zeros.
     pub(super) fn new(rows: usize, cols: usize) -> Result<Self, DeviceError> {
-        let too_large = DeviceError::OutOfMemory { what: "activations", bytes: usize::MAX };
+        let too_large =
+            DeviceError::OutOfMemory { what: "activations", bytes: usize::MAX, left: None };
         let len = rows.checked_mul(cols).ok_or(too_large)?;
         Ok(Self { rows, cols, data: Aligned::zeroed("activations", len)? })
     }

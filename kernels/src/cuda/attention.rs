@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use super::device::{Cuda, count};
 use super::driver::Driver;
-use super::params::{Angles, AttentionParams, Clear, RopeStoreParams};
+use super::params::{Angles, AttentionParams, Clear, RopeStoreParams, lists};
 use super::step::{Cache, Step};
 use crate::device::{Attention, CacheDtype, CacheShape, DeviceError, RopeParams, RopeStore};
 
@@ -123,8 +123,7 @@ impl<D: Driver> Cuda<D> {
             return Ok(());
         }
         let tiles = shape.num_kv_heads * group.div_ceil(HEADS);
-        let max_spans = step.positions.iter().map(|position| spans(*position, args.window)).max();
-        let max_spans = max_spans.unwrap_or(1);
+        let max_spans = step.max_spans(SPAN, args.window);
         let split = max_spans > 1 && step.num_tokens * tiles < SPLIT_BELOW;
         let len = 4 * step.num_tokens * num_heads * max_spans * (shape.head_dim + 2);
         let mut scratch = self.scratch();
@@ -157,35 +156,18 @@ impl<D: Driver> Cuda<D> {
     }
 
     pub(super) fn try_clear(&self, cache: &Cache<D>, blocks: &[u32]) -> Result<(), DeviceError> {
-        if blocks.is_empty() {
-            return Ok(());
-        }
-        let driver = self.driver();
         let shape = &cache.shape;
         assert!(blocks.iter().all(|block| (*block as usize) < shape.num_blocks), "block to clear");
-        let mut scratch = self.scratch();
-        let list: Vec<u8> = blocks.iter().flat_map(|block| block.to_le_bytes()).collect();
-        let at = scratch.at_least(driver, list.len())?;
-        scratch.write(driver, 0, &list)?;
+        let num_blocks = shape.num_blocks as u64;
         for (memory, bytes) in &cache.planes {
-            let params = Clear {
-                plane: driver.address(memory),
-                blocks: at,
-                bytes: *bytes as u64,
-                num_blocks: shape.num_blocks as u64,
-            };
-            let grid = [count(blocks.len()), count(shape.num_layers), 1];
-            self.launch("clear_blocks", grid, 256, &params)?;
+            let (plane, bytes) = (self.driver().address(memory), *bytes as u64);
+            for (len, blocks) in lists(blocks) {
+                let params = Clear { plane, bytes, num_blocks, blocks };
+                self.launch("clear_blocks", [len, count(shape.num_layers), 1], 256, &params)?;
+            }
         }
         Ok(())
     }
-}
-
-/// Spans of positions that the token at `position` sees.
-fn spans(position: u32, window: Option<usize>) -> usize {
-    let end = position as usize + 1;
-    let first = window.map_or(0, |window| end.saturating_sub(window));
-    end.div_ceil(SPAN) - first / SPAN
 }
 
 /// Of `attention.cu`.
@@ -193,7 +175,7 @@ const HEAD_DIM_MAX: usize = 256;
 /// Of `attention.cu`.
 const HEADS: usize = 4;
 /// Of `attention.cu`.
-const SPAN: usize = 256;
+pub(super) const SPAN: usize = 256;
 /// Blocks that keep a card busy: where there are fewer, each span has one of its own. The bits are the same.
 const SPLIT_BELOW: usize = 512;
 

@@ -1,19 +1,23 @@
 //! The device over a driver: shapes are asserted here, so that a kernel's arguments keep its contract.
 
 use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use zeroize::Zeroizing;
 
 pub use super::attention::Rope;
-use super::driver::{Driver, Params};
-use super::params::{Argmax, Embed, InputParams, InputRows, LinearParams, Select, Softcap};
+use super::driver::{Driver, Launch, Params};
+use super::params::{
+    Argmax, Embed, InputParams, InputRows, LIST, LinearParams, Select, Softcap, lists,
+};
 use super::step::{Cache, Step};
 use super::weights::{Matrix, Pending};
 use crate::arrived::Gathered;
 use crate::batch::Batch;
 use crate::device::{
-    Activation, Attention, CacheShape, Device, DeviceError, Input, Linear, RopeParams, RopeStore,
+    Activation, Attention, CacheShape, Crossings, Device, DeviceError, Input, Linear, RopeParams,
+    RopeStore, Rows,
 };
 use crate::dtype::Dtype;
 
@@ -21,8 +25,12 @@ use crate::dtype::Dtype;
 pub struct Cuda<D: Driver> {
     driver: Arc<D>,
     scratch: Mutex<Scratch<D>>,
-    /// The first failure since somebody waited.
+    /// The first failure since somebody waited. Nothing is started until he was told.
     failed: Mutex<Option<DeviceError>>,
+    /// Whether operations only reserve what they need.
+    planning: AtomicBool,
+    /// The most blocks of a cache so far: the tables of a step have no more.
+    max_blocks: AtomicUsize,
 }
 
 /// Activations, `[rows, cols]`, f32.
@@ -54,18 +62,19 @@ impl<D: Driver> Scratch<D> {
         }
         Ok(self.memory.as_ref().map_or(0, |memory| driver.address(memory)))
     }
-
-    /// Writes to what [`Self::at_least`] reserved.
-    pub(super) fn write(&self, driver: &D, at: usize, bytes: &[u8]) -> Result<(), DeviceError> {
-        self.memory.as_ref().map_or(Ok(()), |memory| driver.write(memory, at, bytes))
-    }
 }
 
 impl<D: Driver> Cuda<D> {
     /// A device over this driver.
     pub fn new(driver: D) -> Self {
         let scratch = Mutex::new(Scratch { memory: None, bytes: 0 });
-        Self { driver: Arc::new(driver), scratch, failed: Mutex::default() }
+        Self {
+            driver: Arc::new(driver),
+            scratch,
+            failed: Mutex::default(),
+            planning: AtomicBool::new(false),
+            max_blocks: AtomicUsize::new(0),
+        }
     }
 
     pub(super) fn driver(&self) -> &D {
@@ -97,9 +106,16 @@ impl<D: Driver> Cuda<D> {
         shared: u32,
         params: &P,
     ) -> Result<(), DeviceError> {
+        if self.has_failed() {
+            return Ok(());
+        }
+        let launch = Launch { kernel, grid, threads, shared };
+        if self.is_planning() {
+            return self.driver.find(&launch, size_of::<P>());
+        }
         // SAFETY: addresses are those of memory which the caller borrows, or of scratch memory whose lock it holds; sizes follow
         // from the shapes that it asserted.
-        unsafe { self.driver.launch(kernel, grid, threads, shared, params) }
+        unsafe { self.driver.launch(&launch, params) }
     }
 
     /// Keeps a failure for whoever waits next.
@@ -108,6 +124,14 @@ impl<D: Driver> Cuda<D> {
             let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
             failed.get_or_insert(error);
         }
+    }
+
+    pub(super) fn has_failed(&self) -> bool {
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
+    pub(super) fn is_planning(&self) -> bool {
+        self.planning.load(Ordering::Relaxed)
     }
 
     fn noted(&self) -> Result<(), DeviceError> {
@@ -195,24 +219,23 @@ impl<D: Driver> Cuda<D> {
             return driver.finish();
         }
         let mut scratch = self.scratch();
-        let len = 8 * rows.len();
-        let keys = scratch.at_least(driver, len + 4 * rows.len())?;
-        let mut bytes = vec![0; len];
-        bytes.extend(rows.iter().flat_map(|row| row.to_le_bytes()));
-        scratch.write(driver, 0, &bytes)?;
-        let params = Argmax {
-            x: x.address(driver),
-            rows: keys + len as u64,
-            keys,
-            cols: count(x.cols),
-            unused: 0,
-        };
-        let grid = [count(x.cols.div_ceil(PIECE)), count(rows.len()), 1];
-        self.launch("argmax", grid, 256, &params)?;
-        if let Some(memory) = &scratch.memory {
-            driver.read(memory, 0, &mut bytes[..len])?;
+        let mut bytes = vec![0; 8 * rows.len()];
+        let keys = scratch.at_least(driver, bytes.len())?;
+        if self.is_planning() {
+            out.fill(None);
+            return Ok(());
         }
-        for (out, key) in out.iter_mut().zip(bytes[..len].as_chunks::<8>().0) {
+        let Some(memory) = &scratch.memory else {
+            return Ok(());
+        };
+        driver.zero(memory, bytes.len())?;
+        let (x, cols, pieces) = (x.address(driver), count(x.cols), count(x.cols.div_ceil(PIECE)));
+        for (n, (len, rows)) in lists(rows).enumerate() {
+            let params = Argmax { x, keys: keys + (8 * LIST * n) as u64, cols, unused: 0, rows };
+            self.launch("argmax", [pieces, len, 1], 256, &params)?;
+        }
+        driver.read(memory, 0, &mut bytes)?;
+        for (out, key) in out.iter_mut().zip(bytes.as_chunks::<8>().0) {
             let key = u64::from_le_bytes(*key);
             *out = if key == u64::MAX { None } else { Some(u32::MAX - key as u32) };
         }
@@ -261,15 +284,44 @@ impl<D: Driver> Device for Cuda<D> {
 
     fn cache(&self, shape: CacheShape) -> Result<Cache<D>, DeviceError> {
         Self::check_cache(&shape)?;
+        self.max_blocks.fetch_max(shape.num_blocks, Ordering::Relaxed);
         Cache::new(&self.driver, shape)
     }
 
     fn step(&self, max_tokens: usize) -> Result<Step<D>, DeviceError> {
-        Step::new(&self.driver, max_tokens)
+        Step::new(&self.driver, max_tokens, self.max_blocks.load(Ordering::Relaxed))
     }
 
     fn set_step(&self, step: &mut Step<D>, batch: &Batch) {
-        self.note(step.set(&self.driver, batch));
+        step.set(batch);
+        if !self.is_planning() {
+            self.note(step.send(&self.driver));
+        }
+    }
+
+    fn begin(&self, step: &mut Step<D>, rows: Rows, room: Rows) -> Option<Rows> {
+        match self.try_begin(step, rows, room) {
+            Ok(rows) => rows,
+            Err(error) => {
+                self.note(Err(error));
+                Some(rows)
+            }
+        }
+    }
+
+    fn end(&self, step: &mut Step<D>) {
+        self.note(self.try_end(step));
+    }
+
+    fn plan(&self, enqueue: impl FnOnce()) -> Result<(), DeviceError> {
+        self.planning.store(true, Ordering::Relaxed);
+        enqueue();
+        self.planning.store(false, Ordering::Relaxed);
+        self.noted()
+    }
+
+    fn crossings(&self) -> Option<Crossings> {
+        Some(self.driver.crossings())
     }
 
     fn embed(&self, step: &Step<D>, table: &Matrix<D>, scale: f32, out: &mut Buffer<D>) {

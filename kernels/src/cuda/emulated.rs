@@ -5,19 +5,37 @@
 use std::alloc::{self, Layout};
 use std::fmt;
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::driver::{Driver, Params};
-use crate::device::DeviceError;
+use super::counts::Counts;
+use super::driver::{Driver, Launch, Params};
+use crate::device::{Crossings, DeviceError};
 
 /// The driver of no card.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Emulated;
+#[derive(Debug, Default)]
+pub struct Emulated {
+    counts: Counts,
+    given_back: Arc<AtomicU64>,
+    /// What a record that is being made has so far.
+    record: Mutex<Option<Vec<Call>>>,
+}
+
+/// Launches that were recorded.
+pub struct Graph(Vec<Call>);
+
+/// What a record repeats.
+enum Call {
+    Launch { kernel: String, grid: [u32; 3], threads: u32, shared: u32, params: Vec<u8> },
+    Zero { address: u64, bytes: usize },
+}
 
 /// Memory of the host, filled with ones at birth (as f32, NaN: what nobody wrote shows), wiped at death.
 pub struct Memory {
     start: NonNull<u8>,
     layout: Layout,
     len: usize,
+    given_back: Arc<AtomicU64>,
 }
 
 // SAFETY: it owns plain bytes; only kernels and copies touch them, which the device starts one after the other.
@@ -38,6 +56,7 @@ impl Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
+        self.given_back.fetch_add(1, Ordering::Relaxed);
         // SAFETY: the allocation is alive and this long, and nobody else has it.
         unsafe { self.start.as_ptr().write_bytes(0, self.len) };
         // SAFETY: it came from the same allocator with this layout.
@@ -45,21 +64,62 @@ impl Drop for Memory {
     }
 }
 
+impl Emulated {
+    fn record(&self) -> MutexGuard<'_, Option<Vec<Call>>> {
+        self.record.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Neither copies nor waits belong into a record.
+    fn not_recording(&self) -> Result<(), DeviceError> {
+        if self.record().is_some() {
+            return Err(DeviceError::Failed("a copy while launches are recorded".to_owned()));
+        }
+        Ok(())
+    }
+
+    /// Runs a kernel over this grid; over none, only asks for it.
+    ///
+    /// # Safety
+    /// That of [`Driver::launch`]; nothing where a side of the grid is zero.
+    unsafe fn run(launch: &Launch<'_>, grid: [u32; 3], params: &[u8]) -> Result<(), DeviceError> {
+        let Launch { kernel, threads, shared, .. } = *launch;
+        let (block, name, args) = ([threads, shared], kernel.as_ptr(), params.as_ptr());
+        // SAFETY: name and params are as long as said, and the table's entry has the struct's size; what the addresses in it
+        // lead to is the caller's promise.
+        let code =
+            unsafe { chrysalis_emulate(name, kernel.len(), &grid, &block, args, params.len()) };
+        match code {
+            0 => Ok(()),
+            1 => Err(DeviceError::Failed(format!("there is no kernel {kernel}"))),
+            _ => Err(DeviceError::Failed(format!(
+                "{kernel} does not take {threads} threads, {} bytes and {shared} of shared memory",
+                params.len()
+            ))),
+        }
+    }
+}
+
 impl Driver for Emulated {
     type Memory = Memory;
+    type Graph = Graph;
 
     fn describe(&self) -> String {
         "CUDA kernels, emulated on one thread of the host".to_owned()
     }
 
     fn reserve(&self, what: &'static str, bytes: usize) -> Result<Memory, DeviceError> {
-        let error = || DeviceError::OutOfMemory { what, bytes };
+        let error = || DeviceError::OutOfMemory { what, bytes, left: None };
         let layout = Layout::from_size_align(bytes.max(1), ALIGN).map_err(|_| error())?;
         // SAFETY: the layout has at least one byte.
         let start = NonNull::new(unsafe { alloc::alloc(layout) }).ok_or_else(error)?;
         // SAFETY: the allocation has this many bytes.
         unsafe { start.as_ptr().write_bytes(POISON, bytes) };
-        Ok(Memory { start, layout, len: bytes })
+        self.counts.reserved();
+        Ok(Memory { start, layout, len: bytes, given_back: Arc::clone(&self.given_back) })
+    }
+
+    fn given_back(&self) -> u64 {
+        self.given_back.load(Ordering::Relaxed)
     }
 
     fn address(&self, memory: &Memory) -> u64 {
@@ -67,54 +127,96 @@ impl Driver for Emulated {
     }
 
     fn write(&self, memory: &Memory, offset: usize, bytes: &[u8]) -> Result<(), DeviceError> {
+        self.not_recording()?;
         let to = memory.part(offset, bytes.len())?;
         // SAFETY: `part` has checked the length; device memory is never behind a reference.
         unsafe { to.as_ptr().copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+        self.counts.copied_in(bytes.len());
         Ok(())
     }
 
     fn zero(&self, memory: &Memory, bytes: usize) -> Result<(), DeviceError> {
         let start = memory.part(0, bytes)?;
+        if let Some(calls) = &mut *self.record() {
+            calls.push(Call::Zero { address: self.address(memory), bytes });
+            return Ok(());
+        }
         // SAFETY: `part` has checked the length.
         unsafe { start.as_ptr().write_bytes(0, bytes) };
         Ok(())
     }
 
     fn read(&self, memory: &Memory, offset: usize, out: &mut [u8]) -> Result<(), DeviceError> {
+        self.not_recording()?;
         let from = memory.part(offset, out.len())?;
         // SAFETY: `part` has checked the length; device memory is never behind a reference.
         unsafe { from.as_ptr().copy_to_nonoverlapping(out.as_mut_ptr(), out.len()) };
+        self.counts.copied_out(out.len());
+        self.counts.waited();
         Ok(())
+    }
+
+    fn find(&self, launch: &Launch<'_>, params: usize) -> Result<(), DeviceError> {
+        // SAFETY: of no blocks none reads its arguments.
+        unsafe { Self::run(launch, [0; 3], &vec![0; params]) }
     }
 
     // SAFETY: the trait's condition is all that it needs: the addresses are the host's.
-    unsafe fn launch<P: Params>(
-        &self,
-        kernel: &str,
-        grid: [u32; 3],
-        threads: u32,
-        shared: u32,
-        params: &P,
-    ) -> Result<(), DeviceError> {
-        let (name, args) = (kernel.as_ptr(), std::ptr::from_ref(params).cast());
-        // SAFETY: name and params are as long as said, and the table's entry has the struct's size; what the addresses in it
-        // lead to is the caller's promise.
-        let code = unsafe {
-            let block = [threads, shared];
-            chrysalis_emulate(name, kernel.len(), &grid, &block, args, size_of::<P>())
-        };
-        match code {
-            0 => Ok(()),
-            1 => Err(DeviceError::Failed(format!("there is no kernel {kernel}"))),
-            _ => Err(DeviceError::Failed(format!(
-                "{kernel} does not take {threads} threads, {} bytes and {shared} of shared memory",
-                size_of::<P>()
-            ))),
+    unsafe fn launch<P: Params>(&self, launch: &Launch<'_>, params: &P) -> Result<(), DeviceError> {
+        let start = std::ptr::from_ref(params).cast();
+        // SAFETY: a `Params` has no padding: every byte of it was written.
+        let params = unsafe { std::slice::from_raw_parts(start, size_of::<P>()) };
+        if let Some(calls) = &mut *self.record() {
+            let Launch { grid, threads, shared, .. } = *launch;
+            let (kernel, params) = (launch.kernel.to_owned(), params.to_owned());
+            calls.push(Call::Launch { kernel, grid, threads, shared, params });
+            return Ok(());
         }
+        self.counts.launched();
+        // SAFETY: the caller's promise is the same.
+        unsafe { Self::run(launch, launch.grid, params) }
+    }
+
+    fn begin_record(&self) -> Result<(), DeviceError> {
+        self.not_recording()?;
+        *self.record() = Some(Vec::new());
+        Ok(())
+    }
+
+    fn end_record(&self) -> Result<Graph, DeviceError> {
+        let calls = self.record().take();
+        calls.map(Graph).ok_or_else(|| DeviceError::Failed("no record was begun".to_owned()))
+    }
+
+    // SAFETY: the trait's condition is all that it needs: the addresses are still good.
+    unsafe fn replay(&self, graph: &Graph) -> Result<(), DeviceError> {
+        self.counts.replayed();
+        for call in &graph.0 {
+            match call {
+                Call::Launch { kernel, grid, threads, shared, params } => {
+                    let (grid, threads, shared) = (*grid, *threads, *shared);
+                    let launch = Launch { kernel, grid, threads, shared };
+                    // SAFETY: whoever recorded it kept the condition, and no address has changed since.
+                    unsafe { Self::run(&launch, grid, params)? };
+                }
+                Call::Zero { address, bytes } => {
+                    let start = std::ptr::with_exposed_provenance_mut::<u8>(*address as usize);
+                    // SAFETY: `zero` has checked the length, and no memory was given back since.
+                    unsafe { start.write_bytes(0, *bytes) };
+                }
+            }
+        }
+        Ok(())
     }
 
     fn finish(&self) -> Result<(), DeviceError> {
+        self.not_recording()?;
+        self.counts.waited();
         Ok(())
+    }
+
+    fn crossings(&self) -> Crossings {
+        self.counts.all()
     }
 }
 
@@ -137,5 +239,20 @@ const POISON: u8 = 0xff;
 impl fmt::Debug for Memory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Memory({} bytes)", self.len)
+    }
+}
+
+impl fmt::Debug for Graph {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Graph({} calls)", self.0.len())
+    }
+}
+
+impl fmt::Debug for Call {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Launch { kernel, .. } => write!(f, "Launch({kernel})"),
+            Self::Zero { bytes, .. } => write!(f, "Zero({bytes} bytes)"),
+        }
     }
 }

@@ -5,6 +5,7 @@
 //! A driver over a card is not there yet: docs/kernels.md says what it will be.
 
 mod attention;
+mod counts;
 mod device;
 mod driver;
 #[cfg(feature = "cuda-host")]
@@ -12,6 +13,7 @@ mod emulated;
 #[cfg(all(test, feature = "cuda-host"))]
 mod hopper_checks;
 mod layout;
+mod graphs;
 mod params;
 mod step;
 #[cfg(all(test, feature = "cuda-host"))]
@@ -19,9 +21,9 @@ mod tensor_checks;
 mod weights;
 
 pub use device::{Buffer, Cuda, Rope, Vector};
-pub use driver::{Driver, Params};
+pub use driver::{Driver, Launch, Params};
 #[cfg(feature = "cuda-host")]
-pub use emulated::{Emulated, Memory};
+pub use emulated::{Emulated, Graph, Memory};
 pub use step::{Cache, Step};
 pub use weights::{Matrix, Pending};
 

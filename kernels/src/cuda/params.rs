@@ -43,9 +43,9 @@ params! {
     /// `softcap.cu`.
     Softcap, 24 { x: u64, len: u64, cap: f32, unused: u32 }
     /// `argmax.cu`.
-    Argmax, 32 { x: u64, rows: u64, keys: u64, cols: u32, unused: u32 }
+    Argmax, 1016 { x: u64, keys: u64, cols: u32, unused: u32, rows: [u32; LIST] }
     /// `clear.cu`.
-    Clear, 32 { plane: u64, blocks: u64, bytes: u64, num_blocks: u64 }
+    Clear, 1016 { plane: u64, bytes: u64, num_blocks: u64, blocks: [u32; LIST] }
     /// `angles.cu`.
     Angles, 72 { step: StepParams, inv_freq: u64, out: u64, pairs: u32, factor: f32 }
     /// `rope_store.cu`.
@@ -58,4 +58,16 @@ params! {
         step: StepParams, cache: CacheLayer, q: u64, out: u64, records: u64, num_heads: u32, window: u32,
         max_spans: u32, scale: f32, softcap: f32, unused: u32,
     }
+}
+
+/// Numbers that a launch can carry among its arguments.
+pub(super) const LIST: usize = 248;
+
+/// Lists of at most as many numbers, and how many each has.
+pub(super) fn lists(numbers: &[u32]) -> impl Iterator<Item = (u32, [u32; LIST])> {
+    numbers.chunks(LIST).map(|chunk| {
+        let mut list = [0; LIST];
+        list[..chunk.len()].copy_from_slice(chunk);
+        (chunk.len() as u32, list)
+    })
 }

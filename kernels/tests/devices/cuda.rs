@@ -15,7 +15,7 @@ use chrysalis_kernels::reference::Reference;
 use chrysalis_kernels::{Batch, Dtype, WantLogits};
 
 fn cuda() -> Cuda<Emulated> {
-    Cuda::new(Emulated)
+    Cuda::new(Emulated::default())
 }
 
 #[test]

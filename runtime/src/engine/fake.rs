@@ -77,7 +77,7 @@ impl Fake {
     }
 
     fn failure(&self) -> ModelError {
-        DeviceError::OutOfMemory { what: "a test", bytes: 0 }.into()
+        DeviceError::OutOfMemory { what: "a test", bytes: 0, left: None }.into()
     }
 }
 

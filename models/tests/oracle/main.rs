@@ -7,6 +7,9 @@
     reason = "helpers of tests, which say how far off they are"
 )]
 
+#[cfg(feature = "cuda-host")]
+mod cuda;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 
