@@ -3,7 +3,7 @@
 
 use half::bf16;
 
-use super::driver::{Driver as _, Params};
+use super::driver::{Driver as _, Launch, Params};
 use super::emulated::{Emulated, Memory};
 use super::params::params;
 use super::tensor_checks::{device, launch, words};
@@ -68,7 +68,7 @@ fn a_product_from_registers_and_a_descriptor_is_there_when_it_was_waited_for() {
         let b = device(&columns(count));
         let empty = || device(&vec![0; 128 * count / 2]);
         let (begun, half, out, after) = (empty(), empty(), empty(), device(&[0; 4]));
-        let at = |memory: &Memory| Emulated.address(memory);
+        let at = |memory: &Memory| Emulated::default().address(memory);
         let params = CheckProduct {
             a: at(&a),
             b: at(&b),

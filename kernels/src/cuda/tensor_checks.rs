@@ -5,7 +5,7 @@
 
 use half::{bf16, f16};
 
-use super::driver::{Driver as _, Params};
+use super::driver::{Driver as _, Launch, Params};
 use super::emulated::{Emulated, Memory};
 use super::params::params;
 
@@ -57,9 +57,9 @@ fn a_product_of_fragments_is_the_product_of_what_they_hold() {
             32,
             0,
             &CheckMultiply {
-                a: Emulated.address(&a_at),
-                b: Emulated.address(&b_at),
-                c: Emulated.address(&c_at),
+                a: Emulated::default().address(&a_at),
+                b: Emulated::default().address(&b_at),
+                c: Emulated::default().address(&c_at),
                 is_bf16: is_bf16.into(),
             },
         );
@@ -82,7 +82,7 @@ fn matrices_come_from_shared_memory_as_the_manual_says() {
     let from = device(&pairs(&values));
     for (count, transposed) in [(1, false), (2, false), (4, false), (2, true), (4, true)] {
         let out = device(&[0; 128]);
-        let (from, at) = (Emulated.address(&from), Emulated.address(&out));
+        let (from, at) = (Emulated::default().address(&from), Emulated::default().address(&out));
         let params =
             CheckLoad { from, out: at, count: count as u32, transposed: transposed.into() };
         launch("check_load", 32, 0, &params);
@@ -104,7 +104,7 @@ fn matrices_come_from_shared_memory_as_the_manual_says() {
 fn copies_are_there_when_they_were_waited_for_and_not_before() {
     let from = device(&(1..=12).collect::<Vec<u32>>());
     let out = device(&[0; 48]);
-    let params = CheckCopies { from: Emulated.address(&from), out: Emulated.address(&out) };
+    let params = CheckCopies { from: Emulated::default().address(&from), out: Emulated::default().address(&out) };
     launch("check_copies", 32, 0, &params);
     let found = words(&out, 48);
     let groups = |there: usize, empty: u32| {
@@ -123,18 +123,19 @@ fn pairs(values: &[u16]) -> Vec<u32> {
 
 pub(super) fn device(words: &[u32]) -> Memory {
     let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-    let memory = Emulated.reserve("a check", bytes.len()).unwrap();
-    Emulated.write(&memory, 0, &bytes).unwrap();
+    let memory = Emulated::default().reserve("a check", bytes.len()).unwrap();
+    Emulated::default().write(&memory, 0, &bytes).unwrap();
     memory
 }
 
 pub(super) fn words(memory: &Memory, len: usize) -> Vec<u32> {
     let mut bytes = vec![0; 4 * len];
-    Emulated.read(memory, 0, &mut bytes).unwrap();
+    Emulated::default().read(memory, 0, &mut bytes).unwrap();
     bytes.as_chunks::<4>().0.iter().map(|word| u32::from_le_bytes(*word)).collect()
 }
 
 pub(super) fn launch<P: Params>(kernel: &str, threads: u32, shared: u32, params: &P) {
+    let launch = Launch { kernel, grid: [1, 1, 1], threads, shared };
     // SAFETY: the addresses are of memory that the caller holds, as long as the kernel's source says.
-    unsafe { Emulated.launch(kernel, [1, 1, 1], threads, shared, params) }.unwrap();
+    unsafe { Emulated::default().launch(&launch, params) }.unwrap();
 }
