@@ -59,7 +59,7 @@ fn graphs_change_nothing<D: Driver>(device: impl Fn() -> Cuda<D>) {
         for step in 0..8_u32 {
             let sequences = [1, 3, 12, 9, 2, 3, 10, 4][step as usize];
             // Some cross the end of their first span on the way.
-            let position = |s: u32| if s % 2 == 0 { step } else { 252 + step };
+            let position = |s: u32| if s.is_multiple_of(2) { step } else { 252 + step };
             let token = |s: u32| (step * 31 + s * 7) % 251;
             let blocks = |s: u32| -> Vec<u32> { (27 * s..27 * (s + 1)).rev().collect() };
             let (mut all, mut each) = (Batch::default(), Vec::new());
