@@ -3,7 +3,7 @@
 
 use half::bf16;
 
-use super::driver::{Driver as _, Launch, Params};
+use super::driver::{Driver as _, Params};
 use super::emulated::{Emulated, Memory};
 use super::params::params;
 use super::tensor_checks::{device, launch, words};

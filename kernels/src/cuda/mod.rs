@@ -10,10 +10,10 @@ mod device;
 mod driver;
 #[cfg(feature = "cuda-host")]
 mod emulated;
+mod graphs;
 #[cfg(all(test, feature = "cuda-host"))]
 mod hopper_checks;
 mod layout;
-mod graphs;
 mod params;
 mod step;
 #[cfg(all(test, feature = "cuda-host"))]

@@ -104,7 +104,10 @@ fn matrices_come_from_shared_memory_as_the_manual_says() {
 fn copies_are_there_when_they_were_waited_for_and_not_before() {
     let from = device(&(1..=12).collect::<Vec<u32>>());
     let out = device(&[0; 48]);
-    let params = CheckCopies { from: Emulated::default().address(&from), out: Emulated::default().address(&out) };
+    let params = CheckCopies {
+        from: Emulated::default().address(&from),
+        out: Emulated::default().address(&out),
+    };
     launch("check_copies", 32, 0, &params);
     let found = words(&out, 48);
     let groups = |there: usize, empty: u32| {
