@@ -160,6 +160,13 @@ template <class T>
 inline T __ldcs(const T* from) {
   return *from;
 }
+// Byte n of the result is that of the eight of `high`, `low` which digit n of `selector` names.
+inline uint32_t __byte_perm(uint32_t low, uint32_t high, uint32_t selector) {
+  const uint64_t bytes = (uint64_t)high << 32 | low;
+  uint32_t out = 0;
+  for (uint32_t n = 0; n < 4; n++) out |= (uint32_t)(bytes >> (selector >> (4 * n) & 7) * 8 & 255) << (8 * n);
+  return out;
+}
 inline uint32_t min(uint32_t a, uint32_t b) { return a < b ? a : b; }
 inline uint32_t max(uint32_t a, uint32_t b) { return a > b ? a : b; }
 // Blocks run one after the other: whatever one wrote, the next one sees.
