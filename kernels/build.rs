@@ -86,8 +86,10 @@ fn fat_binary(sources: &Path, out: &Path) -> Result<(), Box<dyn Error>> {
     }
     command.arg(format!("-gencode=arch=compute_{PTX},code=compute_{PTX}"));
     let output = command.args(["-o", "kernels.fatbin", "kernels.cu"]).output()?;
-    if !output.status.success() {
-        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    let text = String::from_utf8_lossy(&output.stderr);
+    // That the assembler waits for every wgmma before the next is no warning to it.
+    let waits = ["wgmma.", "warpgroup."].iter().any(|name| text.contains(name));
+    if !output.status.success() || waits {
         return Err(format!("{} failed:\n{text}", nvcc.display()).into());
     }
     println!("cargo::rerun-if-changed={}", nvcc.display());
@@ -111,7 +113,7 @@ fn find_nvcc() -> Result<PathBuf, Box<dyn Error>> {
     let found = folders.into_iter().map(|folder| folder.join("nvcc")).find(|path| path.is_file());
     found.ok_or_else(|| {
         "the feature `cuda` needs nvcc 13.0, which is neither in CHRYSALIS_NVCC, nor in CUDA_HOME, nor on PATH, nor in \
-         target/cuda: run scripts/install-nvcc (105 MB)"
+         target/cuda: run scripts/install-nvcc (115 MB)"
             .into()
     })
 }
