@@ -1,19 +1,12 @@
 //! A matrix on its way: pieces come in any order and from any thread, each pair of panels is
 //! repacked once, as soon as its rows are whole.
-//!
-//! A pair that lies whole in a piece is repacked from there. One that is cut by the end of a piece is
-//! gathered first, in memory that is wiped; there are as many of those as threads that load.
 
-use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Mutex, PoisonError};
-
-use zeroize::Zeroize;
 
 use super::isa::Level;
 use super::matrix::{Data, Format, Matrix, PAIR, Quantised};
 use super::repack::{Floats, Halves, Quantities, Words};
-use crate::arrived::Arrived;
+use crate::arrived::Strips;
 use crate::device::{DeviceError, Upload};
 use crate::dtype::Dtype;
 use crate::memory::{Arena, Parts};
@@ -21,14 +14,10 @@ use crate::memory::{Arena, Parts};
 /// The upload of a [`Matrix`].
 pub struct Pending {
     level: Level,
-    dtype: Dtype,
     rows: usize,
     cols: usize,
-    /// Bytes of a row as stored.
-    row_bytes: usize,
-    arrived: Arrived,
-    /// Pairs of which only some bytes have come.
-    cut: Mutex<BTreeMap<usize, Gathered>>,
+    dtype: Dtype,
+    pairs: Strips,
     target: Target,
 }
 
@@ -38,18 +27,6 @@ enum Target {
     F16(Parts<u16>),
     Bf16(Parts<u8>),
     Quantised { format: Format, halves: Parts<u16>, codes: Parts<u8> },
-}
-
-/// Stored bytes of a pair; rows beyond the last are zero. Wiped.
-struct Gathered {
-    bytes: Vec<u8>,
-    missing: usize,
-}
-
-impl Drop for Gathered {
-    fn drop(&mut self) {
-        self.bytes.zeroize();
-    }
 }
 
 impl fmt::Debug for Pending {
@@ -66,11 +43,7 @@ impl Pending {
         rows: usize,
         cols: usize,
     ) -> Result<Self, DeviceError> {
-        let shape = || DeviceError::Shape { dtype, rows, cols, group: dtype.group_len() };
-        let row_bytes = dtype.row_bytes(cols).ok_or_else(shape)?;
-        // The last pair is padded when it is gathered.
-        let padded = rows.checked_next_multiple_of(PAIR).and_then(|n| n.checked_mul(row_bytes));
-        padded.ok_or_else(shape)?;
+        let strips = Strips::new(dtype, rows, cols, PAIR)?;
         let pairs = rows.div_ceil(PAIR);
         let target = match (dtype, Format::new(dtype, cols)) {
             (_, Some(format)) => Target::Quantised {
@@ -85,26 +58,13 @@ impl Pending {
             }
             (_, None) => Target::F16(Parts::zeroed(arena, "weights", pairs, PAIR * cols)?),
         };
-        let (arrived, cut) = (Arrived::new(row_bytes * rows), Mutex::default());
-        Ok(Self { level, dtype, rows, cols, row_bytes, arrived, cut, target })
-    }
-
-    /// Adds a piece to the pair that it is a part of; the pair, when that makes it whole.
-    fn gather(&self, pair: usize, offset: usize, piece: &[u8]) -> Option<Gathered> {
-        let mut cut = self.cut.lock().unwrap_or_else(PoisonError::into_inner);
-        let gathered = cut.entry(pair).or_insert_with(|| Gathered {
-            bytes: vec![0; PAIR * self.row_bytes],
-            missing: self.row_bytes * PAIR.min(self.rows - pair * PAIR),
-        });
-        gathered.bytes[offset..][..piece.len()].copy_from_slice(piece);
-        gathered.missing -= piece.len();
-        if gathered.missing > 0 { None } else { cut.remove(&pair) }
+        Ok(Self { level, rows, cols, dtype, pairs: strips, target })
     }
 
     /// Repacks the 32 stored rows of a pair.
     fn repack(&self, pair: usize, rows: &[u8]) -> Result<(), DeviceError> {
-        let row_bytes = self.row_bytes;
-        let twice = || DeviceError::UploadTwice { offset: pair * PAIR * row_bytes };
+        let row_bytes = rows.len() / PAIR;
+        let twice = || DeviceError::UploadTwice { offset: pair * rows.len() };
         match &self.target {
             Target::F32(parts) => {
                 let out = parts.take(pair).ok_or_else(twice)?;
@@ -132,24 +92,15 @@ impl Upload for Pending {
     type Matrix = Matrix;
 
     fn write(&self, offset: usize, bytes: &[u8]) -> Result<(), DeviceError> {
-        self.arrived.add(offset, bytes.len())?;
-        let pair_bytes = PAIR * self.row_bytes;
-        let (mut at, mut rest) = (offset, bytes);
-        while !rest.is_empty() {
-            let (pair, inside) = (at / pair_bytes, at % pair_bytes);
-            let (piece, tail) = rest.split_at(rest.len().min(pair_bytes - inside));
-            if piece.len() == pair_bytes {
-                self.repack(pair, piece)?;
-            } else if let Some(whole) = self.gather(pair, inside, piece) {
-                self.repack(pair, &whole.bytes)?;
-            }
-            (at, rest) = (at + piece.len(), tail);
-        }
-        Ok(())
+        let pair_bytes = self.pairs.strip_bytes();
+        self.pairs.write(offset, bytes, |first, rows| {
+            let mut pairs = rows.chunks_exact(pair_bytes).enumerate();
+            pairs.try_for_each(|(n, rows)| self.repack(first + n, rows))
+        })
     }
 
     fn finish(self) -> Result<Matrix, DeviceError> {
-        self.arrived.finish()?;
+        self.pairs.finish()?;
         let data = match self.target {
             Target::F32(parts) => Data::F32(parts.whole()),
             Target::F16(parts) => Data::F16(parts.whole()),

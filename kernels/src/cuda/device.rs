@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use zeroize::Zeroizing;
 
@@ -12,8 +12,8 @@ use super::params::{
     Argmax, Embed, InputParams, InputRows, LIST, LinearParams, Select, Softcap, lists,
 };
 use super::step::{Cache, Step};
-use super::weights::{Matrix, Pending};
-use crate::arrived::Gathered;
+use super::upload::{Pending, Staging};
+use super::weights::Matrix;
 use crate::batch::Batch;
 use crate::device::{
     Activation, Attention, CacheShape, Crossings, Device, DeviceError, Input, Linear, RopeParams,
@@ -25,6 +25,8 @@ use crate::dtype::Dtype;
 pub struct Cuda<D: Driver> {
     driver: Arc<D>,
     scratch: Mutex<Scratch<D>>,
+    /// Of the load that is under way.
+    staging: Mutex<Weak<Staging<D>>>,
     /// The first failure since somebody waited. Nothing is started until he was told.
     failed: Mutex<Option<DeviceError>>,
     /// Whether operations only reserve what they need.
@@ -71,6 +73,7 @@ impl<D: Driver> Cuda<D> {
         Self {
             driver: Arc::new(driver),
             scratch,
+            staging: Mutex::default(),
             failed: Mutex::default(),
             planning: AtomicBool::new(false),
             max_blocks: AtomicUsize::new(0),
@@ -97,7 +100,6 @@ impl<D: Driver> Cuda<D> {
     }
 
     /// As [`Self::launch`], with `shared` bytes for what the kernel calls `DYNAMIC_SHARED`.
-    #[expect(unsafe_code, reason = "the one place where kernels are started")]
     pub(super) fn launch_shared<P: Params>(
         &self,
         kernel: &str,
@@ -113,9 +115,7 @@ impl<D: Driver> Cuda<D> {
         if self.is_planning() {
             return self.driver.find(&launch, size_of::<P>());
         }
-        // SAFETY: addresses are those of memory which the caller borrows, or of scratch memory whose lock it holds; sizes follow
-        // from the shapes that it asserted.
-        unsafe { self.driver.launch(&launch, params) }
+        start(&*self.driver, &launch, params)
     }
 
     /// Keeps a failure for whoever waits next.
@@ -267,8 +267,7 @@ impl<D: Driver> Device for Cuda<D> {
         rows: usize,
         cols: usize,
     ) -> Result<Pending<D>, DeviceError> {
-        let gathered = Gathered::new(dtype, rows, cols)?;
-        Ok(Pending { driver: self.driver.clone(), dtype, rows, cols, gathered })
+        Pending::new(&self.staging, &self.driver, dtype, rows, cols)
     }
 
     fn vector(&self, values: &[f32]) -> Result<Vector<D>, DeviceError> {
@@ -431,6 +430,18 @@ impl<D: Driver> Vector<D> {
         assert_eq!(self.len, len, "length of a norm or a bias");
         driver.address(&self.memory)
     }
+}
+
+/// Starts a kernel whose arguments keep its contract, as [`Cuda::launch`].
+#[expect(unsafe_code, reason = "the one place where kernels are started")]
+pub(super) fn start<D: Driver, P: Params>(
+    driver: &D,
+    launch: &Launch<'_>,
+    params: &P,
+) -> Result<(), DeviceError> {
+    // SAFETY: addresses are those of memory which the caller borrows, or of scratch memory whose lock it holds; sizes follow
+    // from the shapes that it asserted.
+    unsafe { driver.launch(launch, params) }
 }
 
 /// A count as kernels take it.

@@ -13,11 +13,13 @@ mod emulated;
 mod graphs;
 #[cfg(all(test, feature = "cuda-host"))]
 mod hopper_checks;
+#[cfg(all(test, feature = "cuda-host"))]
 mod layout;
 mod params;
 mod step;
 #[cfg(all(test, feature = "cuda-host"))]
 mod tensor_checks;
+mod upload;
 mod weights;
 
 pub use device::{Buffer, Cuda, Rope, Vector};
@@ -25,7 +27,8 @@ pub use driver::{Driver, Launch, Params};
 #[cfg(feature = "cuda-host")]
 pub use emulated::{Emulated, Graph, Memory};
 pub use step::{Cache, Step};
-pub use weights::{Matrix, Pending};
+pub use upload::Pending;
+pub use weights::Matrix;
 
 /// The kernels, for every architecture that they were built for: the fat binary that the driver takes.
 #[cfg(feature = "cuda")]

@@ -34,6 +34,8 @@ params! {
     InputParams, 32 { x: u64, other: u64, kind: u32, activation: u32, cols: u32, eps: f32 }
     /// `input.cu`.
     InputRows, 40 { input: InputParams, out: u64 }
+    /// `pack.cu`.
+    Pack, 32 { stored: u64, records: u64, rows: u32, cols: u32, first_tile: u32, unused: u32 }
     /// `embed.cu`.
     Embed, 80 { step: StepParams, table: Tiles, out: u64, scale: f32, unused: u32 }
     /// `linear.cu`.

@@ -2,14 +2,11 @@
 //! [`quant::dequantize`](crate::quant::dequantize) gives.
 
 use std::fmt;
-use std::sync::Arc;
 
 use super::device::count;
 use super::driver::Driver;
-use super::layout;
 use super::params::Tiles;
-use crate::arrived::Gathered;
-use crate::device::{DeviceError, Upload};
+use crate::device::DeviceError;
 use crate::dtype::Dtype;
 
 /// How a storage type lies on the device.
@@ -66,12 +63,13 @@ impl Form {
         }
     }
 
-    /// Bytes of a matrix.
-    pub(super) fn bytes(self, rows: usize, cols: usize) -> usize {
-        match self {
-            Self::F32 => 4 * rows * cols.next_multiple_of(RUN),
-            _ => rows.div_ceil(64) * cols.div_ceil(64) * 4 * self.record_bytes(),
-        }
+    /// Bytes of a matrix, when they can be counted.
+    pub(super) fn bytes(self, rows: usize, cols: usize) -> Option<usize> {
+        let (rows, cols, bytes) = match self {
+            Self::F32 => (rows, cols.div_ceil(RUN), 4 * RUN),
+            _ => (rows.div_ceil(64), cols.div_ceil(64), 4 * self.record_bytes()),
+        };
+        rows.checked_mul(cols)?.checked_mul(bytes)
     }
 }
 
@@ -87,6 +85,23 @@ pub struct Matrix<D: Driver> {
 }
 
 impl<D: Driver> Matrix<D> {
+    /// Memory of a matrix, which an upload fills.
+    pub(super) fn new(
+        driver: &D,
+        form: Form,
+        rows: usize,
+        cols: usize,
+    ) -> Result<Self, DeviceError> {
+        let what = "weights";
+        let too_many = DeviceError::OutOfMemory { what, bytes: usize::MAX, left: None };
+        let memory = driver.reserve(what, form.bytes(rows, cols).ok_or(too_many)?)?;
+        Ok(Self { form, rows, cols, memory })
+    }
+
+    pub(super) fn memory(&self) -> &D::Memory {
+        &self.memory
+    }
+
     /// As the kernels take it.
     pub(super) fn params(&self, driver: &D) -> Tiles {
         let records = driver.address(&self.memory);
@@ -94,39 +109,8 @@ impl<D: Driver> Matrix<D> {
     }
 }
 
-/// Bytes gathered on the host until the matrix is whole; wiped on drop.
-pub struct Pending<D: Driver> {
-    pub(super) driver: Arc<D>,
-    pub(super) dtype: Dtype,
-    pub(super) rows: usize,
-    pub(super) cols: usize,
-    pub(super) gathered: Gathered,
-}
-
-impl<D: Driver> Upload for Pending<D> {
-    type Matrix = Matrix<D>;
-
-    fn write(&self, offset: usize, bytes: &[u8]) -> Result<(), DeviceError> {
-        self.gathered.write(offset, bytes)
-    }
-
-    fn finish(self) -> Result<Matrix<D>, DeviceError> {
-        let bytes = self.gathered.finish()?;
-        let packed = layout::packed(self.dtype, self.rows, self.cols, &bytes);
-        let memory = self.driver.reserve("weights", packed.len())?;
-        self.driver.write(&memory, 0, &packed)?;
-        Ok(Matrix { form: Form::of(self.dtype), rows: self.rows, cols: self.cols, memory })
-    }
-}
-
 impl<D: Driver> fmt::Debug for Matrix<D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Matrix({:?} {} x {})", self.form, self.rows, self.cols)
-    }
-}
-
-impl<D: Driver> fmt::Debug for Pending<D> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Pending({:?} {} x {})", self.dtype, self.rows, self.cols)
     }
 }

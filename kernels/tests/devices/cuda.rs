@@ -94,12 +94,16 @@ fn what_is_not_finite_stays_in_its_row() {
 #[test]
 fn rows_of_every_type_come_back_from_the_packed_layout_exactly() {
     for dtype in Dtype::ALL {
-        let (rows, cols) = (37, if dtype.group_len() == 1 { 515 } else { 512 });
-        let bytes = Random(9).matrix(dtype, rows, cols);
-        let tokens = [0, 36, 15, 16, 31, 32];
-        let found = embedded(&cuda(), dtype, rows, cols, &bytes, &tokens);
-        // Equal as numbers: a zero may have the other sign.
-        assert_eq!(found, embedded(&Reference, dtype, rows, cols, &bytes, &tokens), "{dtype:?}");
+        for (rows, groups) in [(1, 1), (37, 2), (130, 5)] {
+            let cols = groups * if dtype.group_len() == 1 { 103 } else { dtype.group_len() };
+            let bytes = Random(9).matrix(dtype, rows, cols);
+            let last = rows as u32 - 1;
+            let tokens = [0, 15, 16, 31, 32, 64, 79, 127].map(|token| last.min(token));
+            let found = embedded(&cuda(), dtype, rows, cols, &bytes, &tokens);
+            let expected = embedded(&Reference, dtype, rows, cols, &bytes, &tokens);
+            // Equal as numbers: a zero may have the other sign.
+            assert_eq!(found, expected, "{dtype:?} {rows} x {cols}");
+        }
     }
 }
 
