@@ -186,6 +186,15 @@ struct stored_q6_k {
   }
 };
 
+// An f32 scale, then the codes.
+struct stored_f8_e4m3 {
+  static constexpr uint32_t GROUP = 128, BYTES = 132, BITS = 8;
+  using Form = tile_f8;
+  using Scales = scales_of_64<float, 1024>;
+  static __device__ __forceinline__ uint32_t code(const uint8_t* group, uint32_t at) { return group[4 + at]; }
+  static __device__ __forceinline__ float scale(const uint8_t* group, uint32_t) { return __uint_as_float(word4(group)); }
+};
+
 // The stored values of a record: rows and columns are counted from its own first, those beyond the matrix are zero.
 template <class Stored>
 struct Source {
@@ -280,4 +289,5 @@ PACK(q5_1)
 PACK(q4_k)
 PACK(q5_k)
 PACK(q6_k)
+PACK(f8_e4m3)
 #undef PACK
