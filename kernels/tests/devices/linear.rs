@@ -326,7 +326,8 @@ pub(crate) fn product<D: Device>(
     let weight = matrix(device, dtype, out, cols, weight);
     let bias = bias.map(|bias| device.vector(bias).unwrap());
     let x = buffer(device, rows, cols, x);
-    let mut y = device.buffer(rows, out).unwrap();
+    // What a product leaves out shows.
+    let mut y = buffer(device, rows, out, &vec![f32::NAN; rows * out]);
     let output = Linear { weight: &weight, bias: bias.as_ref(), out: &mut y };
     device.linear(rows, Input::Rows(&x), &mut [output]);
     read(device, &y, rows, out)

@@ -110,6 +110,8 @@ fn cleared_blocks_are_zero_and_others_untouched() {
             cpu.clear_blocks(cache, &case.table());
         });
         assert_ne!(bits(&first), bits(&used));
+        let alone = case.last_alone(&cpu);
+        assert_eq!(bits(&used[used.len() - alone.len()..]), bits(&alone));
     }
 }
 
@@ -303,6 +305,14 @@ impl Case {
         }
         assert_eq!(first, self.tokens);
         out
+    }
+
+    /// The last token, in a cache that nobody wrote to before.
+    pub(crate) fn last_alone<D: Device>(&self, device: &D) -> Vec<f32> {
+        let mut cache = device.cache(self.cache).unwrap();
+        let (mut batch, last) = (Batch::default(), self.tokens - 1);
+        batch.push(&[0], last as u32, &self.table(), WantLogits::None);
+        self.step(device, &mut cache, &batch, std::slice::from_ref(&(last..self.tokens)))
     }
 
     /// The sequence, and a shorter copy of it in the same batch in blocks of its own.

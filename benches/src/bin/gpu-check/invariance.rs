@@ -1,0 +1,197 @@
+//! A token's numbers are the same bits in any batch, in any chunk, and whether its step was recorded or not.
+
+use std::error::Error;
+use std::sync::Arc;
+
+use chrysalis_kernels::device::{CacheDtype, Device};
+use chrysalis_kernels::profile::Profiled;
+use chrysalis_kernels::{Batch, Dtype, WantLogits};
+use chrysalis_models::decoder::{Decoder, Model};
+
+use crate::args::Size;
+use crate::checks::{Check, Context, Outcome};
+use crate::common::{Random, bits};
+use crate::linear::{product, with_spikes};
+use crate::model::{BLOCK, LLAMA_1B, Shape, Strip, TINY, batch, decoder, room, token, weights};
+use crate::operations::cases;
+use crate::report::Row;
+use crate::subject::Subject;
+
+pub(crate) fn checks<D: Subject>(size: Size) -> Vec<Check<D>> {
+    let mut checks = vec![
+        Check::new("invariance/products", 60, products),
+        Check::new("invariance/attention", 60, attention),
+    ];
+    for dtype in size.pick(
+        &[Dtype::Bf16][..],
+        &[Dtype::Bf16, Dtype::Q4_1],
+        &[Dtype::Bf16, Dtype::Q8_0, Dtype::Q4_1],
+    ) {
+        checks.push(Check::new(format!("invariance/model-{}", dtype.name()), 60, |c| {
+            model(c, *dtype)
+        }));
+    }
+    checks
+}
+
+/// Rows of an odd product, in batches of 1 to 300.
+fn products<D: Subject>(context: &Context<D>) -> Outcome {
+    let (out, cols) = (35, 768);
+    let most = context.size.pick(40, 300, 300);
+    for dtype in Dtype::ALL {
+        let mut random = Random(7);
+        let weight = random.matrix(dtype, out, cols);
+        let x = with_spikes(random.values(most * cols));
+        let device = &*context.device;
+        let all = bits(&product(device, dtype, (out, cols, most), &weight, &x, None));
+        let parts = [
+            (0, 1),
+            (most - 1, 1),
+            (3, 2),
+            (5, 4),
+            (4, 5),
+            (1, 16),
+            (2, 17),
+            (7, 33),
+            (9, 130),
+            (30, 257),
+        ];
+        let parts = parts.into_iter().filter(|(first, count)| first + count <= most);
+        let differ = parts.filter(|(first, count)| {
+            let x = &x[first * cols..][..count * cols];
+            let some = product(device, dtype, (out, cols, *count), &weight, x, None);
+            bits(&some) != all[first * out..][..count * out]
+        });
+        let differ: Vec<_> = differ.collect();
+        let mut row = Row::holds(dtype.name(), differ.is_empty());
+        row.detail =
+            if differ.is_empty() { String::new() } else { format!("rows {differ:?} differ") };
+        context.note(&row)?;
+    }
+    Ok(())
+}
+
+/// A sequence in one piece, in pieces of seven, token by token, and beside another.
+fn attention<D: Subject>(context: &Context<D>) -> Outcome {
+    let cases = cases();
+    let few = context.size.pick(&[3, 9][..], &[], &[]);
+    for (n, case) in cases.iter().enumerate().filter(|(n, _)| few.is_empty() || few.contains(n)) {
+        let device = &*context.device;
+        let whole = bits(&case.chunks(device, &[case.tokens]));
+        let sevens = [vec![7; case.tokens / 7], vec![1; case.tokens % 7]].concat();
+        let chunked = [&[1, case.tokens - 1], &sevens[..], &vec![1; case.tokens]];
+        let same = chunked.into_iter().all(|chunks| bits(&case.chunks(device, chunks)) == whole);
+        context.note(&Row::holds(format!("case {n} in chunks"), same))?;
+        if case.tokens > 1 {
+            let both = bits(&case.with_neighbour(device));
+            context.note(&Row::holds(
+                format!("case {n} beside another"),
+                both[..whole.len()] == whole,
+            ))?;
+        }
+    }
+    Ok(())
+}
+
+/// A whole decoder: the last token's logits however the prompt came, whoever else is in the step, recorded or not.
+fn model<D: Subject>(context: &Context<D>, dtype: Dtype) -> Outcome {
+    let shape = context.size.pick(TINY, LLAMA_1B.with_layers(2), LLAMA_1B.with_layers(2));
+    let tokens = context.size.pick(21, 150, 301);
+    let strip = Strip::new(dtype, context.size.pick(1 << 16, 1 << 24, 1 << 24))?;
+    let run = Run { shape, tokens, blocks: tokens.div_ceil(BLOCK) };
+    let mut model = run.open(&context.device, dtype, &strip)?;
+    let whole = run.chunks(&mut model, &[tokens])?;
+    for &chunk in context.size.pick(&[1, 7][..], &[1, 7, 64, 128], &[1, 7, 64, 128]) {
+        let chunks: Vec<_> = (0..tokens).step_by(chunk).map(|at| chunk.min(tokens - at)).collect();
+        // Decoding every token of a long prompt takes long and shows no more than the last ones.
+        let first: usize = chunks.iter().rev().skip(LAST_STEPS).sum();
+        let chunks = if first > 0 {
+            [vec![first], chunks[chunks.len() - LAST_STEPS..].to_vec()].concat()
+        } else {
+            chunks
+        };
+        let same = run.chunks(&mut model, &chunks)? == whole;
+        context.note(&Row::holds(format!("{tokens} tokens, at last {chunk} at a time"), same))?;
+    }
+    for others in context.size.pick(&[3][..], &[1, 15, 63], &[1, 3, 15, 16, 63, 127]) {
+        let same = run.beside(&mut model, *others)? == whole;
+        context.note(&Row::holds(format!("the last token beside {others} others"), same))?;
+    }
+    drop(model);
+    // A device that counts waits after each operation, and so records nothing.
+    let counted = Arc::new(Profiled::new(D::open()?));
+    let mut eager = run.open(&counted, dtype, &strip)?;
+    let last = [vec![tokens - 3], vec![1; 3]].concat();
+    let same = run.chunks(&mut eager, &last)? == whole;
+    context.note(&Row::holds("operation by operation", same))?;
+    Ok(())
+}
+
+/// A prompt through a decoder.
+struct Run {
+    shape: Shape,
+    tokens: usize,
+    blocks: usize,
+}
+
+impl Run {
+    fn open<D: Device>(
+        &self,
+        device: &Arc<D>,
+        dtype: Dtype,
+        strip: &Strip,
+    ) -> Result<Decoder<D>, Box<dyn Error>> {
+        let (weights, _) = weights(&**device, &self.shape, dtype, strip)?;
+        let positions = MOST * self.blocks * BLOCK;
+        decoder(
+            device,
+            &self.shape,
+            weights,
+            room(self.tokens.max(MOST), MOST, positions, CacheDtype::F16),
+        )
+    }
+
+    fn chunks(&self, model: &mut impl Model, chunks: &[usize]) -> Result<Vec<u32>, Box<dyn Error>> {
+        let mut start = 0;
+        for tokens in chunks {
+            model.forward(&batch(&self.shape, 1, start, *tokens, self.blocks, WantLogits::Last))?;
+            start += tokens;
+        }
+        self.logits(model, 0)
+    }
+
+    /// The last token in a step with the last tokens of other sequences, at other positions.
+    fn beside(&self, model: &mut impl Model, others: usize) -> Result<Vec<u32>, Box<dyn Error>> {
+        let last = self.tokens - 1;
+        model.forward(&batch(&self.shape, 1, 0, last, self.blocks, WantLogits::None))?;
+        let mut step = Batch::default();
+        let table = |sequence: usize| -> Vec<u32> {
+            (0..self.blocks).map(|i| (sequence * self.blocks + i) as u32).collect()
+        };
+        // It stands in the middle.
+        for other in 1..=others {
+            if other == others / 2 + 1 {
+                step.push(&[token(&self.shape, last)], last as u32, &table(0), WantLogits::Last);
+            }
+            step.push(
+                &[other as u32],
+                (other % self.tokens) as u32,
+                &table(other),
+                WantLogits::Last,
+            );
+        }
+        model.forward(&step)?;
+        self.logits(model, others / 2)
+    }
+
+    fn logits(&self, model: &impl Model, index: usize) -> Result<Vec<u32>, Box<dyn Error>> {
+        let mut logits = vec![0.0; self.shape.vocab as usize];
+        model.logits(index, &mut logits)?;
+        Ok(bits(&logits))
+    }
+}
+
+/// Sequences of a step.
+const MOST: usize = 128;
+/// Steps at the end of a prompt that come chunk by chunk.
+const LAST_STEPS: usize = 5;
