@@ -46,6 +46,7 @@ fn emulator(sources: &Path, out: &Path) -> Result<(), Box<dyn Error>> {
         "host/hopper.cc",
         "host/checks.cc",
         "host/hopper_checks.cc",
+        "host/tile_checks.cc",
     ];
     fs::write(&unit, parts.map(|part| format!("#include \"{part}\"\n")).concat())?;
     // As on a card, nothing is contracted; `longjmp` between stacks is what a fortified one refuses.

@@ -32,6 +32,28 @@ pub(super) fn packed(dtype: Dtype, rows: usize, cols: usize, bytes: &[u8]) -> Ve
     out
 }
 
+/// Stored bytes of any kind whose scales are numbers.
+pub(super) fn stored(dtype: Dtype, rows: usize, cols: usize) -> Vec<u8> {
+    let mut state = 1 + (rows * cols) as u32;
+    let mut bytes: Vec<u8> = std::iter::repeat_with(|| {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        state.to_be_bytes()[0]
+    })
+    .take(rows * dtype.row_bytes(cols).unwrap())
+    .collect();
+    for group in bytes.chunks_mut(dtype.group_bytes()) {
+        let halves: &[usize] = match dtype {
+            Dtype::F32 | Dtype::F16 | Dtype::Bf16 => &[],
+            Dtype::Q6K => &[208],
+            Dtype::Q8_0 | Dtype::Q4_0 | Dtype::Q5_0 => &[0],
+            _ => &[0, 2],
+        };
+        // No exponent of all ones.
+        halves.iter().for_each(|at| group[at + 1] &= 0xbf);
+    }
+    bytes
+}
+
 /// Puts value `at` of a group into its record, with its scales.
 fn place(
     form: Form,

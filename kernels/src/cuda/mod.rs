@@ -19,6 +19,8 @@ mod params;
 mod step;
 #[cfg(all(test, feature = "cuda-host"))]
 mod tensor_checks;
+#[cfg(all(test, feature = "cuda-host"))]
+mod tile_checks;
 mod upload;
 mod weights;
 

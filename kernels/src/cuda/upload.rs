@@ -156,32 +156,10 @@ impl<D: Driver> fmt::Debug for Pending<D> {
 mod tests {
     use std::thread;
 
-    use super::super::layout;
+    use super::super::layout::{self, stored};
     use super::super::{Cuda, Emulated};
     use super::*;
     use crate::device::Device as _;
-
-    /// Stored bytes of any kind whose scales are numbers.
-    fn stored(dtype: Dtype, rows: usize, cols: usize) -> Vec<u8> {
-        let mut state = 1 + (rows * cols) as u32;
-        let mut bytes: Vec<u8> = std::iter::repeat_with(|| {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            state.to_be_bytes()[0]
-        })
-        .take(rows * dtype.row_bytes(cols).unwrap())
-        .collect();
-        for group in bytes.chunks_mut(dtype.group_bytes()) {
-            let halves: &[usize] = match dtype {
-                Dtype::F32 | Dtype::F16 | Dtype::Bf16 => &[],
-                Dtype::Q6K => &[208],
-                Dtype::Q8_0 | Dtype::Q4_0 | Dtype::Q5_0 => &[0],
-                _ => &[0, 2],
-            };
-            // No exponent of all ones.
-            halves.iter().for_each(|at| group[at + 1] &= 0xbf);
-        }
-        bytes
-    }
 
     fn read(device: &Cuda<Emulated>, matrix: &Matrix<Emulated>, bytes: usize) -> Vec<u8> {
         let mut found = vec![0; bytes];
