@@ -7,40 +7,57 @@
 #include "common.cuh"
 
 struct Input {
-  const float* x;       // rows, or the gate; [rows, cols]
-  const float* other;   // weight of the norm [cols], or up [rows, cols]
-  uint32_t kind;        // 0 rows, 1 normed, 2 gated
-  uint32_t activation;  // 0 SiLU, 1 GELU by tanh, 2 GELU by erf
+  const float* x;      // rows, or the gate; [rows, cols]
+  const float* other;  // weight of the norm [cols], or up [rows, cols]
+  uint32_t kind;       // 0 rows, 1 normed, gated by 2 SiLU, 3 GELU by tanh, 4 GELU by erf
   uint32_t cols;
+  uint32_t span;  // columns that a block makes, from blockIdx.y * span on; of a norm all of them
   float eps;
 };
 static_assert(sizeof(Input) == 32, "src/cuda/params.rs asserts the same size");
 
 constexpr uint32_t INPUT_THREADS = 256;
+// Values of a thread that are asked for at once: a row of 4,096 in all.
+constexpr uint32_t INPUT_HELD = 16;
 
-__device__ __forceinline__ float activate(uint32_t activation, float x) {
-  if (activation == 0) return x / (1.0f + expf(-x));
-  if (activation == 1) return 0.5f * x * (1.0f + tanhf(0.7978846f * (x + 0.044715f * x * x * x)));
+__device__ __forceinline__ float activate(uint32_t kind, float x) {
+  if (kind == 2) return x / (1.0f + expf(-x));
+  if (kind == 3) return 0.5f * x * (1.0f + tanhf(0.7978846f * (x + 0.044715f * x * x * x)));
   return 0.5f * x * (1.0f + erff(x * 0.70710678f));
 }
 
-// `1 / sqrt(mean(x²) + eps)` of a row, for all threads of the block.
-__device__ __forceinline__ float norm_factor(const float* x, uint32_t cols, float eps, float* warps) {
-  float sum = 0.0f;
-  for (uint32_t i = threadIdx.x; i < cols; i += INPUT_THREADS) sum = fmaf(x[i], x[i], sum);
-  return 1.0f / sqrtf(block_sum<INPUT_THREADS>(sum, warps) / (float)cols + eps);
+template <class Use>
+__device__ __forceinline__ void normed_row(const Input& p, const float* x, Use use) {
+  __shared__ float warps[INPUT_THREADS / WARP];
+  float held[INPUT_HELD], weights[INPUT_HELD], sum = 0.0f;
+#pragma unroll
+  for (uint32_t k = 0; k < INPUT_HELD; k++) {
+    const uint32_t i = k * INPUT_THREADS + threadIdx.x;
+    held[k] = i < p.cols ? x[i] : 0.0f;
+    weights[k] = i < p.cols ? p.other[i] : 0.0f;
+  }
+#pragma unroll
+  for (uint32_t k = 0; k < INPUT_HELD; k++) sum = fmaf(held[k], held[k], sum);
+  constexpr uint32_t BEHIND = INPUT_HELD * INPUT_THREADS;
+  for (uint32_t i = BEHIND + threadIdx.x; i < p.cols; i += INPUT_THREADS) sum = fmaf(x[i], x[i], sum);
+  // `1 / sqrt(mean(x²) + eps)`
+  const float factor = 1.0f / sqrtf(block_sum<INPUT_THREADS>(sum, warps) / (float)p.cols + p.eps);
+#pragma unroll
+  for (uint32_t k = 0; k < INPUT_HELD; k++) {
+    const uint32_t i = k * INPUT_THREADS + threadIdx.x;
+    if (i < p.cols) use(i, held[k] * factor * weights[k]);
+  }
+  for (uint32_t i = BEHIND + threadIdx.x; i < p.cols; i += INPUT_THREADS) use(i, x[i] * factor * p.other[i]);
 }
 
-// Gives every value of row `row` to `use(column, value)`, by all threads of the block.
+// Gives the values of row `row` that are this block's to `use(column, value)`, by all threads. A column is always the same
+// thread's.
 template <class Use>
 __device__ __forceinline__ void input_row(const Input& p, uint32_t row, Use use) {
-  __shared__ float warps[INPUT_THREADS / WARP];
   const float* x = p.x + (size_t)row * p.cols;
-  const float factor = p.kind == 1 ? norm_factor(x, p.cols, p.eps, warps) : 1.0f;
-  for (uint32_t i = threadIdx.x; i < p.cols; i += INPUT_THREADS) {
-    float value = x[i];
-    if (p.kind == 1) value = value * factor * p.other[i];
-    if (p.kind == 2) value = activate(p.activation, value) * p.other[(size_t)row * p.cols + i];
-    use(i, value);
+  if (p.kind == 1) return normed_row(p, x, use);
+  const uint32_t first = blockIdx.y * p.span, end = min(p.cols, first + p.span);
+  for (uint32_t i = first + threadIdx.x; i < end; i += INPUT_THREADS) {
+    use(i, p.kind == 0 ? x[i] : activate(p.kind, x[i]) * p.other[(size_t)row * p.cols + i]);
   }
 }

@@ -8,9 +8,9 @@ use zeroize::Zeroizing;
 
 pub use super::attention::Rope;
 use super::driver::{Driver, Launch, Params};
-use super::params::{
-    Argmax, Embed, InputParams, InputRows, LIST, LinearParams, Select, Softcap, lists,
-};
+use super::params::{Argmax, Embed, InputParams, LIST, Select, Softcap, lists};
+use super::products::ProductLimits;
+use super::residual::Residual;
 use super::step::{Cache, Step};
 use super::upload::{Pending, Staging};
 use super::weights::Matrix;
@@ -27,6 +27,8 @@ pub struct Cuda<D: Driver> {
     scratch: Mutex<Scratch<D>>,
     /// Of the load that is under way.
     staging: Mutex<Weak<Staging<D>>>,
+    pub(super) limits: ProductLimits,
+    pub(super) residual: Residual<D>,
     /// The first failure since somebody waited. Nothing is started until he was told.
     failed: Mutex<Option<DeviceError>>,
     /// Whether operations only reserve what they need.
@@ -37,14 +39,14 @@ pub struct Cuda<D: Driver> {
 
 /// Activations, `[rows, cols]`, f32.
 pub struct Buffer<D: Driver> {
-    memory: D::Memory,
+    pub(super) memory: Arc<D::Memory>,
     pub(super) rows: usize,
     pub(super) cols: usize,
 }
 
 /// Weights of a norm or a bias.
 pub struct Vector<D: Driver> {
-    memory: D::Memory,
+    pub(super) memory: Arc<D::Memory>,
     len: usize,
 }
 
@@ -52,6 +54,8 @@ pub struct Vector<D: Driver> {
 pub(super) struct Scratch<D: Driver> {
     memory: Option<D::Memory>,
     bytes: usize,
+    tickets: Option<D::Memory>,
+    num_tickets: usize,
 }
 
 impl<D: Driver> Scratch<D> {
@@ -64,15 +68,33 @@ impl<D: Driver> Scratch<D> {
         }
         Ok(self.memory.as_ref().map_or(0, |memory| driver.address(memory)))
     }
+
+    /// The address of at least so many numbers, which are zero; kernels leave them so.
+    pub(super) fn tickets(&mut self, driver: &D, count: usize) -> Result<u64, DeviceError> {
+        if self.num_tickets < count || self.tickets.is_none() {
+            self.num_tickets = count.next_power_of_two().max(TICKETS);
+            let tickets = driver.reserve("workspace", 4 * self.num_tickets)?;
+            driver.zero(&tickets, 4 * self.num_tickets)?;
+            self.tickets = Some(tickets);
+        }
+        Ok(self.tickets.as_ref().map_or(0, |tickets| driver.address(tickets)))
+    }
 }
 
 impl<D: Driver> Cuda<D> {
     /// A device over this driver.
     pub fn new(driver: D) -> Self {
-        let scratch = Mutex::new(Scratch { memory: None, bytes: 0 });
+        Self::with_limits(driver, ProductLimits::default())
+    }
+
+    /// As [`Self::new`], with other limits between the kernels for products.
+    pub fn with_limits(driver: D, limits: ProductLimits) -> Self {
+        let scratch = Scratch { memory: None, bytes: 0, tickets: None, num_tickets: 0 };
         Self {
             driver: Arc::new(driver),
-            scratch,
+            scratch: Mutex::new(scratch),
+            limits,
+            residual: Residual::new(),
             staging: Mutex::default(),
             failed: Mutex::default(),
             planning: AtomicBool::new(false),
@@ -108,6 +130,7 @@ impl<D: Driver> Cuda<D> {
         shared: u32,
         params: &P,
     ) -> Result<(), DeviceError> {
+        self.add_what_waits()?;
         if self.has_failed() {
             return Ok(());
         }
@@ -139,70 +162,32 @@ impl<D: Driver> Cuda<D> {
         failed.map_or(Ok(()), Err)
     }
 
-    fn input(&self, rows: usize, input: Input<'_, Self>) -> InputParams {
+    /// As the kernels take it.
+    pub(super) fn input(&self, rows: usize, input: Input<'_, Self>) -> InputParams {
         let driver = &*self.driver;
-        let (x, other, kind, activation, eps) = match input {
-            Input::Rows(x) => (x, 0, 0, Activation::Silu, 0.0),
-            Input::Normed { x, weight, eps } => {
-                (x, weight.address(driver, x.cols), 1, Activation::Silu, eps)
-            }
+        let (x, other, kind, eps) = match input {
+            Input::Rows(x) => (x, 0, 0, 0.0),
+            Input::Normed { x, weight, eps } => (x, weight.address(driver, x.cols), 1, eps),
             Input::Gated { activation, gate, up } => {
                 assert_eq!(gate.cols, up.cols, "gate width");
                 assert!(rows <= up.rows, "{rows} rows of {}", up.rows);
-                (gate, up.address(driver), 2, activation, 0.0)
+                let kind = match activation {
+                    Activation::Silu => 2,
+                    Activation::GeluTanh => 3,
+                    Activation::GeluErf => 4,
+                };
+                (gate, up.address(driver), kind, 0.0)
             }
         };
         assert!(rows <= x.rows, "{rows} rows of {}", x.rows);
-        let activation = match activation {
-            Activation::Silu => 0,
-            Activation::GeluTanh => 1,
-            Activation::GeluErf => 2,
+        let cols = count(x.cols);
+        // A value for each thread where there are few rows, some where there are blocks enough.
+        let span = match (kind, rows) {
+            (1, _) => cols.max(1),
+            (_, 0..=8) => 256,
+            _ => 1024,
         };
-        InputParams { x: x.address(driver), other, kind, activation, cols: count(x.cols), eps }
-    }
-
-    fn try_linear(
-        &self,
-        rows: usize,
-        input: Input<'_, Self>,
-        outputs: &mut [Linear<'_, Self>],
-    ) -> Result<(), DeviceError> {
-        let driver = &*self.driver;
-        let made = self.input(rows, input);
-        if rows == 0 {
-            return Ok(());
-        }
-        let mut scratch = self.scratch();
-        let mut x = made.x;
-        if made.kind != 0 {
-            x = scratch.at_least(driver, 4 * rows * made.cols as usize)?;
-            let params = InputRows { input: made, out: x };
-            self.launch("input_rows", [count(rows), 1, 1], 256, &params)?;
-        }
-        for Linear { weight, bias, out } in outputs {
-            assert_eq!((weight.cols, weight.rows), (made.cols as usize, out.cols), "a product");
-            assert!(rows <= out.rows, "{rows} rows of {}", out.rows);
-            if weight.rows == 0 {
-                continue;
-            }
-            let (together, outs) = match rows {
-                1 => (1, 16),
-                2..=4 => (4, 16),
-                _ => (16, 8),
-            };
-            let params = LinearParams {
-                x,
-                bias: bias.map_or(0, |bias| bias.address(driver, out.cols)),
-                out: out.address(driver),
-                weight: weight.params(driver),
-                rows: count(rows),
-                outs: count(weight.rows),
-            };
-            let grid = [count(weight.rows.div_ceil(outs)), count(rows.div_ceil(together)), 1];
-            let name = format!("linear_{}_{together}", weight.form.name());
-            self.launch(&name, grid, 128, &params)?;
-        }
-        Ok(())
+        InputParams { x: x.address(driver), other, kind, cols, span, eps }
     }
 
     fn try_argmax(
@@ -258,7 +243,7 @@ impl<D: Driver> Device for Cuda<D> {
 
     fn buffer(&self, rows: usize, cols: usize) -> Result<Buffer<D>, DeviceError> {
         let memory = self.driver.reserve("activations", 4 * rows * cols)?;
-        Ok(Buffer { memory, rows, cols })
+        Ok(Buffer { memory: Arc::new(memory), rows, cols })
     }
 
     fn begin_matrix(
@@ -274,7 +259,7 @@ impl<D: Driver> Device for Cuda<D> {
         let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
         let memory = self.driver.reserve("a norm or a bias", bytes.len())?;
         self.driver.write(&memory, 0, &bytes)?;
-        Ok(Vector { memory, len: values.len() })
+        Ok(Vector { memory: Arc::new(memory), len: values.len() })
     }
 
     fn rope(&self, params: &RopeParams) -> Result<Rope<D>, DeviceError> {
@@ -315,6 +300,7 @@ impl<D: Driver> Device for Cuda<D> {
     fn plan(&self, enqueue: impl FnOnce()) -> Result<(), DeviceError> {
         self.planning.store(true, Ordering::Relaxed);
         enqueue();
+        self.note(self.add_what_waits());
         self.planning.store(false, Ordering::Relaxed);
         self.noted()
     }
@@ -342,11 +328,11 @@ impl<D: Driver> Device for Cuda<D> {
     }
 
     fn linear(&self, rows: usize, input: Input<'_, Self>, outputs: &mut [Linear<'_, Self>]) {
-        self.note(self.try_linear(rows, input, outputs));
+        self.note(self.try_linear(rows, input, false, outputs));
     }
 
     fn logits(&self, rows: usize, input: Input<'_, Self>, weight: &Matrix<D>, out: &mut Buffer<D>) {
-        self.linear(rows, input, &mut [Linear { weight, bias: None, out }]);
+        self.note(self.try_linear(rows, input, true, &[Linear { weight, bias: None, out }]));
     }
 
     fn rope_store(&self, step: &Step<D>, args: RopeStore<'_, Self>) {
@@ -358,13 +344,7 @@ impl<D: Driver> Device for Cuda<D> {
     }
 
     fn add(&self, rows: usize, input: Input<'_, Self>, sum: &mut Buffer<D>) {
-        let input = self.input(rows, input);
-        assert_eq!(input.cols as usize, sum.cols, "width of a sum");
-        assert!(rows <= sum.rows, "{rows} rows of {}", sum.rows);
-        if rows > 0 {
-            let params = InputRows { input, out: sum.address(&self.driver) };
-            self.note(self.launch("add_rows", [count(rows), 1, 1], 256, &params));
-        }
+        self.note(self.wait_to_add(rows, input, sum));
     }
 
     fn select(&self, step: &Step<D>, x: &Buffer<D>, out: &mut Buffer<D>) {
@@ -404,6 +384,7 @@ impl<D: Driver> Device for Cuda<D> {
 
     fn download(&self, x: &Buffer<D>, row: usize, out: &mut [f32]) -> Result<(), DeviceError> {
         assert!(row < x.rows && out.len() == x.cols, "row {row} of {}", x.rows);
+        self.note(self.add_what_waits());
         let mut bytes = Zeroizing::new(vec![0; 4 * x.cols]);
         let read = self.driver.read(&x.memory, 4 * row * x.cols, &mut bytes);
         for (out, bytes) in out.iter_mut().zip(bytes.as_chunks::<4>().0) {
@@ -413,6 +394,7 @@ impl<D: Driver> Device for Cuda<D> {
     }
 
     fn finish(&self) -> Result<(), DeviceError> {
+        self.note(self.add_what_waits());
         let finished = self.driver.finish();
         self.noted().and(finished)
     }
@@ -450,6 +432,8 @@ pub(super) fn count(n: usize) -> u32 {
     u32::try_from(n).expect("fewer than 2^32 of anything")
 }
 
+/// Of most models' products.
+const TICKETS: usize = 4096;
 /// Columns of a block of `argmax.cu`.
 const PIECE: usize = 4096;
 

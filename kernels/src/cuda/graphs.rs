@@ -79,6 +79,8 @@ impl<D: Driver> Cuda<D> {
         let Some(bucket) = step.bucket else {
             return Ok(Some(rows));
         };
+        // What was asked for before is no part of the record.
+        self.add_what_waits()?;
         if self.has_failed() {
             return Ok(Some(rows));
         }
@@ -105,7 +107,9 @@ impl<D: Driver> Cuda<D> {
             return Ok(());
         };
         let driver = self.driver();
+        let added = self.add_what_waits();
         let graph = driver.end_record()?;
+        added?;
         if self.has_failed() {
             return Ok(());
         }

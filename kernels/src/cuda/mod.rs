@@ -16,6 +16,8 @@ mod hopper_checks;
 #[cfg(all(test, feature = "cuda-host"))]
 mod layout;
 mod params;
+mod products;
+mod residual;
 mod step;
 #[cfg(all(test, feature = "cuda-host"))]
 mod tensor_checks;
@@ -28,6 +30,7 @@ pub use device::{Buffer, Cuda, Rope, Vector};
 pub use driver::{Driver, Launch, Params};
 #[cfg(feature = "cuda-host")]
 pub use emulated::{Emulated, Graph, Memory};
+pub use products::ProductLimits;
 pub use step::{Cache, Step};
 pub use upload::Pending;
 pub use weights::Matrix;

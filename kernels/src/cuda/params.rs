@@ -31,15 +31,23 @@ params! {
     /// `tiles.cuh`; F32 matrices by the same struct, `weights.cuh`.
     Tiles, 16 { records: u64, rows: u32, cols: u32 }
     /// `input.cuh`.
-    InputParams, 32 { x: u64, other: u64, kind: u32, activation: u32, cols: u32, eps: f32 }
+    InputParams, 32 { x: u64, other: u64, kind: u32, cols: u32, span: u32, eps: f32 }
     /// `input.cu`.
     InputRows, 40 { input: InputParams, out: u64 }
+    /// `input.cu`.
+    InputTiles, 88 { input: InputParams, added: InputParams, sum: u64, tiles: u64, rest: u64 }
     /// `pack.cu`.
     Pack, 32 { stored: u64, records: u64, rows: u32, cols: u32, first_tile: u32, unused: u32 }
     /// `embed.cu`.
     Embed, 80 { step: StepParams, table: Tiles, out: u64, scale: f32, unused: u32 }
-    /// `linear.cu`.
-    LinearParams, 48 { x: u64, bias: u64, out: u64, weight: Tiles, rows: u32, outs: u32 }
+    /// `linear_f32.cu`.
+    LinearF32, 48 { x: u64, bias: u64, out: u64, weight: Tiles, rows: u32, unused: u32 }
+    /// `linear.cuh`.
+    Product, 40 { weight: Tiles, bias: u64, out: u64, first: u32, parts: u32 }
+    /// `linear.cuh`.
+    LinearParams, 160 {
+        rows: u64, rest: u64, partials: u64, tickets: u64, products: [Product; 3], num_rows: u32, split: u32,
+    }
     /// `select.cu`.
     Select, 32 { x: u64, rows: u64, out: u64, cols: u32, unused: u32 }
     /// `softcap.cu`.
@@ -72,4 +80,22 @@ pub(super) fn lists(numbers: &[u32]) -> impl Iterator<Item = (u32, [u32; LIST])>
         list[..chunk.len()].copy_from_slice(chunk);
         (chunk.len() as u32, list)
     })
+}
+
+impl InputParams {
+    /// The grid of a kernel that makes so many rows.
+    pub(super) fn grid(&self, rows: usize) -> [u32; 3] {
+        [rows as u32, self.cols.div_ceil(self.span).max(1), 1]
+    }
+}
+
+impl Product {
+    /// What is not there: behind every work.
+    pub(super) const NONE: Self = Self {
+        weight: Tiles { records: 0, rows: 0, cols: 0 },
+        bias: 0,
+        out: 0,
+        first: u32::MAX,
+        parts: 1,
+    };
 }

@@ -11,7 +11,7 @@ pub(crate) const FLOAT_ERROR: f64 = 1e-6;
 /// Two bf16 to an activation: each within 2^-17 of it.
 const TWO_BF16_ERROR: f64 = 4e-6;
 /// One bf16 to an activation: each within 2^-8 of it, 0.15 % on average.
-const ONE_BF16_ERROR: f64 = 2e-3;
+pub(crate) const ONE_BF16_ERROR: f64 = 2e-3;
 /// 8-bit activations: steps of 1/127 of the largest of 32, so an error of 0.29 steps in values of
 /// about 0.35 of the largest: 0.65 %, and up to twice that where a case has few outputs.
 const EIGHT_BIT_ERROR: f64 = 1.3e-2;

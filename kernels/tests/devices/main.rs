@@ -6,6 +6,8 @@
 mod common;
 #[cfg(feature = "cuda-host")]
 mod cuda;
+#[cfg(feature = "cuda-host")]
+mod cuda_products;
 mod linear;
 mod operations;
 mod profile;
