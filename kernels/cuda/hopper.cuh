@@ -120,14 +120,19 @@ __device__ __forceinline__ void more_registers() {
 
 // What tells wgmma where B lies: groups of 8 columns by 8 k, 128 bytes each and each a matrix of eight rows of 16 bytes, a column
 // to a row (no swizzle). `next_k` bytes further is the group of the next 8 k, `next_columns` further that of the next 8 columns.
-// All multiples of 16.
-__device__ __forceinline__ uint64_t describe(const void* shared, uint32_t next_k, uint32_t next_columns) {
+// All multiples of 16. Two words: what is further along the same B differs in the lower one, and there is no carry.
+struct Descriptor {
+  uint32_t low;
+  uint32_t high;
+  __device__ __forceinline__ Descriptor further(uint32_t bytes) const { return {low + bytes / 16, high}; }
+};
+__device__ __forceinline__ Descriptor describe(const void* shared, uint32_t next_k, uint32_t next_columns) {
 #ifdef CHRYSALIS_EMULATE
   const uint32_t at = emulate::shared_place(shared);
 #else
   const uint32_t at = shared_address(shared);
 #endif
-  return (uint64_t)((at & 0x3ffff) >> 4) | (uint64_t)(next_k >> 4) << 16 | (uint64_t)(next_columns >> 4) << 32;
+  return {at / 16 | next_k / 16 << 16, next_columns / 16};
 }
 
 // Before the first product of a group: what was written to its registers comes before it.
@@ -165,8 +170,8 @@ __device__ __forceinline__ void wait_products() {
 // Until it was waited for nobody may touch `sums`, `a` or b.
 #ifdef CHRYSALIS_EMULATE
 template <uint32_t N>
-void begin_product(float (&sums)[N / 2], const uint32_t (&a)[4], uint64_t b, bool add) {
-  emulate::begin_product(sums, N, a, b, add);
+void begin_product(float (&sums)[N / 2], const uint32_t (&a)[4], Descriptor b, bool add) {
+  emulate::begin_product(sums, N, a, (uint64_t)b.high << 32 | b.low, add);
 }
 #else
 // Operands 10 d to 10 d + 9, and those of eight sums.
@@ -174,26 +179,26 @@ void begin_product(float (&sums)[N / 2], const uint32_t (&a)[4], uint64_t b, boo
 #define EIGHT_SUMS(i)                                                                                     \
   "+f"(sums[i]), "+f"(sums[i + 1]), "+f"(sums[i + 2]), "+f"(sums[i + 3]), "+f"(sums[i + 4]), "+f"(sums[i + 5]), \
       "+f"(sums[i + 6]), "+f"(sums[i + 7])
-#define BEGIN_PRODUCT(n, sums_list, a_list, b_operand, add_operand, ...)                                               \
+#define BEGIN_PRODUCT(n, sums_list, a_list, low_operand, high_operand, add_operand, ...)                               \
   template <>                                                                                                          \
-  __device__ __forceinline__ void begin_product<n>(float(&sums)[n / 2], const uint32_t (&a)[4], uint64_t b, bool add) { \
-    asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, " add_operand                                                   \
-                 ", 0;\nwgmma.mma_async.sync.aligned.m64n" #n "k16.f32.bf16.bf16 {" sums_list "}, {" a_list            \
-                 "}, " b_operand ", add, 1, 1, 0;\n}"                                                                  \
+  __device__ __forceinline__ void begin_product<n>(float(&sums)[n / 2], const uint32_t (&a)[4], Descriptor b, bool add) { \
+    asm volatile("{\n.reg .pred add;\n.reg .b64 b;\nsetp.ne.b32 add, " add_operand ", 0;\nmov.b64 b, {" low_operand ", " high_operand \
+                 "};\nwgmma.mma_async.sync.aligned.m64n" #n "k16.f32.bf16.bf16 {" sums_list "}, {" a_list            \
+                 "}, b, add, 1, 1, 0;\n}"                                                                  \
                  : __VA_ARGS__                                                                                         \
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"((uint32_t)add));                            \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b.low), "r"(b.high), "r"((uint32_t)add));                            \
   }
 template <uint32_t N>
-__device__ __forceinline__ void begin_product(float (&sums)[N / 2], const uint32_t (&a)[4], uint64_t b, bool add);
-BEGIN_PRODUCT(8, "%0, %1, %2, %3", "%4, %5, %6, %7", "%8", "%9", "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3]))
-BEGIN_PRODUCT(32, TEN() "%10, %11, %12, %13, %14, %15", "%16, %17, %18, %19", "%20", "%21", EIGHT_SUMS(0), EIGHT_SUMS(8))
-BEGIN_PRODUCT(64, TEN() TEN(1) TEN(2) "%30, %31", "%32, %33, %34, %35", "%36", "%37", EIGHT_SUMS(0), EIGHT_SUMS(8),
+__device__ __forceinline__ void begin_product(float (&sums)[N / 2], const uint32_t (&a)[4], Descriptor b, bool add);
+BEGIN_PRODUCT(8, "%0, %1, %2, %3", "%4, %5, %6, %7", "%8", "%9", "%10", "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3]))
+BEGIN_PRODUCT(32, TEN() "%10, %11, %12, %13, %14, %15", "%16, %17, %18, %19", "%20", "%21", "%22", EIGHT_SUMS(0), EIGHT_SUMS(8))
+BEGIN_PRODUCT(64, TEN() TEN(1) TEN(2) "%30, %31", "%32, %33, %34, %35", "%36", "%37", "%38", EIGHT_SUMS(0), EIGHT_SUMS(8),
               EIGHT_SUMS(16), EIGHT_SUMS(24))
-BEGIN_PRODUCT(128, TEN() TEN(1) TEN(2) TEN(3) TEN(4) TEN(5) "%60, %61, %62, %63", "%64, %65, %66, %67", "%68", "%69",
+BEGIN_PRODUCT(128, TEN() TEN(1) TEN(2) TEN(3) TEN(4) TEN(5) "%60, %61, %62, %63", "%64, %65, %66, %67", "%68", "%69", "%70",
               EIGHT_SUMS(0), EIGHT_SUMS(8), EIGHT_SUMS(16), EIGHT_SUMS(24), EIGHT_SUMS(32), EIGHT_SUMS(40), EIGHT_SUMS(48),
               EIGHT_SUMS(56))
 BEGIN_PRODUCT(256, TEN() TEN(1) TEN(2) TEN(3) TEN(4) TEN(5) TEN(6) TEN(7) TEN(8) TEN(9) TEN(10) TEN(11)
-              "%120, %121, %122, %123, %124, %125, %126, %127", "%128, %129, %130, %131", "%132", "%133", EIGHT_SUMS(0),
+              "%120, %121, %122, %123, %124, %125, %126, %127", "%128, %129, %130, %131", "%132", "%133", "%134", EIGHT_SUMS(0),
               EIGHT_SUMS(8), EIGHT_SUMS(16), EIGHT_SUMS(24), EIGHT_SUMS(32), EIGHT_SUMS(40), EIGHT_SUMS(48), EIGHT_SUMS(56),
               EIGHT_SUMS(64), EIGHT_SUMS(72), EIGHT_SUMS(80), EIGHT_SUMS(88), EIGHT_SUMS(96), EIGHT_SUMS(104), EIGHT_SUMS(112),
               EIGHT_SUMS(120))

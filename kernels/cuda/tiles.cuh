@@ -88,14 +88,15 @@ __device__ __forceinline__ void four_bits(uint32_t word, float (&codes)[8]) {
   codes[6] = above<0xf000, 138u << 23>(word), codes[7] = above<0xf000, 138u << 23>(high);
 }
 
-// Bytes, less `zero`.
-__device__ __forceinline__ void eight_bits(uint2 words, float zero, float (&codes)[8]) {
+// Byte n, less `zero`.
+__device__ __forceinline__ float byte_of(uint32_t word, uint32_t n, float zero) {
   constexpr uint32_t POWER = 150u << 23;
+  return __uint_as_float(__byte_perm(word, POWER, 0x7440 + n)) - (__uint_as_float(POWER) + zero);
+}
+
+__device__ __forceinline__ void eight_bits(uint2 words, float zero, float (&codes)[8]) {
 #pragma unroll
-  for (uint32_t n = 0; n < 8; n++) {
-    const uint32_t word = n < 4 ? words.x : words.y;
-    codes[n] = __uint_as_float(__byte_perm(word, POWER, 0x7440 + n % 4)) - (__uint_as_float(POWER) + zero);
-  }
+  for (uint32_t n = 0; n < 8; n++) codes[n] = byte_of(n < 4 ? words.x : words.y, n % 4, zero);
 }
 
 __device__ __forceinline__ uint4 word16(const uint8_t* at) { return *reinterpret_cast<const uint4*>(at); }
@@ -240,13 +241,13 @@ struct tile_q4_k {
   static __device__ __forceinline__ Raw load(const uint8_t* record, uint32_t lane) { return tile_q4_1::load(record, lane); }
   static __device__ __forceinline__ Fragment fragment(const Raw& raw, uint32_t step) {
     const uint32_t words[STEPS] = {raw.steps.x, raw.steps.y, raw.steps.z, raw.steps.w};
-    const uint32_t shift = step / 2 * 16, low = raw.scales.y >> shift, high = raw.scales.w >> shift;
+    const uint32_t first = step / 2 * 2, low = raw.scales.y, high = raw.scales.w;
     float codes[8];
     four_bits(words[step], codes);
-    return scaled(codes, {half_to_float((uint16_t)raw.scales.x) * (float)(low & 255),
-                          -(half_to_float((uint16_t)(raw.scales.x >> 16)) * (float)(low >> 8 & 255)),
-                          half_to_float((uint16_t)raw.scales.z) * (float)(high & 255),
-                          -(half_to_float((uint16_t)(raw.scales.z >> 16)) * (float)(high >> 8 & 255))});
+    return scaled(codes, {half_to_float((uint16_t)raw.scales.x) * byte_of(low, first, 0.0f),
+                          -(half_to_float((uint16_t)(raw.scales.x >> 16)) * byte_of(low, first + 1, 0.0f)),
+                          half_to_float((uint16_t)raw.scales.z) * byte_of(high, first, 0.0f),
+                          -(half_to_float((uint16_t)(raw.scales.z >> 16)) * byte_of(high, first + 1, 0.0f))});
   }
   static __device__ __forceinline__ float value(const uint8_t* record, uint32_t row, uint32_t col) {
     const uint2 scales = word8(record + 512 + row % 8 * 16 + row / 8 * 8);

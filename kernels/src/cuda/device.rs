@@ -84,7 +84,8 @@ impl<D: Driver> Scratch<D> {
 impl<D: Driver> Cuda<D> {
     /// A device over this driver.
     pub fn new(driver: D) -> Self {
-        Self::with_limits(driver, ProductLimits::default())
+        let limits = ProductLimits::of(driver.architecture());
+        Self::with_limits(driver, limits)
     }
 
     /// As [`Self::new`], with other limits between the kernels for products.

@@ -35,6 +35,9 @@ pub trait Driver: Send + Sync + Debug + 'static {
     /// Human name.
     fn describe(&self) -> String;
 
+    /// Ten times the compute capability: 80, 89, 90. Some kernels are for one alone.
+    fn architecture(&self) -> u32;
+
     /// Reserves memory. Its contents are anything.
     ///
     /// # Errors

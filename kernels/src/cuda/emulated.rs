@@ -107,6 +107,11 @@ impl Driver for Emulated {
         "CUDA kernels, emulated on one thread of the host".to_owned()
     }
 
+    /// Of the cards that have no kernels of their own; it has all kernels.
+    fn architecture(&self) -> u32 {
+        80
+    }
+
     fn reserve(&self, what: &'static str, bytes: usize) -> Result<Memory, DeviceError> {
         let error = || DeviceError::OutOfMemory { what, bytes, left: None };
         let layout = Layout::from_size_align(bytes.max(1), ALIGN).map_err(|_| error())?;

@@ -17,13 +17,27 @@ pub struct ProductLimits {
     pub few_rows: usize,
     /// Rows up to which they stream past tiles of 32. Above, arithmetic is what is short.
     pub some_rows: usize,
+    /// Whether Hopper's instructions are there (`linear_wgmma.cu`); then they multiply any number of rows.
+    pub wgmma: bool,
+    /// Of those, rows up to which a block has 64 outs, so that two are in a multiprocessor.
+    pub narrow_rows: usize,
+    /// Of those, blocks from which on 256 rows go together: they want least of the second-level cache.
+    pub wide_blocks: usize,
     /// Blocks from which on each of them sums all parts: fewer do not fill a card.
     pub whole_blocks: usize,
 }
 
-impl Default for ProductLimits {
-    fn default() -> Self {
-        Self { few_rows: 8, some_rows: 32, whole_blocks: 128 }
+impl ProductLimits {
+    /// For a card of this architecture ([`Driver::architecture`]).
+    pub fn of(architecture: u32) -> Self {
+        Self {
+            few_rows: 8,
+            some_rows: 32,
+            wgmma: architecture == 90,
+            narrow_rows: 64,
+            wide_blocks: 132,
+            whole_blocks: 128,
+        }
     }
 }
 
@@ -84,26 +98,23 @@ impl<D: Driver> Cuda<D> {
         fine: bool,
         tiled: &[&'a Linear<'a, Self>],
     ) -> Vec<Launch<'a, D>> {
-        let mut launches: Vec<Launch<'a, D>> = Vec::new();
+        let mut together: Vec<Vec<&'a Linear<'a, Self>>> = Vec::new();
         for output in tiled {
             let form = output.weight.form;
-            let open = launches.iter_mut().find(|launch| {
-                launch.outputs[0].weight.form == form && launch.outputs.len() < PRODUCTS
-            });
+            let open = together
+                .iter_mut()
+                .find(|outputs| outputs[0].weight.form == form && outputs.len() < PRODUCTS);
             match open {
-                Some(launch) => launch.outputs.push(output),
-                None => {
-                    let kernel = Kernel::new(&self.limits, form, rows, fine);
-                    launches.push(Launch { kernel, outputs: vec![output] });
-                }
+                Some(outputs) => outputs.push(output),
+                None => together.push(vec![output]),
             }
         }
-        for launch in &mut launches {
-            let blocks: usize = launch.outputs.iter().map(|o| launch.kernel.blocks(o)).sum();
-            let groups = rows.div_ceil(launch.kernel.group_rows);
-            launch.kernel.split |= blocks * groups < self.limits.whole_blocks;
-        }
-        launches
+        let launches = together.into_iter().map(|outputs| {
+            let outs: Vec<usize> = outputs.iter().map(|output| output.weight.rows).collect();
+            let kernel = Kernel::new(&self.limits, outputs[0].weight.form, &outs, rows, fine);
+            Launch { kernel, outputs }
+        });
+        launches.collect()
     }
 
     /// Memory for the rows as they are multiplied, and for sums that are split: so many, in so many bytes.
@@ -226,27 +237,39 @@ struct Kernel {
 }
 
 impl Kernel {
-    /// One of `linear_mma.cu`.
-    fn new(limits: &ProductLimits, form: Form, rows: usize, fine: bool) -> Self {
-        let name = form.name();
-        if rows <= limits.some_rows.max(limits.few_rows) {
-            let group_rows = if rows <= limits.few_rows { 8 } else { 32 };
-            return Self {
-                name: format!("linear_stream_{name}_{group_rows}"),
-                threads: 128,
-                shared: 0,
-                group_rows,
-                block_outs: BLOCK_ROWS,
-                slot_bytes: 4 * BLOCK_ROWS * group_rows,
-                split: true,
-            };
+    /// For products of so many outs each.
+    fn new(limits: &ProductLimits, form: Form, outs: &[usize], rows: usize, fine: bool) -> Self {
+        let mut kernel = match (limits.wgmma, rows <= limits.some_rows.max(limits.few_rows)) {
+            (true, _) => Self::wgmma(limits, form, outs, rows, fine),
+            (false, true) => Self::stream(limits, form, rows),
+            (false, false) => Self::tiles(form, fine),
+        };
+        kernel.split |= kernel.blocks(outs, rows) < limits.whole_blocks;
+        kernel
+    }
+
+    /// One of `linear_mma.cu`, for few rows.
+    fn stream(limits: &ProductLimits, form: Form, rows: usize) -> Self {
+        let group_rows = if rows <= limits.few_rows { 8 } else { 32 };
+        Self {
+            name: format!("linear_stream_{}_{group_rows}", form.name()),
+            threads: 128,
+            shared: 0,
+            group_rows,
+            block_outs: BLOCK_ROWS,
+            slot_bytes: 4 * BLOCK_ROWS * group_rows,
+            split: true,
         }
+    }
+
+    /// One of `linear_mma.cu`, for many rows.
+    fn tiles(form: Form, fine: bool) -> Self {
         let operands = if fine { 2 } else { 1 };
         let (block_outs, group_rows) = (2 * BLOCK_ROWS, 128 / operands);
         let stage = 8 * form.record_bytes() + 16 * ROW_CHUNK_BYTES;
         let stages = if 4 * stage <= 99 * 1024 { 4 } else { 3 };
         Self {
-            name: format!("linear_tiles_{name}_{operands}"),
+            name: format!("linear_tiles_{}_{operands}", form.name()),
             threads: 256,
             shared: stages * stage,
             group_rows,
@@ -256,13 +279,46 @@ impl Kernel {
         }
     }
 
-    /// Blocks that a group of rows has for this product, with all parts of a sum in one.
-    fn blocks<D: Driver>(&self, output: &Linear<'_, Cuda<D>>) -> usize {
-        output.weight.rows.div_ceil(self.block_outs)
+    /// One of `linear_wgmma.cu`. Shared memory: a third, half or all of a multiprocessor's.
+    fn wgmma(limits: &ProductLimits, form: Form, outs: &[usize], rows: usize, fine: bool) -> Self {
+        let with = |group_rows: usize, groups: usize, kibibytes: usize| {
+            let (block_outs, operands) = (groups * BLOCK_ROWS, if fine { 2 } else { 1 });
+            let operand = group_rows / ROW_TILE * ROW_CHUNK_BYTES;
+            // Beside a stage its two barriers; beside all of them a word.
+            let stage = groups * 4 * form.record_bytes() + operands * operand + 16;
+            Self {
+                name: format!("linear_wgmma_{}_{group_rows}", form.name()),
+                threads: if groups == 1 { 160 } else { 384 },
+                shared: (kibibytes * 1024 - 16) / stage * stage + 16,
+                group_rows,
+                block_outs,
+                slot_bytes: 4 * block_outs * group_rows,
+                split: group_rows == 8,
+            }
+        };
+        let wide = with(256, 2, 227);
+        match rows {
+            _ if rows <= limits.few_rows => with(8, 1, 72),
+            _ if rows <= limits.some_rows => with(32, 1, 110),
+            _ if rows <= limits.narrow_rows => with(64, 1, 110),
+            // It has all parts of a sum in a block.
+            _ if !fine
+                && wide.blocks(outs, rows) >= limits.wide_blocks.max(limits.whole_blocks) =>
+            {
+                wide
+            }
+            _ => with(128, 2, 227),
+        }
+    }
+
+    /// Blocks with all parts of a sum in one.
+    fn blocks(&self, outs: &[usize], rows: usize) -> usize {
+        let of_a_group: usize = outs.iter().map(|outs| outs.div_ceil(self.block_outs)).sum();
+        of_a_group * rows.div_ceil(self.group_rows)
     }
 
     fn works<D: Driver>(&self, output: &Linear<'_, Cuda<D>>) -> usize {
-        self.blocks(output) * if self.split { parts(output) } else { 1 }
+        output.weight.rows.div_ceil(self.block_outs) * if self.split { parts(output) } else { 1 }
     }
 }
 

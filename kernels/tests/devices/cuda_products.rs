@@ -17,17 +17,30 @@ fn cuda() -> Cuda<Emulated> {
     Cuda::new(Emulated::default())
 }
 
+/// The kernels of Hopper, which the emulator has too.
+fn hopper() -> Cuda<Emulated> {
+    Cuda::with_limits(Emulated::default(), ProductLimits::of(90))
+}
+
 /// Every kernel for any number of rows, with sums split and whole.
 fn kernels() -> Vec<Cuda<Emulated>> {
     let all = usize::MAX;
-    [(all, 0, 0), (0, all, 0), (0, 0, 0), (0, 0, all)]
-        .map(|(few_rows, some_rows, whole_blocks)| {
-            Cuda::with_limits(
-                Emulated::default(),
-                ProductLimits { few_rows, some_rows, whole_blocks },
-            )
-        })
-        .into()
+    let any = ProductLimits { few_rows: 0, some_rows: 0, whole_blocks: 0, ..ProductLimits::of(80) };
+    let wgmma = ProductLimits { wgmma: true, narrow_rows: 0, wide_blocks: all, ..any };
+    [
+        ProductLimits { few_rows: all, ..any },
+        ProductLimits { some_rows: all, ..any },
+        any,
+        ProductLimits { whole_blocks: all, ..any },
+        ProductLimits { few_rows: all, ..wgmma },
+        ProductLimits { some_rows: all, ..wgmma },
+        ProductLimits { narrow_rows: all, whole_blocks: all, ..wgmma },
+        wgmma,
+        ProductLimits { whole_blocks: all, ..wgmma },
+        ProductLimits { wide_blocks: 0, ..wgmma },
+    ]
+    .map(|limits| Cuda::with_limits(Emulated::default(), limits))
+    .into()
 }
 
 fn round(x: f32) -> f32 {
@@ -92,6 +105,9 @@ fn products_agree_with_the_model_and_the_reference() {
             let bias = (n % 2 == 0).then_some(&bias[..]);
             let found = product(&cuda(), dtype, shape, &weight, &x, bias);
             let case = format!("{dtype:?} {out} x {cols}, {rows} rows");
+            // Emulated, both families sum the same products in the same order.
+            let hopper = product(&hopper(), dtype, shape, &weight, &x, bias);
+            assert!(bits(&hopper) == bits(&found), "{case}, Hopper's kernels");
             let error = relative_error(&found, &model(dtype, shape, &weight, &x, bias, false));
             assert!(error < few(out * rows) * ROUNDED_ERROR, "{case}, model: {error:e}");
             let error =
@@ -112,7 +128,7 @@ fn awkward_sizes_agree_with_the_model_and_nothing_is_written_beside_them() {
             let bytes = random.matrix(dtype, out, cols);
             let (x, bias) = (random.values(rows * cols), random.values(out));
             let bias = (m % 2 == 0).then_some(&bias[..]);
-            let device = cuda();
+            let device = if (n + m) % 3 == 0 { cuda() } else { hopper() };
             let weight = matrix(&device, dtype, out, cols, &bytes);
             let vector = bias.map(|bias| device.vector(bias).unwrap());
             let input = buffer(&device, rows, cols, &x);
@@ -159,9 +175,11 @@ fn a_row_has_the_same_bits_in_every_kernel_and_any_batch() {
         for rows in [1, 2, 7, 8, 9, 31, 33, 64, 127, 129] {
             let first = (most - rows) / 2;
             let x = &x[first * cols..][..rows * cols];
-            let some = product(&cuda(), dtype, (out, cols, rows), &weight, x, None);
-            let expected = &all[first * out..][..rows * out];
-            assert_eq!(bits(&some), bits(expected), "{dtype:?} rows {first}+{rows}");
+            let expected = bits(&all[first * out..][..rows * out]);
+            for device in [cuda(), hopper()] {
+                let some = product(&device, dtype, (out, cols, rows), &weight, x, None);
+                assert_eq!(bits(&some), expected, "{dtype:?} rows {first}+{rows}");
+            }
         }
     }
 }

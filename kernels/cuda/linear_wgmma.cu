@@ -1,0 +1,273 @@
+// Products on Hopper's tensor cores: out[r, j] = sum over i of x[r, i] * weight[j, i], + bias[j]
+//   arguments, meaning and order of a sum: linear.cuh; every form of tiles.cuh
+// Launch:  `linear_wgmma_<form>_<ROWS>`, ROWS 8, 32, 64, 128 or 256 (256 without `rest`, and with all parts of a sum in one
+//          work). Up to 64: block = 160, 64 outs; above: block = 384, 128 outs. Grid as linear.cuh has it. Shared memory: two
+//          stages and 16 bytes, or more; a stage is a chunk of the weights and of the rows, of their rest where there is one, and
+//          16 bytes.
+// Bound:   memory up to some hundred rows (the stored bytes of weight once for ROWS rows), then arithmetic; above 64 rows
+//          what the second-level cache gives, unless ROWS is 256.
+// Meaning: src/reference/mod.rs, `linear`.
+// Source:  PTX ISA 9.0, asynchronous warpgroup-level matrix multiply, and bulk copies. For sm_90a alone.
+//
+// One warp asks for chunks by bulk copies, into a ring of stages; warpgroups of 64 outs make bf16 of the codes, in registers,
+// and multiply. While a chunk is multiplied the next one is made. Weights are no kernel's work: they are asked for before the
+// kernel before this one has ended. Whatever else it may have read or written is touched only after rows have come, which are asked
+// for when it has ended.
+#include "hopper.cuh"
+#include "linear.cuh"
+
+#ifdef WITH_WGMMA
+
+// Rows up to which there may be a rest: with more, two of them leave room for no stages. Up to as many a thread's registers hold
+// two sets of sums.
+constexpr uint32_t FINE_ROWS = 128, HELD_ROWS = 128;
+
+// Where the next chunk lies, for who fills the ring and who empties it.
+struct RingPlace {
+  uint32_t stage;
+  uint32_t parity;
+  __device__ __forceinline__ void next(uint32_t stages) {
+    if (++stage < stages) return;
+    stage = 0;
+    parity ^= 1;
+  }
+};
+
+template <class Form, uint32_t ROWS, uint32_t GROUPS>
+struct Ring {
+  static constexpr uint32_t WEIGHT_BYTES = BLOCK_TILES * Form::RECORD, ROW_BYTES = ROWS / ROW_TILE * ROW_CHUNK_BYTES;
+  static constexpr uint32_t CONSUMERS = GROUPS * WARPGROUP;
+
+  uint8_t* start;
+  Mbarrier* full;   // a stage's bytes are there
+  Mbarrier* empty;  // every warp that multiplies is done with them
+  uint32_t stages;
+  uint32_t stage_bytes;
+
+  // By all threads of the block.
+  static __device__ __forceinline__ Ring make(uint8_t* shared, uint32_t operands) {
+    const uint32_t stage_bytes = GROUPS * WEIGHT_BYTES + operands * ROW_BYTES;
+    const uint32_t stages = (shared_bytes() - LAST_BYTES) / (stage_bytes + 2 * (uint32_t)sizeof(Mbarrier));
+    Mbarrier* barriers = reinterpret_cast<Mbarrier*>(shared + stages * stage_bytes);
+    const Ring ring = {shared, barriers, barriers + stages, stages, stage_bytes};
+    if (threadIdx.x == 0) {
+      for (uint32_t i = 0; i < stages; i++) init(ring.full[i], 1), init(ring.empty[i], CONSUMERS / WARP);
+      fence_mbarriers();
+    }
+    __syncthreads();
+    return ring;
+  }
+
+  __device__ __forceinline__ uint8_t* weights(uint32_t stage, uint32_t group) const {
+    return start + stage * stage_bytes + group * WEIGHT_BYTES;
+  }
+  __device__ __forceinline__ uint8_t* rows(uint32_t stage, uint32_t operand) const {
+    return start + stage * stage_bytes + GROUPS * WEIGHT_BYTES + operand * ROW_BYTES;
+  }
+  // One word for `join_parts`.
+  static constexpr uint32_t LAST_BYTES = 16;
+  __device__ __forceinline__ uint32_t& last() const { return *reinterpret_cast<uint32_t*>(empty + stages); }
+};
+
+// Fills the ring, by one thread of each of FILLERS warps, `filler` of them: a bulk copy is one thread's, and takes its arguments from
+// registers of the whole warp.
+template <uint32_t FILLERS, class Form, uint32_t ROWS, uint32_t GROUPS>
+__device__ __forceinline__ void fill(const Linear& p, const Work& work, const Ring<Form, ROWS, GROUPS>& ring, uint32_t filler) {
+  constexpr uint32_t WEIGHT_BYTES = Ring<Form, ROWS, GROUPS>::WEIGHT_BYTES;
+  const uint32_t operands = p.rest ? 2 : 1, first = work.block * GROUPS, tile = blockIdx.x * (ROWS / ROW_TILE);
+  const uint32_t groups = min(GROUPS, (work.product.weight.rows + BLOCK_ROWS - 1) / BLOCK_ROWS - first);
+  const uint32_t tiles = min(ROWS / ROW_TILE, (p.num_rows + ROW_TILE - 1) / ROW_TILE - tile);
+  const auto ask_weights = [&](uint32_t chunk, uint32_t stage) {
+    if (filler == 0) arrive_expecting(ring.full[stage], groups * WEIGHT_BYTES + operands * tiles * ROW_CHUNK_BYTES);
+    for (uint32_t g = filler; g < groups; g += FILLERS) {
+      const size_t record = record_number(work.chunks, first + g, chunk, 0);
+      copy_bulk(ring.weights(stage, g), work.product.weight.records + record * Form::RECORD, WEIGHT_BYTES, ring.full[stage]);
+    }
+  };
+  const auto ask_rows = [&](uint32_t chunk, uint32_t stage) {
+    for (uint32_t operand = 0; operand < operands; operand++) {
+      const uint8_t* rows = operand ? p.rest : p.rows;
+#pragma unroll 4
+      for (uint32_t n = filler; n < tiles; n += FILLERS) {
+        copy_bulk(ring.rows(stage, operand) + n * ROW_CHUNK_BYTES, rows + row_chunk(work.chunks, tile + n, chunk), ROW_CHUNK_BYTES,
+                  ring.full[stage]);
+      }
+    }
+  };
+  const uint32_t begin = work.begin(work.part), end = work.begin(work.end), early = min(ring.stages, end - begin);
+  for (uint32_t i = 0; i < early; i++) ask_weights(begin + i, i);
+  wait_for_previous();
+  for (uint32_t i = 0; i < early; i++) ask_rows(begin + i, i);
+  RingPlace place = {0, 0};
+  for (uint32_t chunk = begin + early; chunk < end; chunk++) {
+    wait(ring.empty[place.stage], place.parity);
+    ask_weights(chunk, place.stage);
+    ask_rows(chunk, place.stage);
+    place.next(ring.stages);
+  }
+}
+
+// A warpgroup's way through the ring.
+template <class Form, uint32_t ROWS, uint32_t GROUPS>
+struct Consumer {
+  const Ring<Form, ROWS, GROUPS>& ring;
+  const bool fine;
+  const uint32_t group, warp, lane;
+  RingPlace place;
+  uint32_t freed;
+
+  // Waits for the next chunk and makes this lane's share of its weights.
+  __device__ __forceinline__ void make(Fragment (&weights)[STEPS]) const {
+    wait(ring.full[place.stage], place.parity);
+    const typename Form::Raw raw = Form::load(ring.weights(place.stage, group) + warp * Form::RECORD, lane);
+#pragma unroll
+    for (uint32_t s = 0; s < STEPS; s++) weights[s] = Form::fragment(raw, s);
+  }
+
+  // Begins the products of the chunk that was made.
+  __device__ __forceinline__ void multiply(float (&sums)[ROWS / 2], const Fragment (&weights)[STEPS], bool add) {
+    constexpr uint32_t NEXT_K = ROW_CHUNK_BYTES / 8, STEP_BYTES = 2 * NEXT_K;
+    const Descriptor rows = describe(ring.rows(place.stage, 0), NEXT_K, ROW_CHUNK_BYTES);
+    const Descriptor rest = describe(ring.rows(place.stage, fine), NEXT_K, ROW_CHUNK_BYTES);
+    // Two ways from fence to group: the compiler wants no branch between them.
+    if (ROWS <= FINE_ROWS && fine) {
+      fence_products();
+#pragma unroll
+      for (uint32_t s = 0; s < STEPS; s++) {
+        begin_product<ROWS>(sums, weights[s].words, rows.further(s * STEP_BYTES), s > 0 || add);
+        begin_product<ROWS>(sums, weights[s].words, rest.further(s * STEP_BYTES), true);
+      }
+      commit_products();
+    } else {
+      fence_products();
+#pragma unroll
+      for (uint32_t s = 0; s < STEPS; s++) {
+        begin_product<ROWS>(sums, weights[s].words, rows.further(s * STEP_BYTES), s > 0 || add);
+      }
+      commit_products();
+    }
+    place.next(ring.stages);
+  }
+
+  // Gives back the oldest chunk.
+  __device__ __forceinline__ void free() {
+    __syncwarp();
+    if (lane == 0) arrive(ring.empty[freed]);
+    if (++freed == ring.stages) freed = 0;
+  }
+
+  // The sums of a part of so many chunks, one or more.
+  __device__ __forceinline__ void sum_part(float (&sums)[ROWS / 2], uint32_t chunks) {
+    Fragment even[STEPS], odd[STEPS];
+    make(even);
+    multiply(sums, even, false);
+    while (--chunks > 0) {
+      make(odd);
+      multiply(sums, odd, true);
+      wait_products<1>();
+      free();
+      if (--chunks == 0) break;
+      make(even);
+      multiply(sums, even, true);
+      wait_products<1>();
+      free();
+    }
+    wait_products<0>();
+    free();
+  }
+};
+
+template <bool FIRST, class A, class B>
+__device__ __forceinline__ auto& either(A& a, B& b) {
+  if constexpr (FIRST) return a;
+  else return b;
+}
+
+// Adds what `store_sums` wrote before.
+__device__ __forceinline__ void add_stored(const Linear& p, const Product& product, uint32_t first_out, uint32_t first_row,
+                                           uint32_t lane, float* sums) {
+  const uint32_t outs = product.weight.rows;
+#pragma unroll
+  for (uint32_t i = 0; i < 4; i++) {
+    const uint32_t out = first_out + lane / 4 + i / 2 * 8, row = first_row + lane % 4 * 2 + i % 2;
+    if (out < outs && row < p.num_rows) sums[i] = product.out[(size_t)row * outs + out] + sums[i];
+  }
+}
+
+// Sums the parts of a work and writes what they come to, by the warpgroups that multiply.
+template <class Form, uint32_t ROWS, uint32_t GROUPS>
+__device__ __forceinline__ void empty(const Linear& p, const Work& work, const Ring<Form, ROWS, GROUPS>& ring) {
+  const uint32_t thread = threadIdx.x, lane = thread % WARP;
+  Consumer<Form, ROWS, GROUPS> consumer = {
+      ring, p.rest != nullptr, thread / WARPGROUP, thread % WARPGROUP / WARP, lane, {0, 0}, 0};
+  const uint32_t out = (work.block * GROUPS + consumer.group) * BLOCK_ROWS + consumer.warp * TILE_ROWS;
+  const uint32_t row = blockIdx.x * ROWS;
+  if (work.chunks == 0) {
+    wait_for_previous();
+    const float none[4] = {};
+    for (uint32_t n = 0; n < ROWS / ROW_TILE; n++) store_sums(p, work.product, out, row + n * ROW_TILE, lane, none);
+    return;
+  }
+  // Registers hold both the sums of a part and those of the parts before, or else `out` does.
+  constexpr bool HELD = ROWS <= HELD_ROWS;
+  float sums[ROWS / 2], total[HELD ? ROWS / 2 : 4];
+  for (uint32_t part = work.part; part < work.end; part++) {
+    consumer.sum_part(sums, work.begin(part + 1) - work.begin(part));
+    Product unfinished = work.product;
+    unfinished.bias = nullptr;
+#pragma unroll
+    for (uint32_t n = 0; n < ROWS / ROW_TILE; n++) {
+      if (HELD) {
+        for (uint32_t i = 4 * n; i < 4 * n + 4; i++) total[i] = part == work.part ? sums[i] : total[i] + sums[i];
+      } else {
+        // One fragment after the other: what is read ahead has no registers.
+        asm volatile("" ::: "memory");
+        if (part > work.part) add_stored(p, work.product, out, row + n * ROW_TILE, lane, &sums[4 * n]);
+        if (part + 1 < work.end) store_sums(p, unfinished, out, row + n * ROW_TILE, lane, &sums[4 * n]);
+      }
+    }
+  }
+  float(&all)[ROWS / 2] = either<HELD>(total, sums);
+  if constexpr (HELD) {
+    constexpr uint32_t CONSUMERS = GROUPS * WARPGROUP;
+    if (!join_parts<CONSUMERS>(p, work, thread, all, ring.last(), [] { meet_first<CONSUMERS>(); })) return;
+  }
+#pragma unroll
+  for (uint32_t n = 0; n < ROWS / ROW_TILE; n++) {
+    store_sums(p, work.product, out, row + n * ROW_TILE, lane, &all[4 * n]);
+  }
+}
+
+template <class Form, uint32_t ROWS, uint32_t GROUPS>
+__device__ __forceinline__ void linear_wgmma(const Linear& p) {
+  DYNAMIC_SHARED(shared);
+  const Work work = work_of(p, ROWS);
+  const auto ring = Ring<Form, ROWS, GROUPS>::make(shared, p.rest ? 2 : 1);
+  constexpr uint32_t CONSUMERS = GROUPS * WARPGROUP;
+  if (threadIdx.x < CONSUMERS) {
+    if (GROUPS > 1) more_registers<224>();
+    empty(p, work, ring);
+  } else {
+    if (GROUPS > 1) fewer_registers<56>();
+    constexpr uint32_t FILLERS = GROUPS > 1 ? WARPGROUP / WARP : 1;
+    if (threadIdx.x % WARP == 0) fill<FILLERS>(p, work, ring, threadIdx.x / WARP - CONSUMERS / WARP);
+  }
+}
+
+#define LINEAR(form)                                                                                        \
+  KERNEL_EARLY(160, 3, linear_wgmma_##form##_8, Linear) { linear_wgmma<tile_##form, 8, 1>(p); }     \
+  KERNEL_EARLY(160, 2, linear_wgmma_##form##_32, Linear) { linear_wgmma<tile_##form, 32, 1>(p); }   \
+  KERNEL_EARLY(160, 2, linear_wgmma_##form##_64, Linear) { linear_wgmma<tile_##form, 64, 1>(p); }   \
+  KERNEL_EARLY(384, 1, linear_wgmma_##form##_128, Linear) { linear_wgmma<tile_##form, 128, 2>(p); } \
+  KERNEL_EARLY(384, 1, linear_wgmma_##form##_256, Linear) { linear_wgmma<tile_##form, 256, 2>(p); }
+LINEAR(f16)
+LINEAR(bf16)
+LINEAR(q8_0)
+LINEAR(q4_0)
+LINEAR(q4_1)
+LINEAR(q4_k)
+LINEAR(wide)
+LINEAR(f8)
+#undef LINEAR
+
+#endif
