@@ -1,17 +1,17 @@
 //! The operations that go over activations row by row, at the widths of SmolLM2-135M: bytes read and written a second, of
-//! one row (decode) and of many (prefill). And `argmax` of the logits of a large vocabulary.
+//! one row (decode) and of many (prefill). And the choice of tokens from a large vocabulary.
 
 #![expect(clippy::panic, reason = "a bench that cannot run has nobody to report to")]
 
 use std::time::Duration;
 
 use chrysalis_benches::{Random, assert_near, buffer, print_limits, read, step, upload};
-use chrysalis_kernels::Dtype;
 use chrysalis_kernels::cpu::{Cpu, CpuOptions};
 use chrysalis_kernels::device::{
     Activation, CacheDtype, CacheShape, Device, DeviceError, Input, RopeParams, RopeStore,
 };
-use chrysalis_kernels::reference::Reference;
+use chrysalis_kernels::reference::{Reference, choose};
+use chrysalis_kernels::{Batch, Draw, Dtype};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 
 const ROWS: [usize; 2] = [1, 512];
@@ -164,27 +164,40 @@ fn bench(c: &mut Criterion) -> Result<(), DeviceError> {
     Ok(())
 }
 
-fn argmax(c: &mut Criterion) {
-    bench_argmax(c).unwrap_or_else(|error| panic!("{error}"));
+fn sample(c: &mut Criterion) {
+    bench_sample(c).unwrap_or_else(|error| panic!("{error}"));
 }
 
-fn bench_argmax(c: &mut Criterion) -> Result<(), DeviceError> {
+fn bench_sample(c: &mut Criterion) -> Result<(), DeviceError> {
     let cpu = Cpu::new(CpuOptions::default())?;
     let values = Random(4).values(LOGIT_ROWS * VOCABULARY);
-    let x = buffer(&cpu, LOGIT_ROWS, VOCABULARY, &values)?;
-    let wanted: Vec<u32> = (0..LOGIT_ROWS as u32).collect();
-    let mut expected = [None; LOGIT_ROWS];
-    let truth = buffer(&Reference, LOGIT_ROWS, VOCABULARY, &values)?;
-    Reference.argmax(&truth, &wanted, &mut expected)?;
-    for rows in [1, LOGIT_ROWS] {
-        let mut found = [None; LOGIT_ROWS];
-        let mut group = c.benchmark_group("argmax");
-        group.throughput(Throughput::Bytes((rows * 4 * VOCABULARY) as u64));
-        group.bench_function(BenchmarkId::from_parameter(rows), |b| {
-            b.iter(|| cpu.argmax(&x, &wanted[..rows], &mut found[..rows]));
-        });
-        group.finish();
-        assert_eq!(found[..rows], expected[..rows], "the likeliest tokens");
+    let mut x = buffer(&cpu, LOGIT_ROWS, VOCABULARY, &values)?;
+    let greedy = Draw::greedy(0);
+    let cut = Draw { temperature: 0.8, top_p: 0.95, top_k: 40, ..greedy };
+    for (name, draw) in [
+        ("greedy", greedy),
+        ("all", Draw { temperature: 1.0, ..greedy }),
+        ("top_k 40, top_p 0.95", cut),
+        ("top_p 0.95", Draw { top_k: 0, ..cut }),
+    ] {
+        for rows in [1, LOGIT_ROWS] {
+            let mut batch = Batch::default();
+            (0..rows as u32).for_each(|row| batch.draws.push(Draw { row, ..draw }, &[]));
+            let mut step = cpu.step(1)?;
+            cpu.set_step(&mut step, &batch);
+            let mut found = vec![None; rows];
+            let mut group = c.benchmark_group(format!("sample, {name}"));
+            group.throughput(Throughput::Bytes((rows * 4 * VOCABULARY) as u64));
+            group.bench_function(BenchmarkId::from_parameter(rows), |b| {
+                b.iter(|| cpu.sample(&step, &mut x, &mut found));
+            });
+            group.finish();
+            for ((draw, edits), (found, row)) in
+                batch.draws.iter().zip(found.iter().zip(values.chunks(VOCABULARY)))
+            {
+                assert_eq!(*found, choose(row, draw, edits), "{name}");
+            }
+        }
     }
     Ok(())
 }
@@ -195,6 +208,6 @@ criterion_group! {
         .sample_size(10)
         .warm_up_time(Duration::from_millis(100))
         .measurement_time(Duration::from_millis(400));
-    targets = rows, argmax
+    targets = rows, sample
 }
 criterion_main!(benches);

@@ -4,6 +4,8 @@ use std::fmt;
 
 use zeroize::Zeroize;
 
+use crate::sampling::Draws;
+
 /// Which rows of a sequence's chunk need logits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WantLogits {
@@ -17,7 +19,7 @@ pub enum WantLogits {
 
 /// A ragged batch. All vectors are flat; sequence `s` owns tokens `cu_seqlens_q[s]..cu_seqlens_q[s + 1]`
 /// and table entries `cu_blocks[s]..cu_blocks[s + 1]`. Its tokens are secret: never printed, wiped on drop.
-#[derive(Clone, Default, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq)]
 pub struct Batch {
     /// `[num_tokens]`.
     pub tokens: Vec<u32>,
@@ -31,6 +33,8 @@ pub struct Batch {
     pub cu_blocks: Vec<u32>,
     /// Token rows whose logits are wanted, ascending.
     pub logit_rows: Vec<u32>,
+    /// The tokens to choose; their rows are indices into `logit_rows`.
+    pub draws: Draws,
 }
 
 impl fmt::Debug for Batch {
@@ -54,6 +58,7 @@ impl Batch {
         self.block_tables.clear();
         self.cu_blocks.clear();
         self.logit_rows.clear();
+        self.draws.clear();
     }
 
     /// Appends a chunk of a sequence: `tokens` at positions `start..start + tokens.len()`, with the

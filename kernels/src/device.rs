@@ -1,7 +1,7 @@
 //! What a decoder asks of a compute device: memory, uploads, and the operations with their shapes.
 //!
 //! The trait is shaped for a queue (a CUDA stream, a graph): an operation is enqueued, returns
-//! nothing and asks the device nothing; only [`Device::argmax`],
+//! nothing and asks the device nothing; only [`Device::sample`],
 //! [`Device::download`] and [`Device::finish`] wait.
 //! Activations are `[rows, cols]`, row-major; what a [`Device::Buffer`] holds inside is the
 //! device's own business (f32 on the CPU).
@@ -414,15 +414,15 @@ pub trait Device: Send + Sync + Sized + 'static {
     /// Zeroes freed blocks in every layer, before another sequence gets them.
     fn clear_blocks(&self, cache: &mut Self::Cache, blocks: &[u32]);
 
-    /// Waits for everything enqueued and finds in each of these rows the lowest column of the largest value; nothing in a
-    /// row that is empty or has an infinity or a NaN. `out` has a place for each.
+    /// Waits for everything enqueued and chooses the token of each of the step's draws, as [`crate::sampling`] says: the same
+    /// on every device. Nothing where there is none. Once for a step; the logits are afterwards what they were. `out` has a place for each draw.
     ///
     /// # Errors
     /// [`DeviceError::Failed`] when an operation since the last wait failed.
-    fn argmax(
+    fn sample(
         &self,
-        x: &Self::Buffer,
-        rows: &[u32],
+        step: &Self::Step,
+        logits: &mut Self::Buffer,
         out: &mut [Option<u32>],
     ) -> Result<(), DeviceError>;
 

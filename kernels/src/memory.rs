@@ -209,12 +209,12 @@ impl<T: Plain> fmt::Debug for Aligned<T> {
 }
 
 /// Gives `values` a length. Where that takes other memory, what was in the old is wiped, not moved.
-pub(crate) fn resize(values: &mut Vec<f32>, len: usize) {
+pub(crate) fn resize<T: Plain>(values: &mut Vec<T>, len: usize) {
     if values.capacity() < len {
         values.zeroize();
         *values = Vec::with_capacity(len);
     }
-    values.resize(len, 0.0);
+    values.resize(len, T::default());
 }
 
 /// Memory in equal parts that several threads fill, each part once.

@@ -118,6 +118,7 @@ pub struct Step<S> {
     sequences: Vec<(u64, u64)>,
     tokens: u64,
     logit_rows: u64,
+    draws: u64,
 }
 
 impl<D: Device> Profiled<D> {
@@ -204,12 +205,13 @@ impl<D: Device> Device for Profiled<D> {
 
     fn step(&self, max_tokens: usize) -> Result<Self::Step, DeviceError> {
         let inner = self.inner.step(max_tokens)?;
-        Ok(Step { inner, sequences: Vec::new(), tokens: 0, logit_rows: 0 })
+        Ok(Step { inner, sequences: Vec::new(), tokens: 0, logit_rows: 0, draws: 0 })
     }
 
     fn set_step(&self, step: &mut Self::Step, batch: &Batch) {
         step.tokens = batch.num_tokens() as u64;
         step.logit_rows = batch.logit_rows.len() as u64;
+        step.draws = batch.draws.len() as u64;
         step.sequences.clear();
         step.sequences.extend((0..batch.num_sequences()).map(|s| {
             let rows = batch.rows(s);
@@ -312,14 +314,15 @@ impl<D: Device> Device for Profiled<D> {
         self.count(("clear_blocks", None), work, |d| d.clear_blocks(&mut cache.inner, blocks));
     }
 
-    fn argmax(
+    fn sample(
         &self,
-        x: &Self::Buffer,
-        rows: &[u32],
+        step: &Self::Step,
+        logits: &mut Self::Buffer,
         out: &mut [Option<u32>],
     ) -> Result<(), DeviceError> {
-        let work = elementwise(rows.len() as u64, x.cols, 1, 1);
-        self.count(("argmax", None), work, |d| d.argmax(&x.inner, rows, out))?;
+        // A comparison each; what drawing takes beside is not counted.
+        let work = elementwise(step.draws, logits.cols, 1, 1);
+        self.count(("sample", None), work, |d| d.sample(&step.inner, &mut logits.inner, out))?;
         self.finish()
     }
 

@@ -6,6 +6,7 @@ use chrysalis_kernels::batch::{Batch, WantLogits};
 use chrysalis_kernels::device::{
     CacheDtype, CacheShape, Crossings, Device, DeviceError, Input, Rows,
 };
+use chrysalis_kernels::sampling::{Draw, Edit};
 
 use crate::attention::{Attention, LayerCall};
 use crate::config::ModelConfig;
@@ -44,6 +45,14 @@ pub enum ModelError {
         index: usize,
         /// Rows of the last step.
         rows: usize,
+    },
+    /// More or fewer tokens were asked for than the last step has draws.
+    #[error("{expected} draws do not give {found} tokens")]
+    Draws {
+        /// Draws of the last step.
+        expected: usize,
+        /// Room given.
+        found: usize,
     },
     /// A row of logits has another length.
     #[error("a row of {expected} logits does not fit {found} values")]
@@ -85,15 +94,12 @@ pub trait Model: Send {
     /// [`ModelError::LogitRow`], [`ModelError::LogitLength`], [`ModelError::Device`].
     fn logits(&self, index: usize, out: &mut [f32]) -> Result<(), ModelError>;
 
-    /// Waits, and finds the likeliest token of each of these rows of `batch.logit_rows` of the last step, the lowest of
-    /// equals; nothing where a logit is infinite or not a number. `out` has a place for each.
+    /// Waits, and chooses the token of each of the draws of the last step's batch, as [`chrysalis_kernels::sampling`] says;
+    /// nothing where a logit is infinite or not a number. Once for a step. `out` has a place for each.
     ///
     /// # Errors
-    /// [`ModelError::LogitRow`], [`ModelError::Device`].
-    ///
-    /// # Panics
-    /// When `out` has another length than `rows`.
-    fn argmax(&self, rows: &[u32], out: &mut [Option<u32>]) -> Result<(), ModelError>;
+    /// [`ModelError::Draws`], [`ModelError::Device`].
+    fn sample(&mut self, out: &mut [Option<u32>]) -> Result<(), ModelError>;
 
     /// Zeroes freed blocks in every layer, before another sequence gets them.
     ///
@@ -127,6 +133,7 @@ pub struct Decoder<D: Device> {
     hidden: Hidden<D>,
     head: Head<D>,
     logit_rows: usize,
+    draws: usize,
 }
 
 /// The residual stream and what is on its way into it, `[max_tokens, hidden_size]` each.
@@ -189,6 +196,7 @@ impl<D: Device> Decoder<D> {
                 logits: d.buffer(limits.max_logit_rows, config.vocab_size)?,
             },
             logit_rows: 0,
+            draws: 0,
             device,
             config,
             limits,
@@ -217,9 +225,13 @@ impl<D: Device> Decoder<D> {
                 }
                 self.enqueue(&batch);
             }
-            let rows: Vec<u32> = (0..most as u32).collect();
+            for row in 0..most as u32 {
+                let draw = Draw { temperature: 1.0, top_k: 1, top_p: 0.5, ..Draw::greedy(row) };
+                batch.draws.push(draw, &[Edit::none(0)]);
+            }
+            self.device.set_step(&mut self.step, &batch);
             // What it needs is reserved, or the plan fails.
-            drop(self.device.argmax(&self.head.logits, &rows, &mut vec![None; most]));
+            drop(self.device.sample(&self.step, &mut self.head.logits, &mut vec![None; most]));
         })?;
         Ok(())
     }
@@ -305,11 +317,11 @@ impl<D: Device> Model for Decoder<D> {
     }
 
     fn forward(&mut self, batch: &Batch) -> Result<(), ModelError> {
-        self.logit_rows = 0;
+        (self.logit_rows, self.draws) = (0, 0);
         check_batch(batch, &self.limits, self.config.vocab_size, self.max_positions)?;
         if batch.num_tokens() > 0 {
             self.enqueue(batch);
-            self.logit_rows = batch.logit_rows.len();
+            (self.logit_rows, self.draws) = (batch.logit_rows.len(), batch.draws.len());
         }
         Ok(())
     }
@@ -327,11 +339,12 @@ impl<D: Device> Model for Decoder<D> {
         Ok(self.device.download(&self.head.logits, index, out)?)
     }
 
-    fn argmax(&self, rows: &[u32], out: &mut [Option<u32>]) -> Result<(), ModelError> {
-        if let Some(&row) = rows.iter().find(|&&row| row as usize >= self.logit_rows) {
-            return Err(ModelError::LogitRow { index: row as usize, rows: self.logit_rows });
+    fn sample(&mut self, out: &mut [Option<u32>]) -> Result<(), ModelError> {
+        let expected = std::mem::take(&mut self.draws);
+        if out.len() != expected {
+            return Err(ModelError::Draws { expected, found: out.len() });
         }
-        Ok(self.device.argmax(&self.head.logits, rows, out)?)
+        Ok(self.device.sample(&self.step, &mut self.head.logits, out)?)
     }
 
     fn clear_blocks(&mut self, blocks: &[u32]) -> Result<(), ModelError> {

@@ -57,6 +57,14 @@ pub enum BatchError {
         /// Blocks up to its last position.
         needed: usize,
     },
+    /// A change of a logit that no token of the vocabulary has. Which one is the client's secret.
+    #[error("an edit of draw {draw} is beyond a vocabulary of {limit}")]
+    Edit {
+        /// The draw.
+        draw: usize,
+        /// Tokens of the vocabulary.
+        limit: usize,
+    },
     /// Vectors of the batch that do not belong together.
     #[error("the {0} of the batch do not fit its other vectors")]
     Inconsistent(&'static str),
@@ -91,6 +99,14 @@ pub(crate) fn check_batch(
     below(&batch.logit_rows, tokens, |_, _| BatchError::Inconsistent("logit rows"))?;
     if !batch.logit_rows.is_sorted_by(|a, b| a < b) {
         return Err(BatchError::Inconsistent("logit rows"));
+    }
+    for (index, (draw, edits)) in batch.draws.iter().enumerate() {
+        if draw.row as usize >= batch.logit_rows.len() {
+            return Err(BatchError::Inconsistent("draws"));
+        }
+        if edits.iter().any(|edit| beyond(&edit.token)) {
+            return Err(BatchError::Edit { draw: index, limit: vocab_size });
+        }
     }
     if batch.positions.len() != tokens {
         return Err(BatchError::Inconsistent("positions"));
@@ -147,6 +163,7 @@ fn below(
 mod tests {
     use chrysalis_kernels::batch::WantLogits;
     use chrysalis_kernels::device::CacheDtype;
+    use chrysalis_kernels::{Draw, Edit};
 
     use super::*;
 
@@ -172,7 +189,7 @@ mod tests {
     #[test]
     fn a_batch_beyond_its_limits_is_refused_by_name() {
         type Change = fn(&mut Batch);
-        let cases: [(Change, BatchError); 14] = [
+        let cases: [(Change, BatchError); 16] = [
             (|b| b.tokens.extend([0; 5]), BatchError::Tokens { found: 9, limit: 8 }),
             (|b| b.logit_rows.push(3), BatchError::LogitRows { found: 3, limit: 2 }),
             (|b| b.tokens[1] = 10, BatchError::Token { row: 1, limit: 10 }),
@@ -181,6 +198,11 @@ mod tests {
             (|b| b.cu_blocks[1] = 1, BatchError::Table { found: 1, needed: 2 }),
             (|b| b.logit_rows[1] = 4, BatchError::Inconsistent("logit rows")),
             (|b| b.logit_rows[1] = 2, BatchError::Inconsistent("logit rows")),
+            (|b| b.draws.push(Draw::greedy(2), &[]), BatchError::Inconsistent("draws")),
+            (
+                |b| b.draws.push(Draw::greedy(0), &[Edit::none(9), Edit::none(10)]),
+                BatchError::Edit { draw: 0, limit: 10 },
+            ),
             (|b| b.positions[1] = 7, BatchError::Inconsistent("positions")),
             (|b| b.positions.push(0), BatchError::Inconsistent("positions")),
             (|b| b.cu_seqlens_q[2] = 5, BatchError::Inconsistent("chunks")),

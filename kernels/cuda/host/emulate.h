@@ -179,6 +179,16 @@ template <class T>
 inline T __ldcg(const T* from) {
   return *from;
 }
+template <class T>
+inline T atomicAdd(T* at, T x) {
+  const T before = *at;
+  *at = before + x;
+  return before;
+}
+// To nearest, ties to even, of what is far below 2^53.
+inline unsigned long long __float2ull_rn(float x) { return (unsigned long long)std::nearbyint((double)x); }
+__extension__ typedef unsigned __int128 uint128_t;
+inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b) { return (unsigned long long)((uint128_t)a * b >> 64); }
 inline void atomicMax(unsigned long long* at, unsigned long long x) {
   if (x > *at) *at = x;
 }

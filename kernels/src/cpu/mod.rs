@@ -7,7 +7,6 @@
 mod activations;
 mod amx;
 mod amx_bf16;
-mod argmax;
 mod attention;
 mod avx2;
 mod avx512;
@@ -15,6 +14,7 @@ mod avx512_bf16;
 mod bf16;
 mod buffers;
 mod cache;
+mod choose;
 mod float;
 mod input;
 mod isa;
@@ -42,6 +42,7 @@ use crate::device::{
 };
 use crate::dtype::Dtype;
 use crate::memory::{self, Aligned, Arena};
+use crate::sampling::Chooser;
 use activations::Activations;
 use attention::{AttentionTile, Shared};
 pub use buffers::{Buffer, Step, Vector};
@@ -105,12 +106,18 @@ struct Common {
     partial: Vec<f32>,
     /// Rows and span of each row of them.
     spans: Vec<(std::ops::Range<usize>, usize)>,
+    /// Logits that edits replaced.
+    replaced: Vec<f32>,
+    /// Tokens drawn.
+    chosen: Vec<i32>,
 }
 
 impl Drop for Common {
     fn drop(&mut self) {
         zeroize::Zeroize::zeroize(&mut self.partial);
         zeroize::Zeroize::zeroize(&mut self.made);
+        zeroize::Zeroize::zeroize(&mut self.replaced);
+        zeroize::Zeroize::zeroize(&mut self.chosen);
     }
 }
 
@@ -120,6 +127,7 @@ struct Worker {
     linear: linear::Scratch,
     attention: attention::Scratch,
     input: input::Scratch,
+    chooser: Chooser,
 }
 
 impl Cpu {
@@ -134,6 +142,7 @@ impl Cpu {
                 linear: linear::Scratch::new()?,
                 attention: attention::Scratch::default(),
                 input: input::Scratch::default(),
+                chooser: Chooser::default(),
             }))
         };
         let workers = (0..pool.num_threads()).map(worker).collect::<Result<_, DeviceError>>()?;
@@ -143,6 +152,8 @@ impl Cpu {
             splits: Vec::new(),
             partial: Vec::new(),
             spans: Vec::new(),
+            replaced: Vec::new(),
+            chosen: Vec::new(),
         };
         Ok(Self {
             level,
@@ -313,8 +324,13 @@ impl Device for Cpu {
         cache.clear(blocks);
     }
 
-    fn argmax(&self, x: &Buffer, rows: &[u32], out: &mut [Option<u32>]) -> Result<(), DeviceError> {
-        self.largest(x, rows, out);
+    fn sample(
+        &self,
+        step: &Step,
+        logits: &mut Buffer,
+        out: &mut [Option<u32>],
+    ) -> Result<(), DeviceError> {
+        self.choose(&step.batch.draws, logits, out);
         Ok(())
     }
 

@@ -8,7 +8,7 @@ use zeroize::Zeroizing;
 
 pub use super::attention::Rope;
 use super::driver::{Driver, Launch, Params};
-use super::params::{Argmax, Embed, InputParams, LIST, Select, Softcap, lists};
+use super::params::{Embed, InputParams, Select, Softcap};
 use super::products::ProductLimits;
 use super::residual::Residual;
 use super::step::{Cache, Step};
@@ -190,43 +190,6 @@ impl<D: Driver> Cuda<D> {
         };
         InputParams { x: x.address(driver), other, kind, cols, span, eps }
     }
-
-    fn try_argmax(
-        &self,
-        x: &Buffer<D>,
-        rows: &[u32],
-        out: &mut [Option<u32>],
-    ) -> Result<(), DeviceError> {
-        assert_eq!(rows.len(), out.len(), "a token for each row");
-        assert!(rows.iter().all(|row| (*row as usize) < x.rows), "rows of {}", x.rows);
-        let driver = &*self.driver;
-        if rows.is_empty() || x.cols == 0 {
-            out.fill(None);
-            return driver.finish();
-        }
-        let mut scratch = self.scratch();
-        let mut bytes = vec![0; 8 * rows.len()];
-        let keys = scratch.at_least(driver, bytes.len())?;
-        if self.is_planning() {
-            out.fill(None);
-            return Ok(());
-        }
-        let Some(memory) = &scratch.memory else {
-            return Ok(());
-        };
-        driver.zero(memory, bytes.len())?;
-        let (x, cols, pieces) = (x.address(driver), count(x.cols), count(x.cols.div_ceil(PIECE)));
-        for (n, (len, rows)) in lists(rows).enumerate() {
-            let params = Argmax { x, keys: keys + (8 * LIST * n) as u64, cols, unused: 0, rows };
-            self.launch("argmax", [pieces, len, 1], 256, &params)?;
-        }
-        driver.read(memory, 0, &mut bytes)?;
-        for (out, key) in out.iter_mut().zip(bytes.as_chunks::<8>().0) {
-            let key = u64::from_le_bytes(*key);
-            *out = if key == u64::MAX { None } else { Some(u32::MAX - key as u32) };
-        }
-        Ok(())
-    }
 }
 
 impl<D: Driver> Device for Cuda<D> {
@@ -373,14 +336,14 @@ impl<D: Driver> Device for Cuda<D> {
         self.note(self.try_clear(cache, blocks));
     }
 
-    fn argmax(
+    fn sample(
         &self,
-        x: &Buffer<D>,
-        rows: &[u32],
+        step: &Step<D>,
+        logits: &mut Buffer<D>,
         out: &mut [Option<u32>],
     ) -> Result<(), DeviceError> {
-        let found = self.try_argmax(x, rows, out);
-        self.noted().and(found)
+        let chosen = self.try_sample(step, logits, out);
+        self.noted().and(chosen)
     }
 
     fn download(&self, x: &Buffer<D>, row: usize, out: &mut [f32]) -> Result<(), DeviceError> {
@@ -435,8 +398,6 @@ pub(super) fn count(n: usize) -> u32 {
 
 /// Of most models' products.
 const TICKETS: usize = 4096;
-/// Columns of a block of `argmax.cu`.
-const PIECE: usize = 4096;
 
 impl<D: Driver> fmt::Debug for Cuda<D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

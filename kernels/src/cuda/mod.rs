@@ -18,6 +18,7 @@ mod layout;
 mod params;
 mod products;
 mod residual;
+mod sampling;
 mod step;
 #[cfg(all(test, feature = "cuda-host"))]
 mod tensor_checks;

@@ -52,8 +52,11 @@ params! {
     Select, 32 { x: u64, rows: u64, out: u64, cols: u32, unused: u32 }
     /// `softcap.cu`.
     Softcap, 24 { x: u64, len: u64, cap: f32, unused: u32 }
-    /// `argmax.cu`.
-    Argmax, 1016 { x: u64, keys: u64, cols: u32, unused: u32, rows: [u32; LIST] }
+    /// `sample.cuh`.
+    Sample, 72 {
+        x: u64, keys: u64, draws: u64, edits: u64, cuts: u64, bins: u64, pieces: u64,
+        cols: u32, cut: u32, drawn: u32, undo: u32,
+    }
     /// `clear.cu`.
     Clear, 1016 { plane: u64, bytes: u64, num_blocks: u64, blocks: [u32; LIST] }
     /// `angles.cu`.

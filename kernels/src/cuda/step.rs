@@ -8,13 +8,14 @@ use zeroize::{Zeroize, Zeroizing};
 use super::driver::Driver;
 use super::graphs::{Bucket, Graphs, bucket_of};
 use super::params::{CacheLayer, StepParams};
+use super::sampling::Drawn;
 use crate::batch::Batch;
 use crate::device::{CACHE_GROUP, CacheDtype, CacheShape, DeviceError, Rows};
 
 /// The tokens, positions and tables of a step, one copy; what launches depend on is kept on the host.
 ///
-/// In words: `[num_tokens, num_logit_rows, 0, 0]`, then tokens, positions, sequences, prefix sums of tables, rows of logits, and
-/// last the tables. A step of decode size is laid out for as many tokens as its bucket has, so that the arrays of all steps
+/// In words: `[num_tokens, num_logit_rows, 0, 0]`, then tokens, positions, sequences, prefix sums of tables, rows of logits, the
+/// tables, and last what is to be chosen. A step of decode size is laid out for as many tokens as its bucket has, so that the arrays of all steps
 /// of a bucket lie at the same place, where the bucket's graph reads them. What is behind the batch's own is zero.
 pub struct Step<D: Driver> {
     memory: D::Memory,
@@ -37,6 +38,8 @@ pub struct Step<D: Driver> {
     /// Where the step is of decode size.
     pub(super) bucket: Option<Bucket>,
     pub(super) graphs: Graphs<D>,
+    /// What is chosen from its logits.
+    pub(super) drawn: Drawn,
 }
 
 /// Where each array begins, in words.
@@ -70,7 +73,8 @@ impl<D: Driver> Step<D> {
         max_blocks: usize,
     ) -> Result<Self, DeviceError> {
         let blocks = max_blocks.max(8 * max_tokens + 64);
-        let capacity = 4 * (Starts::of(bucket_of(max_tokens)).block_tables + blocks);
+        let arrays = 4 * (Starts::of(bucket_of(max_tokens)).block_tables + blocks);
+        let capacity = arrays + Drawn::room(max_tokens);
         let memory = driver.reserve("the tokens of a step", capacity)?;
         Ok(Self {
             memory,
@@ -84,6 +88,7 @@ impl<D: Driver> Step<D> {
             reach: 0,
             bucket: None,
             graphs: Graphs::default(),
+            drawn: Drawn::default(),
         })
     }
 
@@ -98,8 +103,13 @@ impl<D: Driver> Step<D> {
         let room = self.bucket.map_or(tokens, |bucket| bucket.tokens);
         let starts = Starts::of(room);
         self.starts = starts;
+        let arrays = 4 * (starts.block_tables + batch.block_tables.len());
+        self.drawn = Drawn::of(&batch.draws, arrays);
+        if self.bytes.capacity() < self.drawn.end() {
+            self.bytes = Zeroizing::new(Vec::with_capacity(self.drawn.end()));
+        }
         self.bytes.clear();
-        self.bytes.resize(4 * (starts.block_tables + batch.block_tables.len()), 0);
+        self.bytes.resize(arrays, 0);
         let words = self.bytes.as_chunks_mut::<4>().0;
         let mut put = |start: usize, numbers: &[u32]| {
             for (word, number) in words[start..].iter_mut().zip(numbers) {
@@ -117,6 +127,7 @@ impl<D: Driver> Step<D> {
                 put(starts.sequences + row, &[s as u32]);
             }
         }
+        self.drawn.lay_out(&batch.draws, &mut self.bytes);
     }
 
     /// The one copy.
@@ -151,6 +162,15 @@ impl<D: Driver> Step<D> {
             cu_blocks: at(self.starts.cu_blocks),
             block_tables: at(self.starts.block_tables),
         }
+    }
+
+    pub(super) fn address(&self, driver: &D) -> u64 {
+        driver.address(&self.memory)
+    }
+
+    /// Waits, and reads what a kernel left in it.
+    pub(super) fn read(&self, driver: &D, at: usize, out: &mut [u8]) -> Result<(), DeviceError> {
+        driver.read(&self.memory, at, out)
     }
 
     pub(super) fn logit_rows(&self, driver: &D) -> u64 {

@@ -3,10 +3,12 @@
 //! Nothing here is fast. Weights are dequantised to f32 when they arrive, sums run from the first
 //! value to the last, and every other device is compared with this one.
 
+mod choose;
 mod ops;
 
 use std::fmt;
 
+pub use choose::choose;
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::arrived::Gathered;
@@ -242,10 +244,15 @@ impl Device for Reference {
         }
     }
 
-    fn argmax(&self, x: &Buffer, rows: &[u32], out: &mut [Option<u32>]) -> Result<(), DeviceError> {
-        assert_eq!(rows.len(), out.len(), "a token for each row");
-        for (out, row) in out.iter_mut().zip(rows) {
-            *out = ops::argmax(x.row(*row as usize));
+    fn sample(
+        &self,
+        step: &Step,
+        logits: &mut Buffer,
+        out: &mut [Option<u32>],
+    ) -> Result<(), DeviceError> {
+        assert_eq!(step.batch.draws.len(), out.len(), "a token for each draw");
+        for (out, (draw, edits)) in out.iter_mut().zip(step.batch.draws.iter()) {
+            *out = choose(logits.row(draw.row as usize), draw, edits);
         }
         Ok(())
     }

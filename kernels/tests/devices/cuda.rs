@@ -3,10 +3,8 @@
 
 use crate::common::{Random, bits, buffer, matrix, read, relative_error};
 use crate::linear::{FLOAT_ERROR, ONE_BF16_ERROR, embedded, product, with_spikes};
-use crate::operations::{
-    Case, ERROR, F16_CACHE_ERROR, I8_CACHE_ERROR, all_rows, by_hand, cases, gate,
-    rows_with_a_largest,
-};
+use crate::operations::{Case, ERROR, F16_CACHE_ERROR, I8_CACHE_ERROR, all_rows, cases, gate};
+use crate::sampling;
 use chrysalis_kernels::cuda::{Cuda, Emulated};
 use chrysalis_kernels::device::{
     Activation, CacheDtype, CacheShape, Device, DeviceError, Input, Linear, Upload as _,
@@ -253,18 +251,17 @@ fn selected_rows_are_copied_in_order() {
 }
 
 #[test]
-fn the_largest_value_is_found_at_its_lowest_column_and_never_beside_what_is_not_finite() {
+fn tokens_are_chosen_as_everywhere() {
     for cols in [1, 15, 64, 4_095, 4_096, 4_097, 9_000] {
-        let device = cuda();
-        let (values, rows) = rows_with_a_largest(cols);
-        let wanted: Vec<u32> = (0..rows as u32).rev().collect();
-        let x = buffer(&device, rows, cols, &values);
-        let mut found = vec![Some(7); rows];
-        device.argmax(&x, &wanted, &mut found).unwrap();
-        let expected: Vec<_> =
-            wanted.iter().map(|row| by_hand(&values[*row as usize * cols..][..cols])).collect();
+        let (found, expected) = sampling::largest(&cuda(), cols);
         assert_eq!(found, expected, "{cols} columns");
-        device.argmax(&x, &[], &mut []).unwrap();
+    }
+    let few = [1, 2, 33, 255, 257, 1_000, 4_095, 4_096, 4_097].map(|cols| (cols, 260));
+    for (seed, (cols, rows)) in
+        few.into_iter().chain([(9_000, 200), (20_001, 120), (262_144, 9)]).enumerate()
+    {
+        let (found, expected) = sampling::choices(&cuda(), 100 + seed as u64, cols, rows);
+        assert_eq!(found, expected, "{cols} columns");
     }
 }
 

@@ -11,3 +11,4 @@ mod cuda_products;
 mod linear;
 mod operations;
 mod profile;
+mod sampling;

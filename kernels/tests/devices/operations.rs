@@ -134,60 +134,6 @@ fn selected_rows_are_copied_in_order() {
     }
 }
 
-#[test]
-fn the_largest_value_is_found_at_its_lowest_column_and_never_beside_what_is_not_finite() {
-    for cpu in cpus() {
-        for cols in [1, 15, 16, 17, 64, 4_095, 4_096, 4_097, 9_000, 49_152] {
-            let (values, rows) = rows_with_a_largest(cols);
-            let wanted: Vec<u32> = (0..rows as u32).rev().collect();
-            let (x, naive) =
-                (buffer(&cpu, rows, cols, &values), buffer(&Reference, rows, cols, &values));
-            let (mut found, mut expected) = (vec![Some(7); rows], vec![None; rows]);
-            cpu.argmax(&x, &wanted, &mut found).unwrap();
-            Reference.argmax(&naive, &wanted, &mut expected).unwrap();
-            let by_hand: Vec<_> =
-                wanted.iter().map(|row| by_hand(&values[*row as usize * cols..][..cols])).collect();
-            assert_eq!(found, by_hand, "{cols} columns, {}", cpu.describe());
-            assert_eq!(expected, by_hand, "{cols} columns");
-            // One row alone is what it is among others.
-            let mut one = [None];
-            cpu.argmax(&x, &wanted[1..2], &mut one).unwrap();
-            assert_eq!(one[0], found[1]);
-            cpu.argmax(&x, &[], &mut []).unwrap();
-        }
-    }
-}
-
-/// Rows of all kinds: random, small whole numbers, one value, zeros of both signs, the largest at either end, and, one
-/// after the other, values that are not finite in every part of a row.
-pub(crate) fn rows_with_a_largest(cols: usize) -> (Vec<f32>, usize) {
-    let mut random = Random(cols as u64);
-    let mut rows = vec![random.values(cols)];
-    rows.push(rows[0].iter().map(|x| (x * 2.0).round()).collect());
-    rows.push(vec![-3e38; cols]);
-    rows.push((0..cols).map(|i| if i % 2 == 0 { -0.0 } else { 0.0 }).collect());
-    for at in [0, cols - 1] {
-        let mut row = rows[0].clone();
-        row[at] = 3e38;
-        rows.push(row);
-    }
-    for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-        for at in [0, cols / 3, cols - 1] {
-            let mut row = rows[0].clone();
-            row[at] = bad;
-            rows.push(row);
-        }
-    }
-    (rows.concat(), rows.len())
-}
-
-pub(crate) fn by_hand(row: &[f32]) -> Option<u32> {
-    let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let finite = row.iter().all(|x| x.is_finite());
-    let index = row.iter().position(|x| *x == largest).filter(|_| finite)?;
-    Some(index as u32)
-}
-
 pub(crate) fn all_rows<D: Device>(device: &D, rows: usize, cols: usize) -> Vec<Vec<f32>> {
     let mut random = Random(cols as u64);
     let (x, y) = (random.values(rows * cols), random.values(rows * cols));

@@ -6,7 +6,7 @@ use chrysalis_kernels::device::{
     Attention, CacheDtype, CacheShape, Device, Input, Linear, RopeParams, RopeStore,
 };
 use chrysalis_kernels::profile::{Profiled, Work};
-use chrysalis_kernels::{Batch, Dtype, WantLogits};
+use chrysalis_kernels::{Batch, Draw, Dtype, WantLogits};
 
 const TOKENS: usize = 20;
 const WIDTH: usize = 64;
@@ -69,9 +69,13 @@ fn a_device_that_counts_computes_the_same_and_counts_what_there_is() {
     assert!(profiled.describe().starts_with(&plain.describe()));
 
     let values = Random(2).values(2 * WIDTH);
-    let x = buffer(&profiled, 2, WIDTH, &values);
+    let mut x = buffer(&profiled, 2, WIDTH, &values);
     let mut largest = [None; 2];
-    profiled.argmax(&x, &[0, 1], &mut largest).unwrap();
+    let mut batch = Batch::default();
+    (0..2).for_each(|row| batch.draws.push(Draw::greedy(row), &[]));
+    let mut step = profiled.step(1).unwrap();
+    profiled.set_step(&mut step, &batch);
+    profiled.sample(&step, &mut x, &mut largest).unwrap();
     for (found, row) in largest.iter().zip(values.chunks(WIDTH)) {
         assert!(row.iter().all(|x| *x <= row[found.unwrap() as usize]));
     }
@@ -101,8 +105,8 @@ fn a_device_that_counts_computes_the_same_and_counts_what_there_is() {
         (attention.stored_bytes, attention.f32),
         (tokens * kv_bytes, 4 * 64 * (10 + 16 * 5))
     );
-    let argmax = Work { activation_bytes: 2 * 4 * 64, f32: 2 * 64, ..Work::default() };
-    assert_eq!(work("argmax"), argmax);
+    let sample = Work { activation_bytes: 2 * 4 * 64, f32: 2 * 64, ..Work::default() };
+    assert_eq!(work("sample"), sample);
     let downloads = operations.iter().find(|operation| operation.name == "download").unwrap();
     assert_eq!(downloads.calls, tokens);
     assert!(profiled.take().is_empty());

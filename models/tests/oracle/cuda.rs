@@ -3,6 +3,7 @@
 use chrysalis_kernels::batch::{Batch, WantLogits};
 use chrysalis_kernels::cuda::{Cuda, Driver, Emulated};
 use chrysalis_kernels::device::{CacheDtype, Crossings, Device};
+use chrysalis_kernels::sampling::Draw;
 use chrysalis_models::decoder::{Decoder, DecoderLimits, Model};
 use chrysalis_protocol::package::Architecture;
 
@@ -98,10 +99,11 @@ fn a_step_crosses_once_each_way<D: Driver>(device: impl Fn() -> Cuda<D>) {
         let mut batch = Batch::default();
         for s in 0..3 {
             batch.push(&[5 + s], position, &[s], WantLogits::Last);
+            batch.draws.push(Draw::greedy(s), &[]);
         }
         let before = model.crossings().unwrap();
         model.forward(&batch).unwrap();
-        model.argmax(&[0, 1, 2], &mut [None; 3]).unwrap();
+        model.sample(&mut [None; 3]).unwrap();
         model.crossings().unwrap().since(before)
     };
     // The first one makes the graph: even that neither waits nor reserves.
@@ -118,7 +120,7 @@ fn a_step_crosses_once_each_way<D: Driver>(device: impl Fn() -> Cuda<D>) {
             reservations: 0,
         };
         assert_eq!(crossed, expected, "at position {position}");
-        assert!(crossed.bytes_in < 128, "{crossed:?}");
+        assert!(crossed.bytes_in < 512, "{crossed:?}");
     }
     let before = model.crossings().unwrap();
     model.clear_blocks(&[0, 1, 2]).unwrap();
@@ -128,8 +130,9 @@ fn a_step_crosses_once_each_way<D: Driver>(device: impl Fn() -> Cuda<D>) {
     let before = model.crossings().unwrap();
     let mut batch = Batch::default();
     batch.push(&oracle.tokens, 0, &[2, 7, 1, 8, 3], WantLogits::Last);
+    batch.draws.push(Draw::greedy(0), &[]);
     model.forward(&batch).unwrap();
-    model.argmax(&[0], &mut [None]).unwrap();
+    model.sample(&mut [None]).unwrap();
     let crossed = model.crossings().unwrap().since(before);
     let counts = (crossed.copies_in, crossed.copies_out, crossed.waits, crossed.reservations);
     assert_eq!((counts, crossed.replays), ((1, 1, 1, 0), 0), "a prompt");

@@ -17,6 +17,7 @@ use chrysalis_kernels::batch::{Batch, WantLogits};
 use chrysalis_kernels::cpu::{Cpu, CpuOptions, Isa};
 use chrysalis_kernels::device::{CacheDtype, Device};
 use chrysalis_kernels::reference::Reference;
+use chrysalis_kernels::sampling::Draw;
 use chrysalis_models::config::ModelConfig;
 use chrysalis_models::decoder::{Decoder, DecoderLimits, Model, ModelError};
 use chrysalis_models::source::{self, Source};
@@ -179,22 +180,23 @@ fn whole(oracle: &Oracle, model: &mut impl Model) -> Vec<f32> {
 
 /// All rows of logits of one step, end to end.
 fn step(model: &mut impl Model, batch: &Batch) -> Vec<f32> {
-    model.forward(batch).unwrap();
+    let mut batch = batch.clone();
+    (0..batch.logit_rows.len() as u32).for_each(|row| batch.draws.push(Draw::greedy(row), &[]));
+    model.forward(&batch).unwrap();
     let vocab_size = model.vocab_size();
     let mut logits = vec![f32::NAN; batch.logit_rows.len() * vocab_size];
     for (index, row) in logits.chunks_mut(vocab_size).enumerate() {
         model.logits(index, row).unwrap();
     }
-    let rows: Vec<u32> = (0..batch.logit_rows.len() as u32).collect();
-    let mut likeliest = vec![None; rows.len()];
-    model.argmax(&rows, &mut likeliest).unwrap();
+    let mut likeliest = vec![None; batch.logit_rows.len()];
+    model.sample(&mut likeliest).unwrap();
     for (token, row) in likeliest.into_iter().zip(logits.chunks(vocab_size)) {
         let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let first = row.iter().position(|x| *x == max);
         assert_eq!(token.map(|token| token as usize), first, "{}", model.describe());
     }
-    let beyond = model.argmax(&[batch.logit_rows.len() as u32], &mut [None]);
-    assert!(matches!(beyond, Err(ModelError::LogitRow { .. })));
+    let more = model.sample(&mut vec![None; batch.logit_rows.len() + 1]);
+    assert!(matches!(more, Err(ModelError::Draws { .. })));
     logits
 }
 

@@ -3,12 +3,19 @@
 use chrysalis_kernels::{Batch, WantLogits};
 use zeroize::{Zeroize, Zeroizing};
 
+use super::changes::Changes;
 use super::lookup::{DRAFT_LEN_MAX, Draft};
 use super::scheduler::{Chunk, Scheduler};
+use super::sequence::Sequence;
 
 /// Replaces `batch` by the chunks of `plan`, in its order. The logits of the chunks that are
-/// `last` come in the same order, [`Chunk::num_rows`] of each.
-pub(super) fn fill(batch: &mut Batch, plan: &[Chunk], scheduler: &mut Scheduler) {
+/// `last` come in the same order, [`Chunk::num_rows`] of each, and for each of them a draw.
+pub(super) fn fill(
+    batch: &mut Batch,
+    plan: &[Chunk],
+    scheduler: &mut Scheduler,
+    changes: &mut Changes,
+) {
     wipe(batch);
     for chunk in plan {
         let Some(sequence) = scheduler.running(chunk.ticket) else {
@@ -21,11 +28,30 @@ pub(super) fn fill(batch: &mut Batch, plan: &[Chunk], scheduler: &mut Scheduler)
             let drafted = with_draft(tokens, draft);
             let drafted = drafted.get(..=draft.len).unwrap_or_default();
             batch.push(drafted, start, blocks, WantLogits::All);
+            draws(batch, sequence, drafted, changes);
             continue;
         }
         let want = if chunk.last { WantLogits::Last } else { WantLogits::None };
-        let tokens = tokens.get(chunk.start..chunk.start + chunk.len);
-        batch.push(tokens.unwrap_or_default(), start, blocks, want);
+        let chunk_tokens = tokens.get(chunk.start..chunk.start + chunk.len);
+        batch.push(chunk_tokens.unwrap_or_default(), start, blocks, want);
+        if chunk.last {
+            draws(batch, sequence, tokens.last().map_or(&[], std::slice::from_ref), changes);
+        }
+    }
+}
+
+/// The draws after each of `seen`: the last token of the sequence, and a draft after it, which a draw takes for put out as
+/// far as it goes.
+fn draws(batch: &mut Batch, sequence: &Sequence, seen: &[u32], changes: &mut Changes) {
+    let (sampling, (prompt, output)) = (&sequence.sampling, sequence.parts());
+    changes.begin(sampling, prompt, output);
+    for (token, index) in seen.iter().zip(0..) {
+        if index > 0 {
+            changes.put_out(sampling, *token);
+        }
+        let row = super::saturate(batch.draws.len());
+        let draw = sampling.draw(row, sequence.seed, output.len() as u64 + index);
+        batch.draws.push(draw, changes.edits());
     }
 }
 

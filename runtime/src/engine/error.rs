@@ -136,7 +136,7 @@ pub enum EngineError {
         /// What the model says.
         source: ModelError,
     },
-    /// The logits of a sequence could not be read; that sequence ended with an error. The engine
+    /// The logits of a sequence, for its log-probabilities, could not be read; that sequence ended with an error. The engine
     /// can go on; `failures` tells how often in a row this happened.
     #[error("reading logits failed {failures} times in a row")]
     Logits {
@@ -146,8 +146,3 @@ pub enum EngineError {
         source: ModelError,
     },
 }
-
-/// The logits of a row held an infinity or a NaN, or the adjusted ones did.
-#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
-#[error("a row of logits is not finite")]
-pub(super) struct NotFinite;

@@ -5,12 +5,11 @@
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
 
-use chrysalis_kernels::Batch;
 use chrysalis_kernels::device::{CacheDtype, DeviceError};
+use chrysalis_kernels::reference::choose;
+use chrysalis_kernels::sampling::uniform;
+use chrysalis_kernels::{Batch, Draws};
 use chrysalis_models::decoder::{DecoderLimits, Model, ModelError};
-
-use super::random::uniform;
-use super::softmax;
 
 pub(super) struct Fake {
     vocab_size: usize,
@@ -24,6 +23,7 @@ pub(super) struct Fake {
     /// itself, more or less.
     habit: f32,
     logits: Vec<Vec<f32>>,
+    draws: Draws,
     pub(super) faults: Arc<Mutex<Faults>>,
 }
 
@@ -31,7 +31,7 @@ pub(super) struct Fake {
 #[derive(Default)]
 pub(super) struct Faults {
     pub(super) forward: bool,
-    pub(super) argmax: bool,
+    pub(super) sample: bool,
     pub(super) clear: bool,
     pub(super) not_finite: bool,
     /// Slots that hold a token.
@@ -49,6 +49,7 @@ impl Fake {
             drafted: vec![false; slots],
             habit: 0.0,
             logits: Vec::new(),
+            draws: Draws::default(),
             faults: Arc::default(),
         }
     }
@@ -103,6 +104,7 @@ impl Model for Fake {
             return Err(self.failure());
         }
         self.logits.clear();
+        self.draws.clone_from(&batch.draws);
         for s in 0..batch.num_sequences() {
             let rows = batch.rows(s);
             // What comes before the chunk stays.
@@ -129,15 +131,13 @@ impl Model for Fake {
         Ok(())
     }
 
-    fn argmax(&self, rows: &[u32], out: &mut [Option<u32>]) -> Result<(), ModelError> {
-        if std::mem::take(&mut self.faults.lock().unwrap().argmax) {
+    fn sample(&mut self, out: &mut [Option<u32>]) -> Result<(), ModelError> {
+        if std::mem::take(&mut self.faults.lock().unwrap().sample) {
             return Err(self.failure());
         }
-        assert_eq!(rows.len(), out.len(), "a token for each row");
-        for (out, row) in out.iter_mut().zip(rows) {
-            let row = &self.logits[*row as usize];
-            let max = softmax::max(row).ok();
-            *out = max.and_then(|max| softmax::argmax(row, max));
+        assert_eq!(self.draws.len(), out.len(), "a token for each draw");
+        for (out, (draw, edits)) in out.iter_mut().zip(self.draws.iter()) {
+            *out = choose(&self.logits[draw.row as usize], draw, edits);
         }
         Ok(())
     }

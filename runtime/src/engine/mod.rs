@@ -8,16 +8,14 @@
 
 mod batch;
 mod blocks;
+mod changes;
 mod error;
-mod likeliest;
+mod logprobs;
 mod lookup;
-mod random;
 mod report;
-mod sampler;
 mod sampling;
 mod scheduler;
 mod sequence;
-mod softmax;
 
 #[cfg(test)]
 mod fake;
@@ -39,8 +37,7 @@ pub use sequence::{
 };
 
 use blocks::BlockPool;
-use likeliest::Likeliest;
-use sampler::{Choice, Sampler};
+use changes::Changes;
 use scheduler::{Chunk, Scheduler};
 use sequence::Sequence;
 
@@ -64,11 +61,12 @@ pub struct Engine {
     model: Box<dyn Model>,
     limits: EngineLimits,
     scheduler: Scheduler,
-    sampler: Sampler,
+    changes: Changes,
     plan: Vec<Chunk>,
     batch: Batch,
-    likeliest: Likeliest,
-    /// One row, `[vocab_size]`.
+    /// The token after each row of logits of the last step, `[max_logit_rows]`; none where the row is not finite.
+    chosen: Zeroizing<Vec<Option<u32>>>,
+    /// One row, for log-probabilities, `[vocab_size]`.
     logits: Zeroizing<Vec<f32>>,
     /// Ends that the next step reports.
     ended: Vec<Event>,
@@ -103,10 +101,10 @@ impl Engine {
         batch.tokens.reserve_exact(max_tokens);
         Ok(Self {
             scheduler: Scheduler::new(blocks, max_running, max_tokens, reserved.max_logit_rows),
-            sampler: Sampler::new(vocab_size),
+            changes: Changes::new(vocab_size),
             plan: Vec::with_capacity(max_running),
             batch,
-            likeliest: Likeliest::new(reserved.max_logit_rows),
+            chosen: Zeroizing::new(vec![None; reserved.max_logit_rows]),
             logits: Zeroizing::new(vec![0.0; vocab_size]),
             ended: Vec::new(),
             next_ticket: 0,
@@ -257,11 +255,8 @@ impl Engine {
         if plan.is_empty() {
             return Ok(StepStatus::Idle);
         }
-        batch::fill(&mut self.batch, plan, &mut self.scheduler);
-        let ran = self.model.forward(&self.batch);
-        let found =
-            ran.and_then(|()| self.likeliest.find(self.model.as_ref(), plan, &mut self.scheduler));
-        if let Err(source) = found {
+        batch::fill(&mut self.batch, plan, &mut self.scheduler, &mut self.changes);
+        if let Err(source) = self.forward() {
             for chunk in plan {
                 self.finish(chunk.ticket, FinishReason::Error, events);
             }
@@ -280,7 +275,17 @@ impl Engine {
         Ok(status)
     }
 
-    /// Moves every sequence of the plan on, and chooses a token for each that has no more.
+    /// Runs the model over the batch, which chooses its tokens.
+    fn forward(&mut self) -> Result<(), ModelError> {
+        self.model.forward(&self.batch)?;
+        let rows = self.batch.draws.len();
+        match self.chosen.get_mut(..rows) {
+            Some(chosen) if rows > 0 => self.model.sample(chosen),
+            _ => Ok(()),
+        }
+    }
+
+    /// Moves every sequence of the plan on, and takes the token that was chosen for each that has no more.
     /// Returns the first failure to read logits.
     fn take_tokens(&mut self, plan: &[Chunk], events: &mut Vec<Event>) -> Option<ModelError> {
         let mut failed = None;
@@ -309,9 +314,9 @@ impl Engine {
         failed
     }
 
-    /// Chooses the token after a chunk, and, while the chosen ones are those of its draft, the
-    /// next: their logits are there, and are what they would be without a draft. Returns how the
-    /// sequence ends, if it does.
+    /// Takes the token after a chunk, and, while the chosen ones are those of its draft, the
+    /// next: they were chosen as they would be without a draft. Returns how the sequence ends, if
+    /// it does.
     fn take_rows(
         &mut self,
         chunk: &Chunk,
@@ -338,7 +343,7 @@ impl Engine {
         }
     }
 
-    /// Chooses a token from a row of logits. Returns how the sequence ends, if it does.
+    /// Takes the token that was chosen from a row of logits. Returns how the sequence ends, if it does.
     fn take_token(
         &mut self,
         ticket: u64,
@@ -348,19 +353,14 @@ impl Engine {
         let Some(sequence) = self.scheduler.running(ticket) else {
             return Ok(None);
         };
-        let chosen = if let Some(token) = self.likeliest.of(row) {
-            token.map(|token| (token, None))
-        } else {
-            self.model.logits(row, &mut self.logits)?;
-            let (prompt, output) = sequence.parts();
-            let (sampling, seed) = (&sequence.sampling, sequence.seed);
-            let logprobs = sequence.logprobs;
-            let choice = Choice { sampling, prompt, output, seed, logprobs };
-            self.sampler.choose(&mut self.logits, choice)
-        };
-        let Ok((token, logprobs)) = chosen else {
+        let Some(token) = self.chosen.get(row).copied().flatten() else {
             return Ok(Some(FinishReason::Error));
         };
+        let mut logprobs = None;
+        if let Some(count) = sequence.logprobs {
+            self.model.logits(row, &mut self.logits)?;
+            logprobs = logprobs::logprobs(&self.logits, count, token);
+        }
         let (put_out, end) = sequence.accept(token);
         if put_out {
             self.counters.output_tokens += 1;

@@ -1,9 +1,12 @@
 //! How the next token is chosen: the parameters of a request and their ranges.
 
+use chrysalis_kernels::Draw;
+
 use super::error::SamplingError;
 
 /// Sampling parameters. They act in the order of the fields, on logits:
-/// bias, penalties, temperature, then the cuts, each on what the one before left over.
+/// bias, penalties, temperature, then the cuts, each on what the one before left over. What they mean to the last bit is
+/// in [`chrysalis_kernels::sampling`]: the device chooses.
 #[derive(Clone, PartialEq)]
 #[expect(missing_debug_implementations, reason = "part of a sealed request")]
 pub struct Sampling {
@@ -50,15 +53,16 @@ impl Sampling {
         Self { temperature: 0.0, ..Self::default() }
     }
 
-    /// Whether the largest of the model's own logits wins: the cuts leave it, and nothing changes it.
-    pub(super) fn takes_likeliest(&self) -> bool {
-        let Self { repetition_penalty, presence_penalty, frequency_penalty, temperature, .. } =
-            *self;
-        temperature == 0.0
-            && self.logit_bias.is_empty()
-            && repetition_penalty == 1.0
-            && presence_penalty == 0.0
-            && frequency_penalty == 0.0
+    /// The choice of token `index` of the output from a row of logits, but for bias and penalties.
+    pub(super) fn draw(&self, row: u32, seed: u64, index: u64) -> Draw {
+        let Self { temperature, top_k, top_p, min_p, .. } = *self;
+        Draw { row, temperature, top_k, top_p, min_p, seed, index }
+    }
+
+    /// Whether the logits of tokens that were put out change.
+    pub(super) fn penalises(&self) -> bool {
+        let Self { repetition_penalty, presence_penalty, frequency_penalty, .. } = *self;
+        repetition_penalty != 1.0 || presence_penalty != 0.0 || frequency_penalty != 0.0
     }
 
     /// Checks every range.

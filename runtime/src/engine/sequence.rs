@@ -128,11 +128,6 @@ impl Sequence {
         self.tokens.len() - self.num_prompt
     }
 
-    /// Whether the largest logit decides alone, and nothing else of the row is told.
-    pub(super) fn takes_likeliest(&self) -> bool {
-        self.logprobs.is_none() && self.sampling.takes_likeliest()
-    }
-
     /// Tokens that the model has yet to see. One: the next step decodes.
     pub(super) fn remaining(&self) -> usize {
         self.tokens.len() - self.computed

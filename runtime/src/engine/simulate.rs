@@ -5,9 +5,11 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
+use chrysalis_kernels::reference::choose;
+use chrysalis_kernels::sampling::uniform;
+
+use super::changes::Changes;
 use super::fake::{Fake, Faults, limits, logits_of};
-use super::random::uniform;
-use super::sampler::{Choice, Sampler};
 use super::{
     AddError, Counters, Engine, EngineLimits, Event, FinishReason, NewSequence, Sampling,
     SequenceId, StepShape, StepStatus,
@@ -138,10 +140,10 @@ impl Simulation {
         if self.faulty {
             let (forward, clear, not_finite) =
                 (self.draw(0..=49) == 0, self.draw(0..=19) == 0, self.draw(0..=49) == 0);
-            let argmax = self.draw(0..=49) == 0;
+            let sample = self.draw(0..=49) == 0;
             let mut faults = self.faults.lock().unwrap();
             (faults.forward, faults.clear, faults.not_finite) = (forward, clear, not_finite);
-            faults.argmax = argmax;
+            faults.sample = sample;
         }
     }
 
@@ -261,13 +263,13 @@ impl Simulation {
 /// What a sequence puts out without an engine.
 fn alone(new: &NewSequence, habit: f32) -> (Vec<u32>, FinishReason) {
     let mut history = new.prompt.to_vec();
-    let mut sampler = Sampler::new(VOCAB_SIZE);
+    let mut changes = Changes::new(VOCAB_SIZE);
     for _ in 0..new.max_output {
         let (prompt, output) = history.split_at(new.prompt.len());
-        let sampling = &new.sampling;
-        let choice = Choice { sampling, prompt, output, seed: new.seed, logprobs: None };
-        let mut logits = logits_of(&history, VOCAB_SIZE, habit);
-        let (token, _) = sampler.choose(&mut logits, choice).unwrap();
+        changes.begin(&new.sampling, prompt, output);
+        let draw = new.sampling.draw(0, new.seed, output.len() as u64);
+        let logits = logits_of(&history, VOCAB_SIZE, habit);
+        let token = choose(&logits, &draw, changes.edits()).unwrap();
         if new.stop_token_ids.contains(&token) {
             return (history.split_off(new.prompt.len()), FinishReason::Stop);
         }

@@ -180,28 +180,25 @@ fn logits_that_are_not_finite_end_the_sequence() {
 }
 
 #[test]
-fn a_failure_to_find_the_likeliest_tokens_ends_the_sequences_of_the_step() {
+fn a_failure_to_choose_ends_the_sequences_of_the_step() {
     let (mut engine, faults) = engine_with(LIMITS);
-    let greedy = |id| NewSequence { sampling: Sampling::greedy(), ..new(id, 5, 7) };
-    faults.lock().unwrap().argmax = true;
-    // Nobody asks for them.
     engine.add(new(1, 5, 7)).unwrap();
-    assert_eq!(ends(&finish(&mut engine)), [(1, FinishReason::Length, 5, 7)]);
-    engine.add(greedy(2)).unwrap();
-    engine.add(new(3, 5, 7)).unwrap();
+    engine.add(new(2, 5, 7)).unwrap();
+    faults.lock().unwrap().sample = true;
     let mut events = Vec::new();
     let error = engine.step(&mut events).unwrap_err();
     assert!(matches!(error, EngineError::Forward { failures: 1, .. }), "{error}");
-    assert_eq!(ends(&events), [(2, FinishReason::Error, 5, 0), (3, FinishReason::Error, 5, 0)]);
-    engine.add(greedy(4)).unwrap();
-    faults.lock().unwrap().not_finite = true;
-    assert_eq!(ends(&finish(&mut engine)), [(4, FinishReason::Error, 5, 0)]);
+    assert_eq!(ends(&events), [(1, FinishReason::Error, 5, 0), (2, FinishReason::Error, 5, 0)]);
+    engine.add(new(3, 20, 2)).unwrap();
+    faults.lock().unwrap().sample = true;
+    // Nothing is chosen after a chunk that is not the last.
+    assert!(engine.step(&mut events).is_ok());
+    assert!(engine.step(&mut events).is_err());
 }
 
 #[test]
-fn the_device_finds_the_tokens_that_the_sampler_chooses() {
+fn log_probabilities_change_no_token() {
     for max_draft in [0, 4] {
-        // Log-probabilities need the row, so that the sampler chooses.
         let [with, without] = [Some(0), None].map(|logprobs| {
             let mut engine = repeating(max_draft, LIMITS);
             for id in 0..4 {

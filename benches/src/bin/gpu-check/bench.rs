@@ -7,7 +7,7 @@ use std::time::Instant;
 use chrysalis_benches::{buffer, upload};
 use chrysalis_kernels::device::{CacheDtype, Crossings, Device, Input, Linear};
 use chrysalis_kernels::profile::Profiled;
-use chrysalis_kernels::{Batch, Dtype, WantLogits};
+use chrysalis_kernels::{Batch, Draw, Dtype, WantLogits};
 use chrysalis_models::decoder::{Decoder, Model};
 
 use crate::args::Size;
@@ -32,6 +32,18 @@ pub(crate) fn checks<D: Subject>(size: Size) -> Vec<Check<D>> {
             .push(Check::new(format!("bench/profile-{}", shape.name), 40, |c| profile(c, *shape)));
     }
     checks
+}
+
+/// A draw as most requests ask for it.
+fn usual(row: u32, index: usize) -> Draw {
+    Draw {
+        temperature: 0.8,
+        top_k: 40,
+        top_p: 0.95,
+        seed: u64::from(row),
+        index: index as u64,
+        ..Draw::greedy(row)
+    }
 }
 
 /// Weights of the goals: as published, in eight bits, in four.
@@ -120,11 +132,14 @@ impl<D: Subject> Bench<'_, D> {
     fn decode(&self, model: &mut Decoder<D>, sequences: usize) -> Outcome {
         let (start, steps) = steps(self.context.size);
         let blocks = (start + steps).div_ceil(BLOCK);
-        let rows: Vec<u32> = (0..sequences as u32).collect();
         let mut tokens = vec![None; sequences];
         let (mut with, mut without) = (Vec::new(), Vec::new());
         let batches: Vec<_> = (start..start + steps)
-            .map(|start| batch(&self.shape, sequences, start, 1, blocks, WantLogits::Last))
+            .map(|start| {
+                let mut batch = batch(&self.shape, sequences, start, 1, blocks, WantLogits::Last);
+                (0..sequences as u32).for_each(|row| batch.draws.push(usual(row, start), &[]));
+                batch
+            })
             .collect();
         for step in &batches {
             let begun = Instant::now();
@@ -136,7 +151,7 @@ impl<D: Subject> Bench<'_, D> {
         for step in &batches {
             let begun = Instant::now();
             model.forward(step)?;
-            model.argmax(&rows, &mut tokens)?;
+            model.sample(&mut tokens)?;
             with.push(begun.elapsed().as_secs_f64());
         }
         let (with, without) = (middle(&mut with), middle(&mut without));
@@ -190,12 +205,16 @@ impl<D: Subject> Bench<'_, D> {
             .map(|at| {
                 let count = chunk.min(tokens - at);
                 let want = if at + count == tokens { WantLogits::Last } else { WantLogits::None };
-                batch(&self.shape, 1, at, count, blocks, want)
+                let mut batch = batch(&self.shape, 1, at, count, blocks, want);
+                if want == WantLogits::Last {
+                    batch.draws.push(Draw::greedy(0), &[]);
+                }
+                batch
             })
             .collect();
         let seconds = median(self.context.size.pick(1, 3, 5), || {
             steps.iter().try_for_each(|step| model.forward(step))?;
-            model.argmax(&[0], &mut [None])?;
+            model.sample(&mut [None])?;
             Ok(())
         })?;
         let work = self.shape.cost(self.dtype, 1, 0, tokens, seconds);

@@ -12,9 +12,10 @@ use crate::args::Size;
 use crate::checks::{Check, Context, Outcome};
 use crate::common::{Random, bits, buffer, matrix, read, relative_error};
 use crate::linear::{SHAPES, embedded, product, with_spikes};
-use crate::operations::{Case, all_rows, by_hand, cases, gate, rows_with_a_largest};
+use crate::operations::{Case, all_rows, cases, gate};
 use crate::operations::{ERROR, F16_CACHE_ERROR, I8_CACHE_ERROR};
 use crate::report::Row;
+use crate::sampling::{choices, largest};
 use crate::subject::{Subject, oracle};
 
 pub(crate) fn checks<D: Subject>(size: Size) -> Vec<Check<D>> {
@@ -238,7 +239,7 @@ fn long_attention<D: Subject>(context: &Context<D>) -> Outcome {
     Ok(())
 }
 
-/// Selected rows, and the likeliest token of rows of all kinds.
+/// Selected rows, and the choice of tokens from rows of all kinds.
 fn tokens<D: Subject>(context: &Context<D>) -> Outcome {
     let device = &*context.device;
     let values = Random(4).values(6 * 20);
@@ -259,14 +260,10 @@ fn tokens<D: Subject>(context: &Context<D>) -> Outcome {
         &[1, 15, 4_095, 128_256],
         &[1, 15, 4_095, 4_096, 4_097, 9_000, 128_256],
     ) {
-        let (values, rows) = rows_with_a_largest(*cols);
-        let wanted: Vec<u32> = (0..rows as u32).rev().collect();
-        let x = buffer(device, rows, *cols, &values);
-        let mut found = vec![Some(7); rows];
-        device.argmax(&x, &wanted, &mut found)?;
-        let row = |row: &u32| by_hand(&values[*row as usize * cols..][..*cols]);
-        let expected: Vec<_> = wanted.iter().map(row).collect();
+        let (found, expected) = largest(device, *cols);
         context.note(&Row::holds(format!("the largest of {cols} columns"), found == expected))?;
+        let (found, expected) = choices(device, 7, *cols, context.size.pick(20, 100, 400));
+        context.note(&Row::holds(format!("draws from {cols} columns"), found == expected))?;
     }
     Ok(())
 }

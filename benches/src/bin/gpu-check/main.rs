@@ -45,6 +45,14 @@ mod linear;
     reason = "shared with the tests of devices, which use the rest"
 )]
 mod operations;
+#[path = "../../../../kernels/tests/devices/sampling.rs"]
+#[allow(
+    dead_code,
+    unused_imports,
+    clippy::unwrap_used,
+    reason = "shared with the tests of devices, which use the rest"
+)]
+mod sampling;
 
 use std::error::Error;
 use std::process::ExitCode;

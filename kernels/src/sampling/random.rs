@@ -4,12 +4,16 @@
 //! Source: Philox4x32-10, Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3".
 
 /// The uniform number in `[0, 1)`, a multiple of 2^-53, for output token `index` of a sequence.
-pub(super) fn uniform(seed: u64, index: u64) -> f64 {
+pub fn uniform(seed: u64, index: u64) -> f64 {
+    bits(seed, index) as f64 * (1.0 / (1u64 << 53) as f64)
+}
+
+/// The same number, times 2^53.
+pub(super) fn bits(seed: u64, index: u64) -> u64 {
     let (low, high) = halves(index);
     let (key_low, key_high) = halves(seed);
     let [a, b, ..] = philox([low, high, 0, 0], [key_low, key_high]);
-    let bits = (u64::from(a) << 32 | u64::from(b)) >> 11;
-    bits as f64 * (1.0 / (1u64 << 53) as f64)
+    (u64::from(a) << 32 | u64::from(b)) >> 11
 }
 
 /// Ten rounds over a counter of four words with a key of two, the least significant word first.
