@@ -16,67 +16,87 @@ struct RowWords {
   uint32_t words[CHUNK / 8];
 };
 
+__device__ __forceinline__ uint32_t row_word(const uint8_t* chunk, uint32_t i, uint32_t lane) {
+  return reinterpret_cast<const uint32_t*>(chunk)[i * WARP + lane];
+}
+
 __device__ __forceinline__ RowWords row_words(const uint8_t* chunk, uint32_t lane) {
   RowWords row;
 #pragma unroll
-  for (uint32_t i = 0; i < CHUNK / 8; i++) row.words[i] = reinterpret_cast<const uint32_t*>(chunk)[i * WARP + lane];
+  for (uint32_t i = 0; i < CHUNK / 8; i++) row.words[i] = row_word(chunk, i, lane);
   return row;
 }
 
 // Few rows. A warp has a tile of 16 outs of a block of 64, one part of their sums, and TILES tiles of rows. What it multiplies
 // goes straight to registers: records AHEAD chunks before they are due, asked for before the kernel that writes the rows has ended.
 constexpr uint32_t STREAM_THREADS = BLOCK_TILES * WARP;
-// Bytes of weights that a warp has in flight: with four tiles of rows fewer, their words and sums take the registers.
-template <uint32_t TILES>
-constexpr uint32_t STREAM_BYTES = TILES == 1 ? 4096 : 2048;
+// Bytes of weights that a warp has in flight, about: 32 to 64 KiB in a multiprocessor, by the blocks that fit in it.
+constexpr uint32_t STREAM_BYTES = 4096;
+
+// The sums of chunks `begin` to `end`, the first of which `records` and `rows` are at; `ring` has the first records. A record is
+// asked for when the one in its registers has been used: nothing is moved.
+template <class Form, uint32_t TILES, uint32_t OPERANDS>
+__device__ __forceinline__ void stream_sums(const Linear& p, typename Form::Raw (&ring)[STREAM_BYTES / Form::RECORD],
+                                            const uint8_t* records, const uint8_t* (&rows)[TILES], uint32_t begin,
+                                            uint32_t end, uint32_t lane, float (&sums)[4 * TILES]) {
+  constexpr uint32_t AHEAD = STREAM_BYTES / Form::RECORD, APART = BLOCK_TILES * Form::RECORD;
+  const int64_t to_rest = OPERANDS == 2 ? p.rest - p.rows : 0;
+#pragma unroll 1
+  for (uint32_t chunk = begin; chunk < end; chunk += AHEAD) {
+#pragma unroll
+    for (uint32_t i = 0; i < AHEAD; i++) {
+      if (chunk + i >= end) break;
+      RowWords words[TILES];
+#pragma unroll
+      for (uint32_t n = 0; n < TILES; n++) words[n] = row_words(rows[n] + i * ROW_CHUNK_BYTES, lane);
+#pragma unroll
+      for (uint32_t s = 0; s < STEPS; s++) {
+        const Fragment weight = Form::fragment(ring[i], s);
+#pragma unroll
+        for (uint32_t n = 0; n < TILES; n++) {
+          float(&c)[4] = reinterpret_cast<float(&)[4]>(sums[4 * n]);
+          bf16_pair::multiply(c, weight.words, words[n].words[2 * s], words[n].words[2 * s + 1]);
+          if (OPERANDS == 2) {
+            const uint8_t* rest = rows[n] + to_rest + i * ROW_CHUNK_BYTES;
+            bf16_pair::multiply(c, weight.words, row_word(rest, 2 * s, lane), row_word(rest, 2 * s + 1, lane));
+          }
+        }
+      }
+      if (chunk + i + AHEAD < end) ring[i] = Form::load(records + (AHEAD + i) * APART, lane);
+    }
+    records += AHEAD * APART;
+#pragma unroll
+    for (uint32_t n = 0; n < TILES; n++) rows[n] += AHEAD * ROW_CHUNK_BYTES;
+  }
+}
 
 template <class Form, uint32_t TILES>
 __device__ __forceinline__ void linear_stream(const Linear& p) {
-  constexpr uint32_t AHEAD = STREAM_BYTES<TILES> / Form::RECORD < 2 ? 2 : STREAM_BYTES<TILES> / Form::RECORD;
-  constexpr uint32_t APART = BLOCK_TILES * Form::RECORD;
+  constexpr uint32_t AHEAD = STREAM_BYTES / Form::RECORD, APART = BLOCK_TILES * Form::RECORD;
   __shared__ uint32_t last;
   const uint32_t lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
   const Work work = work_of(p, TILES * ROW_TILE);
   const uint32_t begin = work.begin(work.part), end = work.begin(work.end);
   const uint8_t* records =
-      work.product.weight.records + record_number(work.chunks, work.block, 0, warp) * Form::RECORD;
+      work.product.weight.records + record_number(work.chunks, work.block, begin, warp) * Form::RECORD;
   typename Form::Raw ring[AHEAD] = {};
 #pragma unroll
   for (uint32_t i = 0; i < AHEAD; i++) {
-    if (begin + i < end) ring[i] = Form::load(records + (size_t)(begin + i) * APART, lane);
+    if (begin + i < end) ring[i] = Form::load(records + i * APART, lane);
   }
   wait_for_previous();
   // Tiles of rows that are not there are read as the last one: their sums go nowhere.
   const uint32_t last_tile = (p.num_rows - 1) / ROW_TILE;
-  size_t tiles[TILES];
+  const uint8_t* rows[TILES];
 #pragma unroll
-  for (uint32_t n = 0; n < TILES; n++) tiles[n] = row_chunk(work.chunks, min(blockIdx.x * TILES + n, last_tile), 0);
+  for (uint32_t n = 0; n < TILES; n++) {
+    rows[n] = p.rows + row_chunk(work.chunks, min(blockIdx.x * TILES + n, last_tile), begin);
+  }
   float sums[4 * TILES] = {};
-#pragma unroll 1
-  for (uint32_t chunk = begin; chunk < end; chunk += AHEAD) {
-#pragma unroll
-    for (uint32_t i = 0; i < AHEAD; i++) {
-      const uint32_t now = chunk + i;
-      if (now >= end) break;
-      RowWords rows[TILES];
-#pragma unroll
-      for (uint32_t n = 0; n < TILES; n++) rows[n] = row_words(p.rows + tiles[n] + now * ROW_CHUNK_BYTES, lane);
-      const typename Form::Raw raw = ring[i];
-      if (now + AHEAD < end) ring[i] = Form::load(records + (size_t)(now + AHEAD) * APART, lane);
-#pragma unroll
-      for (uint32_t s = 0; s < STEPS; s++) {
-        const Fragment weight = Form::fragment(raw, s);
-#pragma unroll
-        for (uint32_t n = 0; n < TILES; n++) {
-          float(&c)[4] = reinterpret_cast<float(&)[4]>(sums[4 * n]);
-          bf16_pair::multiply(c, weight.words, rows[n].words[2 * s], rows[n].words[2 * s + 1]);
-          if (p.rest) {
-            const uint32_t* rest = reinterpret_cast<const uint32_t*>(p.rest + tiles[n] + now * ROW_CHUNK_BYTES) + lane;
-            bf16_pair::multiply(c, weight.words, rest[2 * s * WARP], rest[(2 * s + 1) * WARP]);
-          }
-        }
-      }
-    }
+  if (p.rest) {
+    stream_sums<Form, TILES, 2>(p, ring, records, rows, begin, end, lane, sums);
+  } else {
+    stream_sums<Form, TILES, 1>(p, ring, records, rows, begin, end, lane, sums);
   }
   if (!join_parts<STREAM_THREADS>(p, work, threadIdx.x, sums, last, [] { __syncthreads(); })) return;
 #pragma unroll
@@ -99,8 +119,8 @@ template <class Form, uint32_t OPERANDS>
 struct TileStage {
   static constexpr uint32_t WEIGHT_BYTES = TILES_BLOCKS * BLOCK_TILES * Form::RECORD;
   static constexpr uint32_t BYTES = WEIGHT_BYTES + ROW_TILES * ROW_CHUNK_BYTES;
-  // Four where a card of sm_89 has room for them.
-  static constexpr uint32_t STAGES = 4 * BYTES <= 99 * 1024 ? 4 : 3;
+  // Four where a card of sm_89 has room for them, and for what the kernel declares beside them.
+  static constexpr uint32_t STAGES = 4 * BYTES <= 98 * 1024 ? 4 : 3;
   // Tiles of rows of a block.
   static constexpr uint32_t TILES = ROW_TILES / OPERANDS;
 
@@ -224,7 +244,7 @@ __device__ __forceinline__ void linear_tiles(const Linear& p) {
 
 #define LINEAR(form)                                                                                            \
   KERNEL_EARLY(STREAM_THREADS, 4, linear_stream_##form##_8, Linear) { linear_stream<tile_##form, 1>(p); }      \
-  KERNEL_EARLY(STREAM_THREADS, 3, linear_stream_##form##_32, Linear) { linear_stream<tile_##form, 4>(p); }     \
+  KERNEL_EARLY(STREAM_THREADS, 2, linear_stream_##form##_32, Linear) { linear_stream<tile_##form, 4>(p); }     \
   KERNEL_EARLY(TILES_THREADS, 1, linear_tiles_##form##_1, Linear) { linear_tiles<tile_##form, 1>(p); }         \
   KERNEL_EARLY(TILES_THREADS, 1, linear_tiles_##form##_2, Linear) { linear_tiles<tile_##form, 2>(p); }
 LINEAR(bf16)

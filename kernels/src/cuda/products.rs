@@ -267,7 +267,7 @@ impl Kernel {
         let operands = if fine { 2 } else { 1 };
         let (block_outs, group_rows) = (2 * BLOCK_ROWS, 128 / operands);
         let stage = 8 * form.record_bytes() + 16 * ROW_CHUNK_BYTES;
-        let stages = if 4 * stage <= 99 * 1024 { 4 } else { 3 };
+        let stages = if 4 * stage <= 98 * 1024 { 4 } else { 3 };
         Self {
             name: format!("linear_tiles_{}_{operands}", form.name()),
             threads: 256,
