@@ -63,6 +63,24 @@ fn emulator(sources: &Path, out: &Path) -> Result<(), Box<dyn Error>> {
         .include(out)
         .file(unit)
         .try_compile("chrysalis_emulated")?;
+    driver_library(sources, out)
+}
+
+/// A driver library over the emulator, which tests load in the place of NVIDIA's.
+#[cfg(feature = "cuda-host")]
+fn driver_library(sources: &Path, out: &Path) -> Result<(), Box<dyn Error>> {
+    let library = out.join("libcuda.so");
+    let mut build = cc::Build::new();
+    build.cpp(true).std("c++17").opt_level(1).define("CHRYSALIS_EMULATE", None).include(sources);
+    let mut command = build.try_get_compiler()?.to_command();
+    command.args(["-shared", "-fPIC", "-Wl,-soname,libcuda.so", "-Wl,-Bsymbolic", "-o"]);
+    command.arg(&library).arg(sources.join("host/libcuda.cc"));
+    command.arg("-Wl,--whole-archive").arg(out.join("libchrysalis_emulated.a"));
+    let output = command.arg("-Wl,--no-whole-archive").output()?;
+    if !output.status.success() {
+        return Err(String::from_utf8_lossy(&output.stderr).into_owned().into());
+    }
+    println!("cargo::rustc-env=CHRYSALIS_FAKE_CUDA={}", library.display());
     Ok(())
 }
 

@@ -33,6 +33,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("dcap-qvl", &["attestation"]),
     ("sev", &["attestation"]),
     ("nvml-wrapper-sys", &["attestation"]),
+    ("cudarc", &["kernels"]),
     ("tokenizers", &["models"]),
     ("minijinja", &["models"]),
     ("safetensors", &["models"]),

@@ -19,8 +19,6 @@ thread_local Block block;
 namespace {
 
 constexpr size_t STACK_BYTES = 64 << 10;
-// Of a block on sm_90, less what the driver keeps.
-constexpr uint32_t SHARED_MAX = 227 << 10;
 
 struct Copy {
   void* to;
@@ -85,13 +83,6 @@ class Shared {
 std::vector<Entry>& table() {
   static std::vector<Entry> entries;
   return entries;
-}
-
-const Entry* find(std::string_view name) {
-  for (const Entry& entry : table()) {
-    if (name == entry.name) return &entry;
-  }
-  return nullptr;
 }
 
 void fiber_main() {
@@ -186,6 +177,13 @@ void wait_copies(uint32_t left) {
   mine.copies.erase(mine.copies.begin(), mine.copies.begin() + done);
 }
 
+const Entry* entry_of(const char* name, size_t name_len) {
+  for (const Entry& entry : table()) {
+    if (std::string_view(name, name_len) == entry.name) return &entry;
+  }
+  return nullptr;
+}
+
 Listed::Listed(const Entry& entry) { table().push_back(entry); }
 
 float half_to_float(uint16_t bits) {
@@ -224,7 +222,7 @@ extern "C" int chrysalis_emulate(const char* name, size_t name_len, const uint32
                                  const void* params, size_t params_len) {
   using namespace emulate;
   const uint32_t threads = block_size[0], shared = block_size[1];
-  const Entry* entry = find(std::string_view(name, name_len));
+  const Entry* entry = entry_of(name, name_len);
   if (!entry) return 1;
   if (entry->threads != threads || entry->params != params_len || threads % 32 != 0 || threads > 1024 ||
       shared > SHARED_MAX) {

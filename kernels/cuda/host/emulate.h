@@ -49,6 +49,12 @@ struct Entry {
   void (*run)(const void* params);
 };
 
+// Of a block on sm_90, less what the driver keeps.
+constexpr uint32_t SHARED_MAX = 227 << 10;
+
+// The kernel of this name, or null.
+const Entry* entry_of(const char* name, size_t name_len);
+
 // Lists a kernel in the table of all.
 struct Listed {
   explicit Listed(const Entry& entry);

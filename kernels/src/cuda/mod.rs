@@ -2,14 +2,17 @@
 //! binary that carries them. Nothing is compiled at run time, and no library of the vendor's but the driver is needed.
 //!
 //! [`Cuda`] is the device over any [`Driver`]. `Emulated` (feature `cuda-host`) runs the same sources on the host, for tests.
-//! A driver over a card is not there yet: docs/kernels.md says what it will be.
+//! [`Card`] is the driver over a card.
 
 mod attention;
+mod card;
 mod counts;
 mod device;
 mod driver;
 #[cfg(feature = "cuda-host")]
 mod emulated;
+#[cfg(feature = "cuda-host")]
+mod fake;
 mod graphs;
 #[cfg(all(test, feature = "cuda-host"))]
 mod hopper_checks;
@@ -27,10 +30,13 @@ mod tile_checks;
 mod upload;
 mod weights;
 
+pub use card::{Card, CardError, CardGraph, CardInfo, CardMemory, CardOptions};
 pub use device::{Buffer, Cuda, Rope, Vector};
 pub use driver::{Driver, Launch, Params};
 #[cfg(feature = "cuda-host")]
 pub use emulated::{Emulated, Graph, Memory};
+#[cfg(feature = "cuda-host")]
+pub use fake::{FAKE_IMAGE, fake_driver_folder, load_fake_driver};
 pub use products::ProductLimits;
 pub use step::{Cache, Step};
 pub use upload::Pending;

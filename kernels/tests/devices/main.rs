@@ -3,6 +3,8 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
+#[cfg(feature = "cuda-host")]
+mod card;
 mod common;
 #[cfg(feature = "cuda-host")]
 mod cuda;

@@ -1,22 +1,37 @@
 //! The decoder on the CUDA device, its kernels emulated: against the original, and with its decode steps as graphs.
 
+use std::sync::Once;
+
 use chrysalis_kernels::batch::{Batch, WantLogits};
-use chrysalis_kernels::cuda::{Cuda, Driver, Emulated};
+use chrysalis_kernels::cuda::{
+    Card, CardOptions, Cuda, Driver, Emulated, FAKE_IMAGE, load_fake_driver,
+};
 use chrysalis_kernels::device::{CacheDtype, Crossings, Device};
 use chrysalis_kernels::sampling::Draw;
 use chrysalis_models::decoder::{Decoder, DecoderLimits, Model};
 use chrysalis_protocol::package::Architecture;
 
-use super::{MODELS, Oracle, check, chunks_change_nothing, strangers_change_nothing};
+use super::{MODELS, Oracle, check, chunks_change_nothing, strangers_change_nothing, whole};
 
 fn emulated() -> Cuda<Emulated> {
     Cuda::new(Emulated::default())
 }
 
+/// The driver over a card, on a driver library that runs the emulated kernels.
+fn card() -> Cuda<Card> {
+    static LOADED: Once = Once::new();
+    LOADED.call_once(load_fake_driver);
+    Cuda::new(Card::open(FAKE_IMAGE, CardOptions { number: 0, memory: Some(32 << 20) }).unwrap())
+}
+
 #[test]
 fn the_cuda_kernels_compute_the_logits_of_the_original() {
     for name in MODELS {
-        check(&Oracle::open(name), emulated());
+        let oracle = Oracle::open(name);
+        check(&oracle, emulated());
+        let emulated = whole(&oracle, &mut oracle.decoder(emulated(), &oracle.architecture()));
+        let card = whole(&oracle, &mut oracle.decoder(card(), &oracle.architecture()));
+        assert!(card == emulated, "{name}: a card computes what the emulator does");
     }
 }
 
@@ -33,11 +48,13 @@ fn neither_chunks_nor_strangers_nor_graphs_change_a_bit() {
 #[test]
 fn decode_steps_as_graphs_are_those_without() {
     graphs_change_nothing(emulated);
+    graphs_change_nothing(card);
 }
 
 #[test]
 fn a_greedy_decode_step_is_one_copy_in_one_out_and_one_wait() {
     a_step_crosses_once_each_way(emulated);
+    a_step_crosses_once_each_way(card);
 }
 
 /// Positions beyond a span of attention, so that graphs of several reaches are made.
