@@ -2,8 +2,8 @@
 //   arguments, meaning and order of a sum: linear.cuh; every form of tiles.cuh
 // Launch:  `linear_wgmma_<form>_<ROWS>`, ROWS 8, 32, 64, 128 or 256 (256 without `rest`, and with all parts of a sum in one
 //          work). Up to 64: block = 160, 64 outs; above: block = 384, 128 outs. Grid as linear.cuh has it. Shared memory: two
-//          stages and 16 bytes, or more; a stage is a chunk of the weights and of the rows, of their rest where there is one, and
-//          16 bytes.
+//          stages and 16 bytes, or more; a stage is 128 bytes, a chunk of the weights and one of the rows, and of their rest where
+//          there is one.
 // Bound:   memory up to some hundred rows (the stored bytes of weight once for ROWS rows), then arithmetic; above 64 rows
 //          what the second-level cache gives, unless ROWS is 256.
 // Meaning: src/reference/mod.rs, `linear`.
@@ -22,51 +22,54 @@
 // two sets of sums.
 constexpr uint32_t FINE_ROWS = 128, HELD_ROWS = 128;
 
-// Where the next chunk lies, for who fills the ring and who empties it.
+// Where the next chunk lies, in bytes, for who fills the ring and who empties it.
 struct RingPlace {
-  uint32_t stage;
+  uint32_t at;
   uint32_t parity;
-  __device__ __forceinline__ void next(uint32_t stages) {
-    if (++stage < stages) return;
-    stage = 0;
-    parity ^= 1;
-  }
 };
 
 template <class Form, uint32_t ROWS, uint32_t GROUPS>
 struct Ring {
   static constexpr uint32_t WEIGHT_BYTES = BLOCK_TILES * Form::RECORD, ROW_BYTES = ROWS / ROW_TILE * ROW_CHUNK_BYTES;
   static constexpr uint32_t CONSUMERS = GROUPS * WARPGROUP;
+  // Of a stage, before its weights: the barriers.
+  static constexpr uint32_t HEAD_BYTES = 128;
+  // Behind all stages: a word for `join_parts`.
+  static constexpr uint32_t LAST_BYTES = 16;
 
   uint8_t* start;
-  Mbarrier* full;   // a stage's bytes are there
-  Mbarrier* empty;  // every warp that multiplies is done with them
-  uint32_t stages;
   uint32_t stage_bytes;
+  uint32_t bytes;
 
   // By all threads of the block.
   static __device__ __forceinline__ Ring make(uint8_t* shared, uint32_t operands) {
-    const uint32_t stage_bytes = GROUPS * WEIGHT_BYTES + operands * ROW_BYTES;
-    const uint32_t stages = (shared_bytes() - LAST_BYTES) / (stage_bytes + 2 * (uint32_t)sizeof(Mbarrier));
-    Mbarrier* barriers = reinterpret_cast<Mbarrier*>(shared + stages * stage_bytes);
-    const Ring ring = {shared, barriers, barriers + stages, stages, stage_bytes};
+    const uint32_t stage_bytes = HEAD_BYTES + GROUPS * WEIGHT_BYTES + operands * ROW_BYTES;
+    const Ring ring = {shared, stage_bytes, (shared_bytes() - LAST_BYTES) / stage_bytes * stage_bytes};
     if (threadIdx.x == 0) {
-      for (uint32_t i = 0; i < stages; i++) init(ring.full[i], 1), init(ring.empty[i], CONSUMERS / WARP);
+      for (uint32_t at = 0; at < ring.bytes; at += stage_bytes) init(ring.full(at), 1), init(ring.empty(at), CONSUMERS / WARP);
       fence_mbarriers();
     }
     __syncthreads();
     return ring;
   }
 
-  __device__ __forceinline__ uint8_t* weights(uint32_t stage, uint32_t group) const {
-    return start + stage * stage_bytes + group * WEIGHT_BYTES;
+  __device__ __forceinline__ void next(RingPlace& place) const {
+    place.at += stage_bytes;
+    if (place.at < bytes) return;
+    place = {0, place.parity ^ 1};
   }
-  __device__ __forceinline__ uint8_t* rows(uint32_t stage, uint32_t operand) const {
-    return start + stage * stage_bytes + GROUPS * WEIGHT_BYTES + operand * ROW_BYTES;
+
+  // The bytes of the stage are there.
+  __device__ __forceinline__ Mbarrier& full(uint32_t at) const { return *reinterpret_cast<Mbarrier*>(start + at); }
+  // Every warp that multiplies is done with them.
+  __device__ __forceinline__ Mbarrier& empty(uint32_t at) const { return *reinterpret_cast<Mbarrier*>(start + at + 8); }
+  __device__ __forceinline__ uint8_t* weights(uint32_t at, uint32_t group) const {
+    return start + at + HEAD_BYTES + group * WEIGHT_BYTES;
   }
-  // One word for `join_parts`.
-  static constexpr uint32_t LAST_BYTES = 16;
-  __device__ __forceinline__ uint32_t& last() const { return *reinterpret_cast<uint32_t*>(empty + stages); }
+  __device__ __forceinline__ uint8_t* rows(uint32_t at, uint32_t operand) const {
+    return start + at + HEAD_BYTES + GROUPS * WEIGHT_BYTES + operand * ROW_BYTES;
+  }
+  __device__ __forceinline__ uint32_t& last() const { return *reinterpret_cast<uint32_t*>(start + bytes); }
 };
 
 // Fills the ring, by one thread of each of FILLERS warps, `filler` of them: a bulk copy is one thread's, and takes its arguments from
@@ -77,33 +80,36 @@ __device__ __forceinline__ void fill(const Linear& p, const Work& work, const Ri
   const uint32_t operands = p.rest ? 2 : 1, first = work.block * GROUPS, tile = blockIdx.x * (ROWS / ROW_TILE);
   const uint32_t groups = min(GROUPS, (work.product.weight.rows + BLOCK_ROWS - 1) / BLOCK_ROWS - first);
   const uint32_t tiles = min(ROWS / ROW_TILE, (p.num_rows + ROW_TILE - 1) / ROW_TILE - tile);
-  const auto ask_weights = [&](uint32_t chunk, uint32_t stage) {
-    if (filler == 0) arrive_expecting(ring.full[stage], groups * WEIGHT_BYTES + operands * tiles * ROW_CHUNK_BYTES);
+  const auto ask_weights = [&](uint32_t chunk, uint32_t at) {
+    Mbarrier& full = ring.full(at);
+    if (filler == 0) arrive_expecting(full, groups * WEIGHT_BYTES + operands * tiles * ROW_CHUNK_BYTES);
     for (uint32_t g = filler; g < groups; g += FILLERS) {
       const size_t record = record_number(work.chunks, first + g, chunk, 0);
-      copy_bulk(ring.weights(stage, g), work.product.weight.records + record * Form::RECORD, WEIGHT_BYTES, ring.full[stage]);
+      copy_bulk(ring.weights(at, g), work.product.weight.records + record * Form::RECORD, WEIGHT_BYTES, full);
     }
   };
-  const auto ask_rows = [&](uint32_t chunk, uint32_t stage) {
+  const auto ask_rows = [&](uint32_t chunk, uint32_t at) {
     for (uint32_t operand = 0; operand < operands; operand++) {
       const uint8_t* rows = operand ? p.rest : p.rows;
 #pragma unroll 4
       for (uint32_t n = filler; n < tiles; n += FILLERS) {
-        copy_bulk(ring.rows(stage, operand) + n * ROW_CHUNK_BYTES, rows + row_chunk(work.chunks, tile + n, chunk), ROW_CHUNK_BYTES,
-                  ring.full[stage]);
+        copy_bulk(ring.rows(at, operand) + n * ROW_CHUNK_BYTES, rows + row_chunk(work.chunks, tile + n, chunk), ROW_CHUNK_BYTES,
+                  ring.full(at));
       }
     }
   };
-  const uint32_t begin = work.begin(work.part), end = work.begin(work.end), early = min(ring.stages, end - begin);
-  for (uint32_t i = 0; i < early; i++) ask_weights(begin + i, i);
+  const uint32_t begin = work.begin(work.part), end = work.begin(work.end);
+  uint32_t early = begin;
+  for (uint32_t at = 0; at < ring.bytes && early < end; at += ring.stage_bytes) ask_weights(early++, at);
   wait_for_previous();
-  for (uint32_t i = 0; i < early; i++) ask_rows(begin + i, i);
   RingPlace place = {0, 0};
-  for (uint32_t chunk = begin + early; chunk < end; chunk++) {
-    wait(ring.empty[place.stage], place.parity);
-    ask_weights(chunk, place.stage);
-    ask_rows(chunk, place.stage);
-    place.next(ring.stages);
+  for (uint32_t chunk = begin; chunk < early; chunk++) ask_rows(chunk, place.at), ring.next(place);
+  for (uint32_t chunk = early; chunk < end; chunk++) {
+    // The stage's first phase of emptiness ends when what was filled early is used up.
+    wait(ring.empty(place.at), place.parity ^ 1);
+    ask_weights(chunk, place.at);
+    ask_rows(chunk, place.at);
+    ring.next(place);
   }
 }
 
@@ -114,12 +120,13 @@ struct Consumer {
   const bool fine;
   const uint32_t group, warp, lane;
   RingPlace place;
-  uint32_t freed;
+  // Where the last two chunks lie that are multiplied.
+  uint32_t older, newer;
 
   // Waits for the next chunk and makes this lane's share of its weights.
   __device__ __forceinline__ void make(Fragment (&weights)[STEPS]) const {
-    wait(ring.full[place.stage], place.parity);
-    const typename Form::Raw raw = Form::load(ring.weights(place.stage, group) + warp * Form::RECORD, lane);
+    wait(ring.full(place.at), place.parity);
+    const typename Form::Raw raw = Form::load(ring.weights(place.at, group) + warp * Form::RECORD, lane);
 #pragma unroll
     for (uint32_t s = 0; s < STEPS; s++) weights[s] = Form::fragment(raw, s);
   }
@@ -127,10 +134,10 @@ struct Consumer {
   // Begins the products of the chunk that was made.
   __device__ __forceinline__ void multiply(float (&sums)[ROWS / 2], const Fragment (&weights)[STEPS], bool add) {
     constexpr uint32_t NEXT_K = ROW_CHUNK_BYTES / 8, STEP_BYTES = 2 * NEXT_K;
-    const Descriptor rows = describe(ring.rows(place.stage, 0), NEXT_K, ROW_CHUNK_BYTES);
-    const Descriptor rest = describe(ring.rows(place.stage, fine), NEXT_K, ROW_CHUNK_BYTES);
+    const Descriptor rows = describe(ring.rows(place.at, 0), NEXT_K, ROW_CHUNK_BYTES);
     // Two ways from fence to group: the compiler wants no branch between them.
     if (ROWS <= FINE_ROWS && fine) {
+      const Descriptor rest = describe(ring.rows(place.at, 1), NEXT_K, ROW_CHUNK_BYTES);
       fence_products();
 #pragma unroll
       for (uint32_t s = 0; s < STEPS; s++) {
@@ -146,14 +153,15 @@ struct Consumer {
       }
       commit_products();
     }
-    place.next(ring.stages);
+    older = newer;
+    newer = place.at;
+    ring.next(place);
   }
 
-  // Gives back the oldest chunk.
-  __device__ __forceinline__ void free() {
+  // Gives a chunk back.
+  __device__ __forceinline__ void free(uint32_t at) const {
     __syncwarp();
-    if (lane == 0) arrive(ring.empty[freed]);
-    if (++freed == ring.stages) freed = 0;
+    if (lane == 0) arrive(ring.empty(at));
   }
 
   // The sums of a part of so many chunks, one or more.
@@ -165,15 +173,15 @@ struct Consumer {
       make(odd);
       multiply(sums, odd, true);
       wait_products<1>();
-      free();
+      free(older);
       if (--chunks == 0) break;
       make(even);
       multiply(sums, even, true);
       wait_products<1>();
-      free();
+      free(older);
     }
     wait_products<0>();
-    free();
+    free(newer);
   }
 };
 
@@ -199,7 +207,7 @@ template <class Form, uint32_t ROWS, uint32_t GROUPS>
 __device__ __forceinline__ void empty(const Linear& p, const Work& work, const Ring<Form, ROWS, GROUPS>& ring) {
   const uint32_t thread = threadIdx.x, lane = thread % WARP;
   Consumer<Form, ROWS, GROUPS> consumer = {
-      ring, p.rest != nullptr, thread / WARPGROUP, thread % WARPGROUP / WARP, lane, {0, 0}, 0};
+      ring, p.rest != nullptr, thread / WARPGROUP, thread % WARPGROUP / WARP, lane, {0, 0}, 0, 0};
   const uint32_t out = (work.block * GROUPS + consumer.group) * BLOCK_ROWS + consumer.warp * TILE_ROWS;
   const uint32_t row = blockIdx.x * ROWS;
   if (work.chunks == 0) {

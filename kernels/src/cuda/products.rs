@@ -284,8 +284,7 @@ impl Kernel {
         let with = |group_rows: usize, groups: usize, kibibytes: usize| {
             let (block_outs, operands) = (groups * BLOCK_ROWS, if fine { 2 } else { 1 });
             let operand = group_rows / ROW_TILE * ROW_CHUNK_BYTES;
-            // Beside a stage its two barriers; beside all of them a word.
-            let stage = groups * 4 * form.record_bytes() + operands * operand + 16;
+            let stage = 128 + groups * 4 * form.record_bytes() + operands * operand;
             Self {
                 name: format!("linear_wgmma_{}_{group_rows}", form.name()),
                 threads: if groups == 1 { 160 } else { 384 },
