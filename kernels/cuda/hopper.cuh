@@ -176,17 +176,17 @@ void begin_product(float (&sums)[N / 2], const uint32_t (&a)[4], Descriptor b, b
 #else
 // Operands 10 d to 10 d + 9, and those of eight sums.
 #define TEN(d) "%" #d "0, %" #d "1, %" #d "2, %" #d "3, %" #d "4, %" #d "5, %" #d "6, %" #d "7, %" #d "8, %" #d "9, "
-#define EIGHT_SUMS(i)                                                                                     \
+#define EIGHT_SUMS(i)                                                                                           \
   "+f"(sums[i]), "+f"(sums[i + 1]), "+f"(sums[i + 2]), "+f"(sums[i + 3]), "+f"(sums[i + 4]), "+f"(sums[i + 5]), \
       "+f"(sums[i + 6]), "+f"(sums[i + 7])
-#define BEGIN_PRODUCT(n, sums_list, a_list, low_operand, high_operand, add_operand, ...)                               \
-  template <>                                                                                                          \
-  __device__ __forceinline__ void begin_product<n>(float(&sums)[n / 2], const uint32_t (&a)[4], Descriptor b, bool add) { \
+#define BEGIN_PRODUCT(n, sums_list, a_list, low_operand, high_operand, add_operand, ...)                                              \
+  template <>                                                                                                                         \
+  __device__ __forceinline__ void begin_product<n>(float(&sums)[n / 2], const uint32_t (&a)[4], Descriptor b, bool add) {             \
     asm volatile("{\n.reg .pred add;\n.reg .b64 b;\nsetp.ne.b32 add, " add_operand ", 0;\nmov.b64 b, {" low_operand ", " high_operand \
-                 "};\nwgmma.mma_async.sync.aligned.m64n" #n "k16.f32.bf16.bf16 {" sums_list "}, {" a_list            \
-                 "}, b, add, 1, 1, 0;\n}"                                                                  \
-                 : __VA_ARGS__                                                                                         \
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b.low), "r"(b.high), "r"((uint32_t)add));                            \
+                 "};\nwgmma.mma_async.sync.aligned.m64n" #n "k16.f32.bf16.bf16 {" sums_list "}, {" a_list                             \
+                 "}, b, add, 1, 1, 0;\n}"                                                                                             \
+                 : __VA_ARGS__                                                                                                        \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b.low), "r"(b.high), "r"((uint32_t)add));                          \
   }
 template <uint32_t N>
 __device__ __forceinline__ void begin_product(float (&sums)[N / 2], const uint32_t (&a)[4], Descriptor b, bool add);

@@ -73,5 +73,6 @@ KERNEL(160, check_product_8, CheckProduct) { check_product<8>(p); }
 KERNEL(160, check_product_32, CheckProduct) { check_product<32>(p); }
 KERNEL(160, check_product_64, CheckProduct) { check_product<64>(p); }
 KERNEL(160, check_product_128, CheckProduct) { check_product<128>(p); }
+KERNEL(160, check_product_256, CheckProduct) { check_product<256>(p); }
 
 }  // namespace

@@ -64,7 +64,7 @@ fn expected(row: usize, column: usize) -> f32 {
 #[test]
 fn a_product_from_registers_and_a_descriptor_is_there_when_it_was_waited_for() {
     let (a, more) = (device(&fragments()), device(&[1, 2, 3, 4]));
-    for count in [8, 32, 64, 128] {
+    for count in [8, 32, 64, 128, 256] {
         let b = device(&columns(count));
         let empty = || device(&vec![0; 128 * count / 2]);
         let (begun, half, out, after) = (empty(), empty(), empty(), device(&[0; 4]));
