@@ -28,7 +28,15 @@ pub struct ProductLimits {
 }
 
 impl ProductLimits {
-    /// For a card of this architecture ([`Driver::architecture`]).
+    /// For this card and this image: one that was cut to other cards runs here as PTX, and has no kernels of Hopper's.
+    pub(super) fn for_driver<D: Driver>(driver: &D) -> Self {
+        let kernel = "linear_wgmma_bf16_8";
+        let launch = super::driver::Launch { kernel, grid: [1; 3], threads: 160, shared: 0 };
+        let there = driver.find(&launch, size_of::<LinearParams>()).is_ok();
+        Self::of(if there { driver.architecture() } else { 0 })
+    }
+
+    /// For a card of this architecture ([`Driver::architecture`]) and an image with its kernels.
     pub fn of(architecture: u32) -> Self {
         Self {
             few_rows: 8,
