@@ -41,6 +41,10 @@ impl Random {
         bytes.extend((0..len.div_ceil(8)).flat_map(|_| self.next_bits().to_le_bytes()));
         bytes.truncate(len);
         for group in bytes.chunks_exact_mut(dtype.group_bytes()) {
+            if dtype == Dtype::F8E4M3 {
+                group[..4].copy_from_slice(&0.01f32.to_le_bytes());
+                continue;
+            }
             let scales: &[usize] = match dtype {
                 Dtype::Q4_1 | Dtype::Q5_1 | Dtype::Q4K | Dtype::Q5K => &[0, 2],
                 Dtype::Q6K => &[208],

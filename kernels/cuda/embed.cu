@@ -34,5 +34,6 @@ EMBED(q8_0, tile_q8_0)
 EMBED(q4_0, tile_q4_0)
 EMBED(q4_1, tile_q4_1)
 EMBED(q4_k, tile_q4_k)
+EMBED(f8, tile_f8)
 EMBED(wide, tile_wide)
 #undef EMBED

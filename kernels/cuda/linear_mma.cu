@@ -253,5 +253,6 @@ LINEAR(q8_0)
 LINEAR(q4_0)
 LINEAR(q4_1)
 LINEAR(q4_k)
+LINEAR(f8)
 LINEAR(wide)
 #undef LINEAR

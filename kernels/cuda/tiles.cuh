@@ -298,6 +298,7 @@ struct tile_f8 {
             *reinterpret_cast<const float2*>(record + 1024 + lane / 4 * 8)};
   }
   // Sign, four bits of exponent less 7, three of fraction: f32 with 120 too little in the exponent, below the lowest too.
+  // A code that is no number, which no packer lets through, becomes 480.
   static __device__ __forceinline__ float decoded(uint32_t word, uint32_t n) {
     const int32_t top = (int32_t)__byte_perm(word, 0, n << 12 | 0x444);
     return __uint_as_float((uint32_t)(top >> 4) & 0x87f00000u) * __uint_as_float((120u + 127) << 23);

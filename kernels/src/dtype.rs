@@ -1,7 +1,7 @@
-//! Storage types of weights, with ggml's names and numbers, and the size of their groups.
+//! Storage types of weights: ggml's, with its names and numbers, and one of our own; and the size of their groups.
 
 /// How the values of a weight tensor are stored: rows of groups, each group laid out as ggml's
-/// block of the same name (little-endian, `ggml-common.h`).
+/// block of the same name (little-endian, `ggml-common.h`). Numbers from [`Dtype::OURS`] on are not ggml's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u16)]
 pub enum Dtype {
@@ -27,11 +27,13 @@ pub enum Dtype {
     Q6K = 14,
     /// The upper half of an IEEE single.
     Bf16 = 30,
+    /// Groups of 128: an f32 scale, then [`e4m3`](crate::quant::e4m3) codes. What models with blocks of 128 by 128 are stored in.
+    F8E4M3 = 0x8000,
 }
 
 impl Dtype {
     /// Every storage type.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::F32,
         Self::F16,
         Self::Q4_0,
@@ -43,14 +45,18 @@ impl Dtype {
         Self::Q5K,
         Self::Q6K,
         Self::Bf16,
+        Self::F8E4M3,
     ];
+
+    /// The first number that can be none of ggml's.
+    pub const OURS: u16 = 0x8000;
 
     /// The type with this number, if it is one of ours.
     pub fn from_code(code: u16) -> Option<Self> {
         Self::ALL.into_iter().find(|dtype| *dtype as u16 == code)
     }
 
-    /// ggml's name.
+    /// ggml's name; that of safetensors for a type of our own.
     pub const fn name(self) -> &'static str {
         match self {
             Self::F32 => "F32",
@@ -64,6 +70,7 @@ impl Dtype {
             Self::Q5K => "Q5_K",
             Self::Q6K => "Q6_K",
             Self::Bf16 => "BF16",
+            Self::F8E4M3 => "F8_E4M3",
         }
     }
 
@@ -72,6 +79,7 @@ impl Dtype {
         match self {
             Self::F32 | Self::F16 | Self::Bf16 => 1,
             Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 | Self::Q8_0 => 32,
+            Self::F8E4M3 => 128,
             Self::Q4K | Self::Q5K | Self::Q6K => 256,
         }
     }
@@ -86,6 +94,7 @@ impl Dtype {
             Self::Q5_0 => 22,
             Self::Q5_1 => 24,
             Self::Q8_0 => 34,
+            Self::F8E4M3 => 132,
             Self::Q4K => 144,
             Self::Q5K => 176,
             Self::Q6K => 210,

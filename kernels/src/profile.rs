@@ -392,7 +392,7 @@ impl Work {
     pub fn with_operations(mut self, dtype: Dtype, operations: u64) -> Self {
         match dtype {
             Dtype::F32 | Dtype::F16 => self.f32 += operations,
-            Dtype::Bf16 => self.bf16 += operations,
+            Dtype::Bf16 | Dtype::F8E4M3 => self.bf16 += operations,
             _ => self.int8 += operations,
         }
         self

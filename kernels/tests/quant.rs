@@ -1,5 +1,5 @@
 //! Weight groups against recorded vectors: every type decodes to the exact bits that ggml's own
-//! Python package computes, and the encoders write its exact bytes.
+//! Python package computes (E4M3: the package `ml_dtypes`), and the encoders write its exact bytes.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
@@ -20,11 +20,26 @@ fn every_type_decodes_to_the_recorded_bits() {
 
 #[test]
 fn the_encoders_write_the_recorded_bytes() {
-    for dtype in [Dtype::F16, Dtype::Bf16, Dtype::Q4_0, Dtype::Q4_1, Dtype::Q8_0] {
+    let simple = [Dtype::F16, Dtype::Bf16, Dtype::Q4_0, Dtype::Q4_1, Dtype::Q8_0, Dtype::F8E4M3];
+    for dtype in simple {
         let vector = Vector::open("quantize", dtype);
         let mut found = Vec::new();
         quantize(dtype, &vector.values, &mut found).unwrap();
         assert_eq!(found, vector.bytes, "{}", dtype.name());
+    }
+}
+
+#[test]
+fn a_group_of_e4m3_zeros_or_of_tiny_values_is_read_back() {
+    for x in [0.0, -0.0, f32::from_bits(1), f32::MIN_POSITIVE, 1e30] {
+        let (mut bytes, mut back) = (Vec::new(), [1.0; 128]);
+        quantize(Dtype::F8E4M3, &[x; 128], &mut bytes).unwrap();
+        dequantize(Dtype::F8E4M3, &bytes, &mut back).unwrap();
+        // Where a 448th of the value is no normal number it is rounded more coarsely.
+        assert!(
+            back.iter().all(|y| (y - x).abs() <= (x / 1e6).max(448.0 * f32::from_bits(1))),
+            "{x:e}"
+        );
     }
 }
 

@@ -4,7 +4,7 @@
 //! 2^-8 at most), as in the programs that such models come from; with sixteen bits, as the output matrix has
 //! them, the sum of that and the bf16 nearest to the rest (2^-17). Every output is a chain for each of the
 //! two, block after block of [`BLOCK_WORDS`] words; at the end of a block the second chain is added to the
-//! first. Where there are tiles, see `amx_bf16.rs`. On other CPUs it is one fused multiply-add a column, from the first to the
+//! first. A block with scales (E4M3) has sums of its own, and is as long as they say. Where there are tiles, see `amx_bf16.rs`. On other CPUs it is one fused multiply-add a column, from the first to the
 //! last, in f32.
 
 use std::ops::Range;
@@ -98,63 +98,64 @@ impl Words {
             }
             return;
         }
-        if let Some(amx) = amx {
-            return self.tiles(amx, weights, cols, out);
-        }
-        let (words, width) = (&self.words[..], self.width);
-        let strip = Strip { proof, words, width, row_words: self.row_words(), cols };
-        for (n, weights) in weights.chunks(BLOCK_WORDS).enumerate() {
-            let block = Block { first: n * BLOCK_WORDS, weights };
-            if self.fine {
-                strip.rows::<FINE_ROWS, 2>(block, out);
-            } else {
-                strip.rows::<COARSE_ROWS, 1>(block, out);
-            }
+        let block_words = if amx.is_some() { TILE_BLOCK_WORDS } else { BLOCK_WORDS };
+        // The tile unit takes whole steps: what is left of the last comes with zeros.
+        let mut end = [[0; size_of::<WordColumn>()]; amx_bf16::STEP];
+        let step = if amx.is_some() { amx_bf16::STEP } else { 1 };
+        let whole = weights.len() / step * step;
+        end[..weights.len() - whole].copy_from_slice(&weights[whole..]);
+        let end = (whole < weights.len()).then_some(&end[..]);
+        let mut first = 0;
+        for weights in weights[..whole].chunks(block_words).chain(end) {
+            self.block((proof, amx), Block { first, weights, scales: None }, cols, out);
+            first += weights.len();
         }
     }
-}
 
-impl Words {
-    /// The same by the tile unit.
-    fn tiles(
+    /// One block over all rows of the tile; blocks come in the order of their columns.
+    pub(super) fn block(
         &self,
-        amx: Amx,
-        weights: &[WordColumn],
+        (proof, amx): (Avx512Bf16, Option<Amx>),
+        block: Block<'_>,
         cols: &Range<usize>,
         out: &mut Tile<'_, f32>,
     ) {
-        let mut end = [[0; size_of::<WordColumn>()]; amx_bf16::STEP];
-        let whole = weights.len() / amx_bf16::STEP * amx_bf16::STEP;
-        end[..weights.len() - whole].copy_from_slice(&weights[whole..]);
-        let end = (whole < weights.len()).then_some(&end[..]);
-        let blocks = weights[..whole].chunks(TILE_BLOCK_WORDS).chain(end);
-        let (mut first, rows) = (0, out.rows.clone());
-        for block in blocks {
-            for t in rows.clone().step_by(amx_bf16::ROWS) {
-                let count = (rows.end - t).min(amx_bf16::ROWS);
-                let mut sums = amx_bf16::Sums([[0.0; PAIR]; amx_bf16::ROWS]);
-                if first > 0 {
-                    for (m, sums) in sums.0[..count].iter_mut().enumerate() {
-                        sums[..cols.len()].copy_from_slice(&out.row(t + m)[cols.clone()]);
-                    }
-                }
-                let rows_at = amx_bf16::Rows {
-                    words: &self.words[t * self.row_words() + first..],
-                    apart: self.row_words(),
-                    count,
-                    part: self.width,
-                    parts: if self.fine { 2 } else { 1 },
-                };
-                if t == rows.start {
-                    amx_bf16::multiply::<true>(amx, rows_at, block, &mut sums);
-                } else {
-                    amx_bf16::multiply::<false>(amx, rows_at, block, &mut sums);
-                }
-                for (m, sums) in sums.0[..count].iter().enumerate() {
-                    out.row(t + m)[cols.clone()].copy_from_slice(&sums[..cols.len()]);
-                }
+        if let Some(amx) = amx {
+            return self.tiles(amx, block, cols, out);
+        }
+        let (words, width) = (&self.words[..], self.width);
+        let strip = Strip { proof, words, width, row_words: self.row_words(), cols };
+        if self.fine {
+            strip.rows::<FINE_ROWS, 2>(block, out);
+        } else {
+            strip.rows::<COARSE_ROWS, 1>(block, out);
+        }
+    }
+
+    /// The same by the tile unit; the block is whole steps.
+    fn tiles(&self, amx: Amx, block: Block<'_>, cols: &Range<usize>, out: &mut Tile<'_, f32>) {
+        let rows = out.rows.clone();
+        for t in rows.clone().step_by(amx_bf16::ROWS) {
+            let count = (rows.end - t).min(amx_bf16::ROWS);
+            let mut sums = amx_bf16::Sums([[0.0; PAIR]; amx_bf16::ROWS]);
+            for (m, sums) in sums.0[..count].iter_mut().enumerate() {
+                block.begin(&out.row(t + m)[cols.clone()], sums);
             }
-            first += block.len();
+            let rows_at = amx_bf16::Rows {
+                words: &self.words[t * self.row_words() + block.first..],
+                apart: self.row_words(),
+                count,
+                part: self.width,
+                parts: if self.fine { 2 } else { 1 },
+            };
+            if t == rows.start && block.is_stored() {
+                amx_bf16::multiply::<true>(amx, rows_at, block.weights, &mut sums);
+            } else {
+                amx_bf16::multiply::<false>(amx, rows_at, block.weights, &mut sums);
+            }
+            for (m, sums) in sums.0[..count].iter().enumerate() {
+                block.end(sums, &mut out.row(t + m)[cols.clone()]);
+            }
         }
     }
 }
@@ -171,9 +172,41 @@ struct Strip<'a> {
 
 /// Some word columns of a pair.
 #[derive(Clone, Copy)]
-struct Block<'a> {
-    first: usize,
-    weights: &'a [WordColumn],
+pub(super) struct Block<'a> {
+    /// Words of a row in front of them.
+    pub(super) first: usize,
+    pub(super) weights: &'a [WordColumn],
+    /// What the sums of this block are multiplied by, where they have a scale.
+    pub(super) scales: Option<&'a [f32; PAIR]>,
+}
+
+impl Block<'_> {
+    /// What the sums begin with: those in `out`, where they are not of this block alone.
+    #[inline(always)]
+    fn begin(&self, out: &[f32], sums: &mut [f32; PAIR]) {
+        if self.first > 0 && self.scales.is_none() {
+            sums[..out.len()].copy_from_slice(out);
+        }
+    }
+
+    /// Keeps them.
+    #[inline(always)]
+    fn end(&self, sums: &[f32; PAIR], out: &mut [f32]) {
+        let Some(scales) = self.scales else {
+            return out.copy_from_slice(&sums[..out.len()]);
+        };
+        if self.first == 0 {
+            out.fill(0.0);
+        }
+        for ((out, sum), scale) in out.iter_mut().zip(sums).zip(scales) {
+            *out += sum * scale;
+        }
+    }
+
+    /// Whether the words lie among others of the matrix, so that those behind them will be read too.
+    fn is_stored(&self) -> bool {
+        self.scales.is_none()
+    }
 }
 
 impl Strip<'_> {
@@ -183,7 +216,7 @@ impl Strip<'_> {
         let mut t = rows.start;
         while t < rows.end {
             let left = rows.end - t;
-            t += match (left, t == rows.start) {
+            t += match (left, t == rows.start && block.is_stored()) {
                 (left, true) if left >= R => self.chunk::<R, PARTS, true>(block, t, out),
                 (left, false) if left >= R => self.chunk::<R, PARTS, false>(block, t, out),
                 (4.., true) => self.chunk::<4, PARTS, true>(block, t, out),
@@ -206,14 +239,12 @@ impl Strip<'_> {
         let mut sums = [[0f32; PAIR]; R];
         let row = |m: usize| &self.words[(t + m) * self.row_words..][..self.row_words];
         let rows: [&[i32]; R] = std::array::from_fn(|m| &row(m)[block.first..]);
-        if block.first > 0 {
-            for (m, sums) in sums.iter_mut().enumerate() {
-                sums[..self.cols.len()].copy_from_slice(&out.row(t + m)[self.cols.clone()]);
-            }
+        for (m, sums) in sums.iter_mut().enumerate() {
+            block.begin(&out.row(t + m)[self.cols.clone()], sums);
         }
         self.proof.multiply::<R, PARTS, FIRST>(rows, self.width, block.weights, &mut sums);
         for (m, sums) in sums.iter().enumerate() {
-            out.row(t + m)[self.cols.clone()].copy_from_slice(&sums[..self.cols.len()]);
+            block.end(sums, &mut out.row(t + m)[self.cols.clone()]);
         }
         R
     }
@@ -229,31 +260,41 @@ pub(super) fn pair<S: Simd>(
     cols: &Range<usize>,
     out: &mut Tile<'_, f32>,
 ) {
-    let rows = out.rows.clone();
     for n in 0..weights.len().div_ceil(BLOCK_WORDS).max(1) {
         let first = n * BLOCK_WORDS;
         let weights = &weights[first..weights.len().min(first + BLOCK_WORDS)];
-        let resume = first > 0;
-        let x = |t: usize| &x[t * width..][..width][2 * first..];
-        let mut t = rows.start;
-        while S::MANY_REGISTERS && t + 8 <= rows.end {
-            let x = std::array::from_fn(|m| x(t + m));
-            s.call(Chunk::<8> { x, weights, resume, t, cols, out: &mut *out });
-            t += 8;
-        }
-        while t < rows.end {
-            s.call(Chunk::<1> { x: [x(t)], weights, resume, t, cols, out: &mut *out });
-            t += 1;
-        }
+        block(s, (x, width), Block { first, weights, scales: None }, cols, out);
     }
 }
 
-/// `R` rows by both panels of a block; sums continue those in `out` when `resume`.
+/// One block of it, over rows of `width` values.
+#[inline(always)]
+pub(super) fn block<S: Simd>(
+    s: S,
+    (x, width): (&[f32], usize),
+    block: Block<'_>,
+    cols: &Range<usize>,
+    out: &mut Tile<'_, f32>,
+) {
+    let rows = out.rows.clone();
+    let x = |t: usize| &x[t * width..][..width][2 * block.first..];
+    let mut t = rows.start;
+    while S::MANY_REGISTERS && t + 8 <= rows.end {
+        let x = std::array::from_fn(|m| x(t + m));
+        s.call(Chunk::<8> { x, block, t, cols, out: &mut *out });
+        t += 8;
+    }
+    while t < rows.end {
+        s.call(Chunk::<1> { x: [x(t)], block, t, cols, out: &mut *out });
+        t += 1;
+    }
+}
+
+/// `R` rows by both panels of a block.
 struct Chunk<'a, 'b, const R: usize> {
     /// From the first column of the block on.
     x: [&'a [f32]; R],
-    weights: &'a [WordColumn],
-    resume: bool,
+    block: Block<'a>,
     t: usize,
     cols: &'a Range<usize>,
     out: &'a mut Tile<'b, f32>,
@@ -262,16 +303,14 @@ struct Chunk<'a, 'b, const R: usize> {
 impl<const R: usize> Task for Chunk<'_, '_, R> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Self { x, weights, resume, t, cols, out } = self;
+        let Self { x, block, t, cols, out } = self;
         let mut carry = [[0f32; PAIR]; R];
-        if resume {
-            for (m, carry) in carry.iter_mut().enumerate() {
-                carry[..cols.len()].copy_from_slice(&out.row(t + m)[cols.clone()]);
-            }
+        for (m, carry) in carry.iter_mut().enumerate() {
+            block.begin(&out.row(t + m)[cols.clone()], carry);
         }
         let mut sums: [[S::F; 2]; R] =
             std::array::from_fn(|m| [s.load(&carry[m]), s.load(&carry[m][16..])]);
-        for (k, word) in weights.iter().enumerate() {
+        for (k, word) in block.weights.iter().enumerate() {
             let (first, second) = (s.load_bf16_pairs(word), s.load_bf16_pairs(&word[64..]));
             // The last word may have one column only; its other half is zero.
             for half in 0..2.min(x[0].len() - 2 * k) {
@@ -285,7 +324,7 @@ impl<const R: usize> Task for Chunk<'_, '_, R> {
         for (m, carry) in carry.iter_mut().enumerate() {
             s.store(sums[m][0], carry);
             s.store(sums[m][1], &mut carry[16..]);
-            out.row(t + m)[cols.clone()].copy_from_slice(&carry[..cols.len()]);
+            block.end(carry, &mut out.row(t + m)[cols.clone()]);
         }
     }
 }

@@ -4,7 +4,7 @@
 //! of 32 (Q6_K: 16) an exact integer sum, times the activation's scale, then one fused multiply-add
 //! with the weight's scale and one with its minimum; then the same for those groups of the block that
 //! have a second record, without minima. For F32 and F16 column after column one fused multiply-add; for BF16
-//! see `bf16.rs`.
+//! see `bf16.rs`, for E4M3 `f8.rs`.
 //! The chain is the same in every kernel below, so a row's results do not depend on how many rows
 //! there are, how they are tiled or who computes them.
 
@@ -45,9 +45,9 @@ pub(super) struct Input<'a> {
     pub(super) x: &'a [f32],
     /// The same, quantised, where an output needs it.
     pub(super) quantised: &'a Activations,
-    /// How BF16 weights are taken, where the CPU has sums of their products.
+    /// How BF16 and E4M3 weights are taken, where the CPU has sums of their products.
     pub(super) bf16: Option<Avx512Bf16>,
-    /// How many rows meet quantised weights, and all rows BF16 ones, where the CPU has tiles.
+    /// How many rows meet quantised weights, and all rows BF16 and E4M3 ones, where the CPU has tiles.
     pub(super) amx: Option<Amx>,
 }
 
@@ -84,6 +84,10 @@ impl Task for LinearTile<'_, '_> {
                     } else {
                         bf16::pair(s, input.x, weight.cols, columns, &cols, &mut out);
                     }
+                }
+                Data::F8(data) => {
+                    let at = (first / PAIR, weight.cols);
+                    data.multiply(s, at, input, &cols, (&mut out, &mut scratch.codes));
                 }
                 Data::Quantised(q) => {
                     let mut strip =

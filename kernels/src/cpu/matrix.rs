@@ -3,7 +3,7 @@
 //! Rows are stored in pairs of panels: 32 rows, two vectors of 16 lanes, one lane to a row (rows
 //! beyond the last are as if their stored bytes were zero). F32 and F16 keep their values:
 //! `[pair][column][32 rows]`. BF16 keeps two columns in a word, `[pair][two columns][32 rows]`, the first
-//! in its low half; an odd last column has zeros beside it. Quantised types keep the width of their codes (4, 5, 6 or 8 bits a value) and the stored form of their
+//! in its low half; an odd last column has zeros beside it. E4M3: `f8.rs`. Quantised types keep the width of their codes (4, 5, 6 or 8 bits a value) and the stored form of their
 //! scales, so that a pass over the weights reads as many bytes as ggml's file has:
 //!
 //! - codes `[pair][group of 32][panel]`: eight steps of 64 bytes, byte `4 * lane + i` of step `s` is
@@ -16,6 +16,7 @@
 //!   sub-group 16 scales and 16 minima (Q6_K: 16 times 16 signed scales).
 
 use super::bf16::WordColumn;
+use super::f8::Eights;
 use crate::dtype::Dtype;
 use crate::memory::Aligned;
 use crate::quant;
@@ -37,6 +38,7 @@ pub(super) enum Data {
     F32(Aligned<f32>),
     F16(Aligned<u16>),
     Bf16(Aligned<u8>),
+    F8(Eights),
     Quantised(Quantised),
 }
 
@@ -71,7 +73,7 @@ impl Format {
             Dtype::Q5_1 | Dtype::Q5K => (5, true),
             Dtype::Q6K => (6, false),
             Dtype::Q8_0 => (8, false),
-            Dtype::F32 | Dtype::F16 | Dtype::Bf16 => return None,
+            Dtype::F32 | Dtype::F16 | Dtype::Bf16 | Dtype::F8E4M3 => return None,
         };
         Some(Self { dtype, bits, min, groups: cols / 32, per_stored: dtype.group_len() / 32 })
     }
@@ -127,6 +129,7 @@ impl Matrix {
                     });
                 }
             }
+            Data::F8(data) => data.read_row(pair, lane, out),
             Data::Quantised(q) => q.read_row(pair, lane / 16, lane % 16, out),
         }
     }

@@ -1,4 +1,4 @@
-//! The fast device of servers: f32 activations, integer dot products for quantised weights, bf16 ones for BF16.
+//! The fast device of servers: f32 activations, integer dot products for quantised weights, bf16 ones for BF16 and E4M3.
 //!
 //! Every output element is computed wholly by one thread in an order that depends on the shape of the
 //! model alone. Results may differ between instruction sets and widths of activations, never
@@ -15,6 +15,7 @@ mod bf16;
 mod buffers;
 mod cache;
 mod choose;
+mod f8;
 mod float;
 mod input;
 mod isa;

@@ -24,7 +24,7 @@ impl Cpu {
             assert!(room.is_ok(), "memory for quantised activations");
             activations.set((self.level, &self.pool), bits, rows, &source);
         }
-        let words = any(|data| matches!(data, matrix::Data::Bf16(_)));
+        let words = any(|data| matches!(data, matrix::Data::Bf16(_) | matrix::Data::F8(_)));
         let bf16 = self.level.bf16().filter(|_| words);
         if let Some(bf16) = bf16 {
             activations.bf16.set((bf16, &self.pool), bits, rows, &source);

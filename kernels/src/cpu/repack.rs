@@ -134,7 +134,7 @@ impl Task for Quantities<'_> {
             Dtype::Q4K => super_groups::<S, 4>(simd, self),
             Dtype::Q5K => super_groups::<S, 5>(simd, self),
             Dtype::Q6K => super_groups::<S, 6>(simd, self),
-            Dtype::F32 | Dtype::F16 | Dtype::Bf16 => {}
+            Dtype::F32 | Dtype::F16 | Dtype::Bf16 | Dtype::F8E4M3 => {}
         }
     }
 }

@@ -3,6 +3,7 @@
 
 use std::fmt;
 
+use super::f8::{self, Eights};
 use super::isa::Level;
 use super::matrix::{Data, Format, Matrix, PAIR, Quantised};
 use super::repack::{Floats, Halves, Quantities, Words};
@@ -26,6 +27,7 @@ enum Target {
     F32(Parts<f32>),
     F16(Parts<u16>),
     Bf16(Parts<u8>),
+    F8 { codes: Parts<u8>, scales: Parts<f32> },
     Quantised { format: Format, halves: Parts<u16>, codes: Parts<u8> },
 }
 
@@ -56,6 +58,10 @@ impl Pending {
                 let pair_bytes = PAIR * 4 * cols.div_ceil(2);
                 Target::Bf16(Parts::zeroed(arena, "weights", pairs, pair_bytes)?)
             }
+            (Dtype::F8E4M3, None) => Target::F8 {
+                codes: Parts::zeroed(arena, "weights", pairs, PAIR * cols)?,
+                scales: Parts::zeroed(arena, "scales", pairs, PAIR * (cols / dtype.group_len()))?,
+            },
             (_, None) => Target::F16(Parts::zeroed(arena, "weights", pairs, PAIR * cols)?),
         };
         Ok(Self { level, rows, cols, dtype, pairs: strips, target })
@@ -77,6 +83,11 @@ impl Pending {
             Target::Bf16(parts) => {
                 let out = parts.take(pair).ok_or_else(twice)?;
                 self.level.run(Words { rows, row_bytes, out });
+            }
+            Target::F8 { codes, scales } => {
+                let codes = codes.take(pair).ok_or_else(twice)?;
+                let scales = scales.take(pair).ok_or_else(twice)?;
+                self.level.run(f8::Repack { rows, row_bytes, codes, scales });
             }
             Target::Quantised { format, halves, codes } => {
                 let halves = halves.take(pair).ok_or_else(twice)?;
@@ -105,6 +116,9 @@ impl Upload for Pending {
             Target::F32(parts) => Data::F32(parts.whole()),
             Target::F16(parts) => Data::F16(parts.whole()),
             Target::Bf16(parts) => Data::Bf16(parts.whole()),
+            Target::F8 { codes, scales } => {
+                Data::F8(Eights { codes: codes.whole(), scales: scales.whole() })
+            }
             Target::Quantised { format, halves, codes } => {
                 let (halves, codes) = (halves.whole(), codes.whole());
                 Data::Quantised(Quantised { format, halves, codes })

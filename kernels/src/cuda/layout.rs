@@ -13,7 +13,9 @@ pub(super) fn packed(dtype: Dtype, rows: usize, cols: usize, bytes: &[u8]) -> Ve
     let mut group = Unpacked::default();
     for (n, block) in bytes.chunks_exact(group_bytes).enumerate() {
         let (row, first_col) = (n * len / cols, n * len % cols);
-        if len > 1 {
+        if dtype == Dtype::F8E4M3 {
+            group.codes[..len].copy_from_slice(&block[4..]);
+        } else if len > 1 {
             quant::unpack(dtype, block, &mut group);
         }
         for at in 0..len {
@@ -44,6 +46,11 @@ pub(super) fn stored(dtype: Dtype, rows: usize, cols: usize) -> Vec<u8> {
     for group in bytes.chunks_mut(dtype.group_bytes()) {
         let halves: &[usize] = match dtype {
             Dtype::F32 | Dtype::F16 | Dtype::Bf16 => &[],
+            Dtype::F8E4M3 => {
+                // Every code is a number.
+                group[4..].iter_mut().for_each(|code| *code ^= u8::from(*code & 0x7f == 0x7f));
+                &[2]
+            }
             Dtype::Q6K => &[208],
             Dtype::Q8_0 | Dtype::Q4_0 | Dtype::Q5_0 => &[0],
             _ => &[0, 2],
@@ -71,7 +78,7 @@ fn place(
         Form::F16 | Form::Bf16 => {
             record[(step * 32 + lane) * 16 + number * 2..][..2].copy_from_slice(block);
         }
-        Form::Q8_0 | Form::Wide => {
+        Form::Q8_0 | Form::Wide | Form::F8 => {
             let code = if form == Form::Q8_0 { code ^ 0x80 } else { code };
             record[half * 512 + lane * 16 + step % 2 * 8 + number] = code;
         }
@@ -86,6 +93,7 @@ fn place(
             let first = if form == Form::Q8_0 { 1024 } else { 512 };
             record[first + g * 8 + half * 4 + high * 2..][..2].copy_from_slice(&block[..2]);
         }
+        Form::F8 => record[1024 + g * 8 + high * 4..][..4].copy_from_slice(&block[..4]),
         Form::Q4_1 => {
             record[512 + g * 16 + half * 8 + high * 4..][..4].copy_from_slice(&block[..4]);
         }

@@ -135,6 +135,7 @@ fn kernel(dtype: Dtype) -> &'static str {
         Dtype::Q4K => "pack_q4_k",
         Dtype::Q5K => "pack_q5_k",
         Dtype::Q6K => "pack_q6_k",
+        Dtype::F8E4M3 => "pack_f8_e4m3",
     }
 }
 

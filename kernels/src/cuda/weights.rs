@@ -19,6 +19,7 @@ pub(super) enum Form {
     Q4_0,
     Q4_1,
     Q4K,
+    F8,
     /// All others: a byte a code, an f32 scale and minimum for 16.
     Wide,
 }
@@ -33,6 +34,7 @@ impl Form {
             Dtype::Q4_0 => Self::Q4_0,
             Dtype::Q4_1 => Self::Q4_1,
             Dtype::Q4K => Self::Q4K,
+            Dtype::F8E4M3 => Self::F8,
             Dtype::Q5_0 | Dtype::Q5_1 | Dtype::Q5K | Dtype::Q6K => Self::Wide,
         }
     }
@@ -47,6 +49,7 @@ impl Form {
             Self::Q4_0 => "q4_0",
             Self::Q4_1 => "q4_1",
             Self::Q4K => "q4_k",
+            Self::F8 => "f8",
             Self::Wide => "wide",
         }
     }
@@ -56,7 +59,7 @@ impl Form {
         match self {
             Self::F32 => 4096,
             Self::F16 | Self::Bf16 => 2048,
-            Self::Q8_0 => 1088,
+            Self::Q8_0 | Self::F8 => 1088,
             Self::Q4_0 => 576,
             Self::Q4_1 | Self::Q4K => 640,
             Self::Wide => 1536,

@@ -1,9 +1,10 @@
 //! The encoders: ggml's reference rounding for the types that have a simple one.
 
-use super::QuantError;
+use super::{QuantError, e4m3};
 use crate::dtype::Dtype;
 
-/// Appends `values` to `out`, encoded as ggml's reference quantisers do (nearest, no search).
+/// Appends `values` to `out`, encoded as ggml's reference quantisers do (nearest, no search). [`Dtype::F8E4M3`] has as scale a
+/// 448th of the largest magnitude, and the codes nearest to the quotients.
 ///
 /// # Errors
 /// [`QuantError::Length`] when the values are not whole groups, [`QuantError::NoEncoder`] for
@@ -24,6 +25,7 @@ pub fn quantize(dtype: Dtype, values: &[f32], out: &mut Vec<u8>) -> Result<(), Q
         Dtype::Q8_0 => values.chunks_exact(group).for_each(|x| q8_0(x, out)),
         Dtype::Q4_0 => values.chunks_exact(group).for_each(|x| q4_0(x, out)),
         Dtype::Q4_1 => values.chunks_exact(group).for_each(|x| q4_1(x, out)),
+        Dtype::F8E4M3 => values.chunks_exact(group).for_each(|x| f8_e4m3(x, out)),
         Dtype::Q5_0 | Dtype::Q5_1 | Dtype::Q4K | Dtype::Q5K | Dtype::Q6K => {
             return Err(QuantError::NoEncoder { dtype });
         }
@@ -55,6 +57,14 @@ fn q4_1(x: &[f32], out: &mut Vec<u8>) {
     push_f16(scale, out);
     push_f16(min, out);
     push_nibbles(x, out, |x| (x - min) * inverse + 0.5);
+}
+
+fn f8_e4m3(x: &[f32], out: &mut Vec<u8>) {
+    let scale = x.iter().fold(0f32, |max, x| max.max(x.abs())) / e4m3::MAX;
+    out.extend(scale.to_le_bytes());
+    // No quotient has a divisor of zero: such a group is zeros.
+    let divisor = if scale == 0.0 { f32::INFINITY } else { scale };
+    out.extend(x.iter().map(|x| e4m3::encode(x / divisor)));
 }
 
 fn inverse(scale: f32) -> f32 {

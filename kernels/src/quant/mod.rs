@@ -1,6 +1,6 @@
-//! Weight groups: exactly ggml's block layouts, to f32 and (the simple types) back.
+//! Weight groups: exactly ggml's block layouts, and one of our own in [`e4m3`], to f32 and (the simple types) back.
 //!
-//! Every quantised type is the same sentence with other widths: sub-groups of 32 values (Q6_K: 16)
+//! Every quantised type of ggml is the same sentence with other widths: sub-groups of 32 values (Q6_K: 16)
 //! with unsigned codes, one scale and, in some types, one minimum:
 //! `value = scale * (code - offset) + minimum`. [`unpack`] reads a group into that form; the devices
 //! repack from it, [`dequantize`] multiplies it out in ggml's order of operations, bit for bit.
@@ -35,7 +35,8 @@ pub enum QuantError {
     },
 }
 
-/// Decodes whole groups: `out[i]` is the value that ggml computes, bit for bit.
+/// Decodes whole groups: `out[i]` is the value that ggml computes, bit for bit; of [`Dtype::F8E4M3`] what the code stands for
+/// times the scale, in f32.
 ///
 /// # Errors
 /// [`QuantError::Length`] when `bytes` are not exactly the groups of `out`.
@@ -57,6 +58,16 @@ pub fn dequantize(dtype: Dtype, bytes: &[u8], out: &mut [f32]) -> Result<(), Qua
         Dtype::Bf16 => {
             for (value, b) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
                 *value = half::bf16::from_le_bytes(*b).to_f32();
+            }
+        }
+        Dtype::F8E4M3 => {
+            let groups = bytes.chunks_exact(dtype.group_bytes());
+            for (group, out) in groups.zip(out.chunks_exact_mut(dtype.group_len())) {
+                let Some((scale, codes)) = group.split_first_chunk() else { continue };
+                let scale = f32::from_le_bytes(*scale);
+                out.iter_mut()
+                    .zip(codes)
+                    .for_each(|(out, code)| *out = scale * e4m3::decode(*code));
             }
         }
         _ => dequantize_groups(dtype, bytes, out),

@@ -54,7 +54,7 @@ pub fn k_scale_min(packed: &[u8], j: usize) -> (u8, u8) {
 /// Reads the stored group `block` of a quantised type.
 ///
 /// # Panics
-/// When `block` is shorter than a group, or `dtype` is a float type.
+/// When `block` is shorter than a group, or the codes of `dtype` are no integers.
 pub fn unpack(dtype: Dtype, block: &[u8], out: &mut Unpacked) {
     match dtype {
         Dtype::Q4_0 => {
@@ -95,13 +95,13 @@ pub fn unpack(dtype: Dtype, block: &[u8], out: &mut Unpacked) {
             }
         }
         Dtype::Q6K => unpack_q6k(block, out),
-        Dtype::F32 | Dtype::F16 | Dtype::Bf16 => panic_float(dtype),
+        Dtype::F32 | Dtype::F16 | Dtype::Bf16 | Dtype::F8E4M3 => panic_float(dtype),
     }
 }
 
-#[expect(clippy::panic, reason = "a float type has no groups: the caller's own mistake")]
+#[expect(clippy::panic, reason = "a float type has no integers: the caller's own mistake")]
 fn panic_float(dtype: Dtype) -> ! {
-    panic!("{dtype:?} has no groups")
+    panic!("the codes of {dtype:?} are no integers")
 }
 
 fn f16(block: &[u8], at: usize) -> f32 {

@@ -51,6 +51,11 @@ impl Random {
                     half(2, scale / 4.0);
                 }
                 Dtype::Q6K => half(208, scale / 64.0),
+                Dtype::F8E4M3 => {
+                    group[..4].copy_from_slice(&(scale / 128.0).to_le_bytes());
+                    // No weight is not a number.
+                    group[4..].iter_mut().for_each(|code| *code ^= u8::from(*code & 0x7f == 0x7f));
+                }
             }
             bytes.extend(group);
         }

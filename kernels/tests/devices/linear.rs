@@ -44,7 +44,7 @@ fn products_agree_with_the_reference() {
                 let limit = limit(&cpu, dtype);
                 // A handful of outputs is no average, and one may be a small difference of large products.
                 let limit = match out * rows {
-                    1 if dtype == Dtype::Bf16 => 32.0 * limit,
+                    1 if [Dtype::Bf16, Dtype::F8E4M3].contains(&dtype) => 32.0 * limit,
                     0..16 => 4.0 * limit,
                     _ => limit,
                 };
@@ -55,14 +55,19 @@ fn products_agree_with_the_reference() {
     }
 }
 
+/// Whether weights meet integers; else they meet floats.
+fn takes_integers(dtype: Dtype) -> bool {
+    !matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::Bf16 | Dtype::F8E4M3)
+}
+
 /// What an error may be, on average.
 fn limit(cpu: &Cpu, dtype: Dtype) -> f64 {
     let how = cpu.describe();
     let rounds = how.contains("Avx512Bf16") || how.contains("Amx");
     match dtype {
-        Dtype::Bf16 if rounds && how.contains("16-bit") => TWO_BF16_ERROR,
-        Dtype::Bf16 if rounds => ONE_BF16_ERROR,
-        Dtype::F32 | Dtype::F16 | Dtype::Bf16 => FLOAT_ERROR,
+        Dtype::Bf16 | Dtype::F8E4M3 if rounds && how.contains("16-bit") => TWO_BF16_ERROR,
+        Dtype::Bf16 | Dtype::F8E4M3 if rounds => ONE_BF16_ERROR,
+        dtype if !takes_integers(dtype) => FLOAT_ERROR,
         _ if how.contains("16-bit") => SIXTEEN_BIT_ERROR,
         _ => EIGHT_BIT_ERROR,
     }
@@ -126,7 +131,7 @@ fn what_is_not_finite_stays_in_its_row() {
 #[test]
 fn tiles_and_vectors_give_the_same_bits() {
     let isas: Vec<_> = Isa::available().into_iter().filter(|isa| *isa >= Isa::Avx512).collect();
-    for dtype in Dtype::ALL.into_iter().filter(|dtype| dtype.group_len() > 1) {
+    for dtype in Dtype::ALL.into_iter().filter(|dtype| takes_integers(*dtype)) {
         for (out, cols, rows) in [(100, 1792, 37), (33, 256, 64)] {
             let mut random = Random(19);
             let weight = random.matrix(dtype, out, cols);
@@ -187,9 +192,9 @@ pub(crate) fn with_spikes(mut x: Vec<f32>) -> Vec<f32> {
 #[test]
 fn adaptive_activations_are_fine_where_the_large_values_are() {
     let (out, cols, rows) = (70, 1792, 7);
-    let quantised = Dtype::ALL.into_iter().filter(|dtype| {
-        !matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::Bf16) && cols % dtype.group_len() == 0
-    });
+    let quantised = Dtype::ALL
+        .into_iter()
+        .filter(|dtype| takes_integers(*dtype) && cols % dtype.group_len() == 0);
     for dtype in quantised {
         let mut random = Random(11);
         let weight = random.matrix(dtype, out, cols);

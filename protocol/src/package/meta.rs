@@ -47,7 +47,7 @@ pub struct Meta {
 pub struct TensorRecord {
     /// Canonical name, 1 to 64 bytes.
     pub name: String,
-    /// Storage type, ggml's number.
+    /// Storage type: ggml's number, or from 0x8000 on one of ours.
     pub dtype: u16,
     /// `[rows, cols]` or `[values]`; the last one is contiguous. 1 to 8 dimensions, none zero.
     pub dims: Vec<u32>,
@@ -232,20 +232,21 @@ impl TensorRecord {
     }
 }
 
-/// Values and bytes of a group of the storage type with ggml's number `dtype`, if it is known.
+/// Values and bytes of a group of the storage type with the number `dtype`, if it is known.
 #[must_use]
 pub const fn dtype_group(dtype: u16) -> Option<(u32, u32)> {
     match dtype {
-        0 => Some((1, 4)),      // F32
-        1 | 30 => Some((1, 2)), // F16, BF16
-        2 => Some((32, 18)),    // Q4_0
-        3 => Some((32, 20)),    // Q4_1
-        6 => Some((32, 22)),    // Q5_0
-        7 => Some((32, 24)),    // Q5_1
-        8 => Some((32, 34)),    // Q8_0
-        12 => Some((256, 144)), // Q4_K
-        13 => Some((256, 176)), // Q5_K
-        14 => Some((256, 210)), // Q6_K
+        0 => Some((1, 4)),          // F32
+        1 | 30 => Some((1, 2)),     // F16, BF16
+        2 => Some((32, 18)),        // Q4_0
+        3 => Some((32, 20)),        // Q4_1
+        6 => Some((32, 22)),        // Q5_0
+        7 => Some((32, 24)),        // Q5_1
+        8 => Some((32, 34)),        // Q8_0
+        12 => Some((256, 144)),     // Q4_K
+        13 => Some((256, 176)),     // Q5_K
+        14 => Some((256, 210)),     // Q6_K
+        0x8000 => Some((128, 132)), // F8_E4M3
         _ => None,
     }
 }

@@ -24,11 +24,12 @@ fn read(made: &Made, source: &mut dyn BlobSource) -> Result<Vec<Vec<u8>>, Packag
 
 fn shape() -> impl Strategy<Value = Shape> {
     let rows = prop_oneof![3 => 1..50_u32, 1 => 100..600_u32];
-    let dtype = prop::sample::select(vec![0, 1, 2, 3, 6, 7, 8, 12, 13, 14, 30]);
+    let dtype = prop::sample::select(vec![0, 1, 2, 3, 6, 7, 8, 12, 13, 14, 30, 0x8000]);
     (dtype, rows, 1..9_u32, any::<bool>()).prop_map(|(dtype, rows, groups, flat)| match dtype {
         0 | 1 | 30 if flat => (dtype, vec![rows * 7]),
         0 | 1 | 30 => (dtype, vec![rows, groups * 131]),
         12..=14 => (dtype, vec![rows, groups * 256]),
+        0x8000 => (dtype, vec![rows, groups * 128]),
         _ => (dtype, vec![rows, groups * 32]),
     })
 }

@@ -86,6 +86,9 @@ fn meaning(dtype: Dtype, rows: usize, cols: usize, stored: &[u8]) -> (Vec<u8>, V
     let (row_bytes, pairs) = (dtype.row_bytes(cols).unwrap(), rows.div_ceil(PAIR));
     let mut stored = stored.to_vec();
     stored.resize(pairs * PAIR * row_bytes, 0);
+    if dtype == Dtype::F8E4M3 {
+        return eights(cols, &stored);
+    }
     let Some(format) = Format::new(dtype, cols) else {
         let width = dtype.group_bytes();
         // BF16: two columns to a word.
@@ -108,6 +111,25 @@ fn meaning(dtype: Dtype, rows: usize, cols: usize, stored: &[u8]) -> (Vec<u8>, V
         put_row(format, row % PAIR, bytes, codes, halves);
     }
     (codes, halves)
+}
+
+/// The layout of `f8.rs`.
+fn eights(cols: usize, stored: &[u8]) -> (Vec<u8>, Vec<u16>) {
+    let group_bytes = Dtype::F8E4M3.group_bytes();
+    let groups = cols / 128;
+    let mut codes = vec![0; stored.len() / group_bytes * 128];
+    let mut scales = vec![0; codes.len() / 64];
+    for (at, group) in stored.chunks_exact(group_bytes).enumerate() {
+        let (row, g) = (at / groups, at % groups);
+        let to = (row / PAIR * groups + g) * PAIR + row % PAIR;
+        (scales[2 * to], scales[2 * to + 1]) =
+            (u16::from_le_bytes(read(group, 0)), u16::from_le_bytes(read(group, 2)));
+        for (i, code) in group[4..].iter().enumerate() {
+            let four = row / PAIR * cols / 4 + (128 * g + i) / 4;
+            codes[(four * PAIR + row % PAIR) * 4 + i % 4] = *code;
+        }
+    }
+    (codes, scales)
 }
 
 fn put_row(format: Format, row: usize, bytes: &[u8], codes: &mut [u8], halves: &mut [u16]) {
@@ -154,12 +176,17 @@ fn set_code(codes: &mut [u8], bits: usize, lane: usize, i: usize, code: u8) {
     }
 }
 
-/// All values as they lie in memory: bytes, and f16 scales where there are any.
+/// All values as they lie in memory: bytes, and scales where there are any, by halves.
 fn values(matrix: &Matrix) -> (Vec<u8>, Vec<u16>) {
     match &matrix.data {
         Data::F32(x) => (x.iter().flat_map(|x| x.to_le_bytes()).collect(), Vec::new()),
         Data::F16(x) => (x.iter().flat_map(|x| x.to_le_bytes()).collect(), Vec::new()),
         Data::Bf16(x) => (x.to_vec(), Vec::new()),
+        Data::F8(x) => {
+            let scales =
+                x.scales.iter().flat_map(|x| [x.to_bits() as u16, (x.to_bits() >> 16) as u16]);
+            (x.codes.to_vec(), scales.collect())
+        }
         Data::Quantised(q) => (q.codes.to_vec(), q.halves.to_vec()),
     }
 }

@@ -294,7 +294,8 @@ fn read_tensor<R: Read>(reader: &mut Reader<R>, alignment: u64) -> Result<GgufTe
     if !offset.is_multiple_of(alignment) {
         return Err(GgufError::Unaligned { name, offset, alignment });
     }
-    let Some(dtype) = u16::try_from(code).ok().and_then(Dtype::from_code) else {
+    let known = u16::try_from(code).ok().filter(|code| *code < Dtype::OURS);
+    let Some(dtype) = known.and_then(Dtype::from_code) else {
         return Err(GgufError::UnsupportedDtype { name, found: type_name(code) });
     };
     let mut dims32 = Vec::with_capacity(dims.len());
