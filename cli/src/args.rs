@@ -80,6 +80,8 @@ pub enum PackDtype {
     Keep,
     /// bfloat16
     Bf16,
+    /// 8-bit floats (E4M3) in groups of 128; embeddings in bfloat16
+    Fp8,
     /// 8-bit groups (Q8_0)
     Q8,
     /// 4-bit groups (Q4_1); embeddings in 8 bits

@@ -213,6 +213,7 @@ fn dtype(dtype: PackDtype) -> pack::PackDtype {
     match dtype {
         PackDtype::Keep => pack::PackDtype::Keep,
         PackDtype::Bf16 => pack::PackDtype::Bf16,
+        PackDtype::Fp8 => pack::PackDtype::Fp8,
         PackDtype::Q8 => pack::PackDtype::Q8,
         PackDtype::Q4 => pack::PackDtype::Q4,
     }

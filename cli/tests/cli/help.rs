@@ -62,7 +62,7 @@ const COMMANDS: [(&str, &str); 14] = [
     ("demo", "[PROMPT] --model --cache --max-tokens --threads --json"),
     (
         "pack",
-        "<SOURCE> --output --key --open --publisher-key --svn --dtype keep bf16 q8 q4 --force --json",
+        "<SOURCE> --output --key --open --publisher-key --svn --dtype keep bf16 fp8 q8 q4 --force --json",
     ),
     ("inspect", "<PACKAGE> --key --json"),
     ("serve", "--package --listen --attester --config --nvml --enclave"),

@@ -20,6 +20,7 @@ pub fn from_hugging_face(
     let (family, fields) = text_config(config)?;
     refuse_unsupported(&Fields::new(config)?)?;
     refuse_unsupported(&fields)?;
+    has_fp8_blocks(config)?;
     let mut architecture = shape(family, &fields)?;
     let (global, local) = ropes(family, &fields, &architecture)?;
     architecture.rope_global = global;
@@ -50,9 +51,41 @@ pub(crate) fn family(config: &Value) -> Result<&'static Family, ArchitectureErro
         .ok_or_else(|| ArchitectureError::Unknown { found: found.to_owned() })
 }
 
+/// Whether weights may be in fp8: E4M3 with a scale for each block of 128 by 128, which is the only quantisation that is read.
+pub(crate) fn has_fp8_blocks(config: &Value) -> Result<bool, ArchitectureError> {
+    let (_, inner) = text_config(config)?;
+    let mut found = false;
+    for fields in [Fields::new(config)?, inner] {
+        let Some(fields) = fields.object("quantization_config")? else { continue };
+        // How activations are rounded before products, if at all, is the device's matter; fixed scales would be part of the model.
+        for (name, known) in
+            [("quant_method", "fp8"), ("fmt", "e4m3"), ("activation_scheme", "dynamic")]
+        {
+            let said = fields.text(name)?;
+            if name == "quant_method" && said.is_none() {
+                return Err(ArchitectureError::Missing(fields.path(name)));
+            }
+            if let Some(other) = said.filter(|said| *said != known) {
+                let (field, found) = (fields.path(name), other.to_owned());
+                return Err(ArchitectureError::Unsupported { field, found });
+            }
+        }
+        let field = fields.path("weight_block_size");
+        match fields.ids("weight_block_size")? {
+            Some(block) if block == [128, 128] => found = true,
+            Some(block) => {
+                let found = format!("{block:?}");
+                return Err(ArchitectureError::Unsupported { field, found });
+            }
+            None => return Err(ArchitectureError::Missing(field)),
+        }
+    }
+    Ok(found)
+}
+
 /// What would change the numbers and is not known to the decoder.
 fn refuse_unsupported(fields: &Fields<'_>) -> Result<(), ArchitectureError> {
-    for name in ["quantization_config", "num_local_experts", "use_bidirectional_attention"] {
+    for name in ["num_local_experts", "use_bidirectional_attention"] {
         if let Some(value) = fields.get(name).filter(|value| **value != Value::Bool(false)) {
             let found = describe(value);
             return Err(ArchitectureError::Unsupported { field: fields.path(name), found });
@@ -340,9 +373,9 @@ impl<'a> Fields<'a> {
         })
     }
 
-    /// One token id, or a list of them.
+    /// One token id or other number, or a list of them.
     fn ids(&self, name: &str) -> Result<Option<Vec<u32>>, ArchitectureError> {
-        self.typed(name, "a token id or a list of them", |value| match value {
+        self.typed(name, "an unsigned 32-bit integer or a list of them", |value| match value {
             Value::Array(ids) => ids.iter().map(as_u32).collect(),
             id => as_u32(id).map(|id| vec![id]),
         })

@@ -7,6 +7,7 @@ use chrysalis_protocol::package::{Architecture, Rope};
 
 pub(crate) use self::hugging_face::family as family_of;
 pub use self::hugging_face::from_hugging_face;
+pub(crate) use self::hugging_face::has_fp8_blocks;
 use crate::source::gguf::GgufError;
 
 pub(crate) mod gguf;

@@ -14,6 +14,8 @@ pub enum PackDtype {
     Keep,
     /// BF16.
     Bf16,
+    /// F8_E4M3, embedding and output matrix BF16; BF16 where rows are not whole groups of 128.
+    Fp8,
     /// Q8_0; BF16 where rows are not whole groups of 32.
     Q8,
     /// Q4_1, embedding and output matrix Q8_0; BF16 where rows are not whole groups of 32.
@@ -28,6 +30,8 @@ pub(super) fn target(tensor: &SourceTensor, dtype: PackDtype) -> Dtype {
     let wanted = match dtype {
         PackDtype::Keep => return tensor.dtype,
         PackDtype::Bf16 => Dtype::Bf16,
+        PackDtype::Fp8 if OUTSIDE_LAYERS.contains(&tensor.name.as_str()) => Dtype::Bf16,
+        PackDtype::Fp8 => Dtype::F8E4M3,
         PackDtype::Q8 => Dtype::Q8_0,
         PackDtype::Q4 if OUTSIDE_LAYERS.contains(&tensor.name.as_str()) => Dtype::Q8_0,
         PackDtype::Q4 => Dtype::Q4_1,

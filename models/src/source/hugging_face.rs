@@ -6,21 +6,34 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use chrysalis_kernels::Dtype;
+use chrysalis_kernels::quant::dequantize;
 use chrysalis_protocol::package::Architecture;
 use serde_json::Value;
 
 use super::canonical::{self, Habits, RawTensor};
+use super::fp8::{self, Blocks};
 use super::safetensors::Safetensors;
 use super::{Files, Source, SourceError};
-use crate::architecture::{Family, family_of, from_hugging_face};
+use crate::architecture::{Family, family_of, from_hugging_face, has_fp8_blocks};
 
 /// An open folder.
 #[derive(Debug)]
 pub(super) struct Folder {
     path: PathBuf,
     shards: Vec<(PathBuf, Safetensors<File>)>,
-    /// The shard of each tensor and its number there.
-    places: Vec<(usize, usize)>,
+    /// Where each tensor is.
+    places: Vec<Place>,
+}
+
+/// Where a tensor is.
+#[derive(Debug)]
+struct Place {
+    shard: usize,
+    /// Its number there.
+    number: usize,
+    /// What its values are multiplied by, if it is in fp8.
+    blocks: Option<Blocks>,
 }
 
 impl Folder {
@@ -35,7 +48,8 @@ impl Folder {
 
         let mut folder = Self { path: path.to_owned(), shards: Vec::new(), places: Vec::new() };
         folder.open_shards()?;
-        let mut raw = folder.raw_tensors(family)?;
+        let fp8 = has_fp8_blocks(&config)?;
+        let mut raw = folder.raw_tensors(family, fp8)?;
         if architecture.tied_embeddings {
             folder.drop_copy_of_embedding(&architecture, &mut raw)?;
         }
@@ -56,6 +70,7 @@ impl Folder {
         &self.path
     }
 
+    /// Bytes of a tensor, in fp8 those of whole rows, in the layout of its storage type.
     pub(super) fn read(
         &self,
         index: usize,
@@ -63,10 +78,27 @@ impl Folder {
         out: &mut [u8],
     ) -> Result<(), SourceError> {
         let missing = || SourceError::MissingTensor(format!("number {index}"));
-        let (shard, index) = self.places.get(index).copied().ok_or_else(missing)?;
+        let Place { shard, number, blocks } = self.places.get(index).ok_or_else(missing)?;
+        let Some(blocks) = blocks else {
+            return self.read_stored((*shard, *number), offset, out);
+        };
+        let (start, len) = blocks.values(offset, out.len());
+        let mut codes = vec![0; len];
+        self.read_stored((*shard, *number), start, &mut codes)?;
+        blocks.write_groups(start, &codes, out)
+    }
+
+    /// Bytes of a tensor as they are in the file.
+    fn read_stored(
+        &self,
+        (shard, number): (usize, usize),
+        offset: u64,
+        out: &mut [u8],
+    ) -> Result<(), SourceError> {
+        let missing = || SourceError::MissingTensor(format!("number {number}"));
         let (path, file) = self.shards.get(shard).ok_or_else(missing)?;
         let wrap = |error| SourceError::Safetensors { path: path.clone(), error };
-        file.read_tensor(index, offset, out).map_err(wrap)
+        file.read_tensor(number, offset, out).map_err(wrap)
     }
 
     fn open_shards(&mut self) -> Result<(), SourceError> {
@@ -110,26 +142,68 @@ impl Folder {
         Ok(())
     }
 
-    /// The tensors of the decoder under canonical names; those under none keep their own.
-    fn raw_tensors(&mut self, family: &Family) -> Result<BTreeMap<String, RawTensor>, SourceError> {
-        let mut raw = BTreeMap::new();
+    /// The tensors of the decoder under canonical names; those under none keep their own. With `fp8` some may be in that,
+    /// and have their scales beside them.
+    fn raw_tensors(
+        &mut self,
+        family: &Family,
+        fp8: bool,
+    ) -> Result<BTreeMap<String, RawTensor>, SourceError> {
+        let (mut raw, mut scales) = (BTreeMap::new(), BTreeMap::new());
         for (shard, (path, file)) in self.shards.iter().enumerate() {
             for (number, tensor) in file.tensors().iter().enumerate() {
-                let Some(key) = canonical_name(family, &tensor.name) else {
+                let scaled = tensor.name.strip_suffix(fp8::SUFFIX).filter(|_| fp8);
+                let Some(key) = canonical_name(family, scaled.unwrap_or(&tensor.name)) else {
                     continue;
                 };
                 let wrap = |error| SourceError::Safetensors { path: path.clone(), error };
                 let dtype = tensor.supported_dtype().map_err(wrap)?;
-                let name = tensor.name.clone();
-                let (dims, index) = (tensor.dims.clone(), self.places.len());
-                self.places.push((shard, number));
+                let (name, dims) = (tensor.name.clone(), tensor.dims.clone());
+                if dtype == Dtype::F8E4M3 && !fp8 {
+                    return Err(SourceError::Fp8Unannounced(name));
+                }
+                let index = self.places.len();
+                self.places.push(Place { shard, number, blocks: None });
                 let found = RawTensor { name, dtype, dims, index };
-                if let Some(twice) = raw.insert(key, found) {
+                let of_kind = if scaled.is_some() { &mut scales } else { &mut raw };
+                if let Some(twice) = of_kind.insert(key, found) {
                     return Err(SourceError::DuplicateTensor(twice.name));
                 }
             }
         }
-        Ok(raw)
+        for (key, tensor) in raw.iter().filter(|(_, tensor)| tensor.dtype == Dtype::F8E4M3) {
+            let missing = || SourceError::MissingScales(tensor.name.clone());
+            let blocks = self.blocks(tensor, &scales.remove(key).ok_or_else(missing)?)?;
+            if let Some(place) = self.places.get_mut(tensor.index) {
+                place.blocks = Some(blocks);
+            }
+        }
+        match scales.into_values().next() {
+            None => Ok(raw),
+            Some(extra) => Err(SourceError::ExtraScales(extra.name)),
+        }
+    }
+
+    /// The scales of an fp8 tensor.
+    fn blocks(&self, tensor: &RawTensor, scales: &RawTensor) -> Result<Blocks, SourceError> {
+        let expected = fp8::scale_dims(&tensor.name, &tensor.dims)?;
+        if scales.dims != expected {
+            let (name, found) = (scales.name.clone(), scales.dims.clone());
+            return Err(SourceError::Shape { name, expected: expected.to_vec(), found });
+        }
+        if !matches!(scales.dtype, Dtype::F32 | Dtype::Bf16) {
+            return Err(SourceError::ScaleDtype {
+                name: scales.name.clone(),
+                found: scales.dtype.name(),
+            });
+        }
+        let len = expected.iter().map(|dim| *dim as usize).product();
+        let mut stored = vec![0; scales.dtype.row_bytes(len).unwrap_or(0)];
+        self.read(scales.index, 0, &mut stored)?;
+        let mut values = vec![0.0; len];
+        let convert = |error| SourceError::Convert { name: scales.name.clone(), error };
+        dequantize(scales.dtype, &stored, &mut values).map_err(convert)?;
+        Blocks::new(tensor.name.clone(), expected[1] * Dtype::F8E4M3.group_len() as u32, values)
     }
 
     /// Files of tied models may repeat the embedding as output matrix. A copy is left out, as
@@ -152,10 +226,11 @@ impl Folder {
         let row = embedding.dtype.row_bytes(architecture.hidden_size as usize).unwrap_or(0);
         let rows = u64::from(architecture.vocab_size);
         let mut left = (row as u64).saturating_mul(rows);
-        let (mut one, mut two) = (vec![0; COMPARE_LEN], vec![0; COMPARE_LEN]);
+        let piece = (COMPARE_LEN / row.max(1)).max(1) * row;
+        let (mut one, mut two) = (vec![0; piece], vec![0; piece]);
         let mut offset = 0;
         while left > 0 {
-            let len = left.min(COMPARE_LEN as u64);
+            let len = left.min(piece as u64);
             let (Some(one), Some(two)) = (one.get_mut(..len as usize), two.get_mut(..len as usize))
             else {
                 break;

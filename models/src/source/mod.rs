@@ -20,6 +20,7 @@ use crate::architecture::ArchitectureError;
 use crate::config::ConfigError;
 
 mod canonical;
+mod fp8;
 pub mod gguf;
 mod gguf_file;
 mod hugging_face;
@@ -154,6 +155,61 @@ pub enum SourceError {
         found: u64,
         /// One more than the last row wanted.
         wanted: u64,
+    },
+    /// A tensor in fp8 in a folder whose config.json says nothing of it.
+    #[error("tensor {0} is in fp8, but config.json has no quantization_config")]
+    Fp8Unannounced(String),
+    /// A tensor in fp8 that is no matrix.
+    #[error("tensor {name} is in fp8 and has the shape {dims:?}: only matrices are")]
+    Fp8Vector {
+        /// Its name in the file.
+        name: String,
+        /// Its dimensions.
+        dims: Vec<u32>,
+    },
+    /// A tensor in fp8 whose rows are not whole blocks.
+    #[error("tensor {name} is in fp8 and has {cols} columns, not a multiple of {block}")]
+    Fp8Columns {
+        /// Its name in the file.
+        name: String,
+        /// Its columns.
+        cols: u32,
+        /// Columns of a block.
+        block: u32,
+    },
+    /// A tensor in fp8 without its scales.
+    #[error("tensor {0} is in fp8, but {0}_scale_inv is missing")]
+    MissingScales(String),
+    /// Scales of a tensor that is not there, or not in fp8.
+    #[error("tensor {0} has scales of no tensor in fp8")]
+    ExtraScales(String),
+    /// Scales that are neither in f32 nor in bf16.
+    #[error("tensor {name} is stored as {found}: scales are F32 or BF16")]
+    ScaleDtype {
+        /// Its name in the file.
+        name: String,
+        /// How it is stored.
+        found: &'static str,
+    },
+    /// A scale that is infinite or not a number.
+    #[error("tensor {name}: the scale of block {block} is {found}")]
+    Scale {
+        /// The scaled tensor's name in the file.
+        name: String,
+        /// Which block, row after row.
+        block: usize,
+        /// Its scale.
+        found: f32,
+    },
+    /// An fp8 code that stands for no number.
+    #[error("tensor {name} is not a number in row {row}, column {col}")]
+    NotANumber {
+        /// Its name in the file.
+        name: String,
+        /// Its row.
+        row: usize,
+        /// Its column.
+        col: usize,
     },
     /// Values that could not be converted.
     #[error("tensor {name}: {error}")]

@@ -19,7 +19,8 @@ pub struct Safetensors<R> {
 pub struct SafeTensor {
     /// The name in the file.
     pub name: String,
-    /// How its values are stored; the file's name of the type where it is none of ours.
+    /// How its values are stored; the file's name of the type where it is none of ours. Of [`Dtype::F8E4M3`] it has the codes
+    /// alone, a byte each.
     pub dtype: Result<Dtype, String>,
     /// The outermost dimension first.
     pub dims: Vec<u32>,
@@ -184,6 +185,8 @@ fn dtype(dtype: FileDtype) -> Result<Dtype, String> {
         FileDtype::F32 => Ok(Dtype::F32),
         FileDtype::F16 => Ok(Dtype::F16),
         FileDtype::BF16 => Ok(Dtype::Bf16),
+        // Its codes, without scales.
+        FileDtype::F8_E4M3 => Ok(Dtype::F8E4M3),
         other => Err(format!("{other:?}")),
     }
 }

@@ -9,20 +9,20 @@
 
 #[cfg(feature = "cuda-host")]
 mod cuda;
+#[path = "../support/mod.rs"]
+mod support;
 
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use chrysalis_kernels::batch::{Batch, WantLogits};
 use chrysalis_kernels::cpu::{Cpu, CpuOptions, Isa};
 use chrysalis_kernels::device::{CacheDtype, Device};
 use chrysalis_kernels::reference::Reference;
-use chrysalis_kernels::sampling::Draw;
-use chrysalis_models::config::ModelConfig;
-use chrysalis_models::decoder::{Decoder, DecoderLimits, Model, ModelError};
+use chrysalis_models::decoder::{Decoder, DecoderLimits, Model};
 use chrysalis_models::source::{self, Source};
-use chrysalis_models::weights::{TensorSpec, WeightLoader};
 use chrysalis_protocol::package::Architecture;
+
+use support::{decoder, error, step};
 
 const MODELS: [&str; 8] =
     ["llama3", "llama-yarn", "llama-linear", "mistral", "qwen2", "qwen3", "gemma2", "gemma3"];
@@ -178,38 +178,6 @@ fn whole(oracle: &Oracle, model: &mut impl Model) -> Vec<f32> {
     step(model, &batch)
 }
 
-/// All rows of logits of one step, end to end.
-fn step(model: &mut impl Model, batch: &Batch) -> Vec<f32> {
-    let mut batch = batch.clone();
-    (0..batch.logit_rows.len() as u32).for_each(|row| batch.draws.push(Draw::greedy(row), &[]));
-    model.forward(&batch).unwrap();
-    let vocab_size = model.vocab_size();
-    let mut logits = vec![f32::NAN; batch.logit_rows.len() * vocab_size];
-    for (index, row) in logits.chunks_mut(vocab_size).enumerate() {
-        model.logits(index, row).unwrap();
-    }
-    let mut likeliest = vec![None; batch.logit_rows.len()];
-    model.sample(&mut likeliest).unwrap();
-    for (token, row) in likeliest.into_iter().zip(logits.chunks(vocab_size)) {
-        let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let first = row.iter().position(|x| *x == max);
-        assert_eq!(token.map(|token| token as usize), first, "{}", model.describe());
-    }
-    let more = model.sample(&mut vec![None; batch.logit_rows.len() + 1]);
-    assert!(matches!(more, Err(ModelError::Draws { .. })));
-    logits
-}
-
-/// Largest difference over largest expected magnitude; infinite where something is not a number.
-fn error(found: &[f32], expected: &[f32]) -> f32 {
-    assert_eq!(found.len(), expected.len());
-    let largest = expected.iter().fold(0.0, |max: f32, x| max.max(x.abs()));
-    found.iter().zip(expected).fold(0.0, |max: f32, (a, b)| {
-        let difference = (a - b).abs() / largest;
-        if difference.is_nan() { f32::INFINITY } else { max.max(difference) }
-    })
-}
-
 fn cpus() -> Vec<Cpu> {
     Isa::available().into_iter().map(|isa| cpu(Some(isa), 2)).collect()
 }
@@ -258,30 +226,7 @@ impl Oracle {
         architecture: &Architecture,
         limits: DecoderLimits,
     ) -> Decoder<D> {
-        let config = ModelConfig::try_from(architecture).unwrap();
-        let specs: Vec<TensorSpec<'_>> = self
-            .source
-            .tensors()
-            .iter()
-            .map(|tensor| TensorSpec {
-                name: &tensor.name,
-                dtype: tensor.dtype as u16,
-                dims: &tensor.dims,
-            })
-            .collect();
-        let loader = WeightLoader::new(&device, &config, &specs).unwrap();
-        let mut bytes = Vec::new();
-        for index in 0..self.source.tensors().len() {
-            self.source.read(index, &mut bytes).unwrap();
-            // Odd pieces: an upload must not care where they end.
-            let mut offset = 0;
-            for piece in bytes.chunks(1013) {
-                loader.write(index, offset, piece).unwrap();
-                offset += piece.len() as u64;
-            }
-        }
-        let weights = loader.finish().unwrap();
-        Decoder::new(Arc::new(device), config, weights, limits).unwrap()
+        decoder(device, &self.source, architecture, limits)
     }
 }
 

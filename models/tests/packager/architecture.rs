@@ -128,7 +128,27 @@ fn sampling_comes_from_generation_config_first() {
 #[test]
 fn what_the_decoder_does_not_have_is_refused() {
     let cases = [
-        ("quantization_config", json!({"quant_method": "gptq"}), "quantization_config is"),
+        ("quantization_config", json!({"quant_method": "gptq"}), "quant_method is gptq"),
+        ("quantization_config", json!({"fmt": "e4m3"}), "quant_method is missing"),
+        ("quantization_config", json!({"quant_method": "fp8"}), "weight_block_size is missing"),
+        (
+            "quantization_config",
+            json!({"quant_method": "fp8", "weight_block_size": [64, 128]}),
+            "weight_block_size is [64, 128]",
+        ),
+        (
+            "quantization_config",
+            json!({"quant_method": "fp8", "weight_block_size": [128, 128], "fmt": "e5m2"}),
+            "quantization_config.fmt is e5m2",
+        ),
+        (
+            "quantization_config",
+            json!({
+                "quant_method": "fp8", "weight_block_size": [128, 128],
+                "activation_scheme": "static",
+            }),
+            "activation_scheme is static",
+        ),
         ("rope_scaling", json!({"type": "longrope"}), "rope_scaling.rope_type is longrope"),
         ("rope_scaling", json!({"type": "linear"}), "rope_scaling.factor is missing"),
         ("hidden_act", json!("relu"), "hidden_act is relu"),

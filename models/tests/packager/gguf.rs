@@ -175,6 +175,8 @@ fn each_lie_about_a_tensor_is_refused_by_name() {
         ("rows of 33 values are not whole groups of Q8_0", tensor(|it| it.dims[0] = 33)),
         ("stored as Q2_K", tensor(|it| it.code = 10)),
         ("stored as type 99", tensor(|it| it.code = 99)),
+        // Ours, and none of ggml's.
+        ("stored as type 32768", tensor(|it| it.code = u32::from(Dtype::OURS))),
         ("offset 33 is not aligned to 32", tensor(|it| it.offset = Some(33))),
         ("t and u overlap", tensor(|it| it.offset = Some(32))),
         ("tensor u ends at", tensor(|it| it.offset = Some(64_000))),

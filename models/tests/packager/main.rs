@@ -5,6 +5,9 @@
 mod architecture;
 mod files;
 mod folder;
+mod fp8;
 mod gguf;
 mod gguf_writer;
 mod pack;
+#[path = "../support/mod.rs"]
+mod support;

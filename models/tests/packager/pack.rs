@@ -52,6 +52,7 @@ fn matrices_are_converted_as_asked_and_norms_are_not() {
     let publisher = Ed25519KeyPair::generate().unwrap();
     let cases = [
         (PackDtype::Bf16, Dtype::Bf16, Dtype::Bf16, 0.003),
+        (PackDtype::Fp8, Dtype::F8E4M3, Dtype::Bf16, 0.04),
         (PackDtype::Q8, Dtype::Q8_0, Dtype::Q8_0, 0.003),
         (PackDtype::Q4, Dtype::Q4_1, Dtype::Q8_0, 0.04),
     ];
