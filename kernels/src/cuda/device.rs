@@ -84,7 +84,7 @@ impl<D: Driver> Scratch<D> {
 impl<D: Driver> Cuda<D> {
     /// A device over this driver.
     pub fn new(driver: D) -> Self {
-        let limits = ProductLimits::for_driver(&driver);
+        let limits = ProductLimits::of(driver.architecture());
         Self::with_limits(driver, limits)
     }
 

@@ -49,3 +49,12 @@ pub static IMAGE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/kernels.fatb
 /// The architectures that [`IMAGE`] has machine code for, as they were asked for.
 #[cfg(feature = "cuda")]
 pub const IMAGE_ARCHS: &str = env!("CHRYSALIS_CUDA_ARCHS");
+
+/// Whether there is machine code for this architecture. What runs on the host has all kernels.
+fn image_has(arch: &str) -> bool {
+    #[cfg(feature = "cuda")]
+    let archs = IMAGE_ARCHS;
+    #[cfg(not(feature = "cuda"))]
+    let archs = arch;
+    archs.split(',').any(|other| other == arch)
+}

@@ -5,6 +5,7 @@
 
 use super::device::{Cuda, Scratch, count};
 use super::driver::Driver;
+use super::image_has;
 use super::params::{InputParams, InputRows, InputTiles, LinearF32, LinearParams, Product};
 use super::weights::Form;
 use crate::device::{DeviceError, Input, Linear};
@@ -28,20 +29,13 @@ pub struct ProductLimits {
 }
 
 impl ProductLimits {
-    /// For this card and this image: one that was cut to other cards runs here as PTX, and has no kernels of Hopper's.
-    pub(super) fn for_driver<D: Driver>(driver: &D) -> Self {
-        let kernel = "linear_wgmma_bf16_8";
-        let launch = super::driver::Launch { kernel, grid: [1; 3], threads: 160, shared: 0 };
-        let there = driver.find(&launch, size_of::<LinearParams>()).is_ok();
-        Self::of(if there { driver.architecture() } else { 0 })
-    }
-
-    /// For a card of this architecture ([`Driver::architecture`]) and an image with its kernels.
+    /// For a card of this architecture ([`Driver::architecture`]). An image that was cut to other cards runs on it as PTX, and has
+    /// no kernels of Hopper's.
     pub fn of(architecture: u32) -> Self {
         Self {
             few_rows: 8,
             some_rows: 32,
-            wgmma: architecture == 90,
+            wgmma: architecture == 90 && image_has("90a"),
             narrow_rows: 64,
             wide_blocks: 132,
             whole_blocks: 128,
