@@ -25,7 +25,7 @@ fn every_check_passes_in_the_emulator() {
 
 fn all_pass(device: &str) {
     let folder = tempfile::tempdir().unwrap();
-    let output = check(folder.path(), &["--device", device, "--tiny"]);
+    let output = check(folder.path(), &["--device", device, "--tiny", "--seconds", "3000"]);
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{text}");
     let results = results(folder.path());

@@ -11,7 +11,7 @@ use chrysalis_kernels::{Batch, Draw, Dtype, WantLogits};
 use chrysalis_models::decoder::{Decoder, Model};
 
 use crate::args::Size;
-use crate::checks::{Check, Context, Outcome};
+use crate::checks::{Check, Context, Outcome, Place};
 use crate::common::Random;
 use crate::limits::{COPY, MATRIX};
 use crate::load;
@@ -19,17 +19,21 @@ use crate::model::{BLOCK, LLAMA_1B, LLAMA_8B, Shape, Strip, TINY, batch, decoder
 use crate::report::{Row, Timed};
 use crate::subject::Subject;
 
-pub(crate) fn checks<D: Subject>(size: Size) -> Vec<Check<D>> {
-    let mut checks =
-        vec![Check::new("bench/limits", 30, limits), Check::new("bench/sealing", 20, sealing)];
+pub(crate) fn checks<D: Subject>(size: Size) -> Vec<Check> {
+    let mut checks = vec![
+        Check::new("bench/limits", 30, limits::<D>),
+        Check::new("bench/sealing", 20, sealing::<D>),
+    ];
+    checks.push(Check::unopened("bench/ways", 60, ways::<D>));
     let types = size.pick(&[Dtype::Bf16][..], &TYPES, &TYPES);
     for shape in size.pick(&[TINY][..], &[LLAMA_8B, LLAMA_1B], &[LLAMA_8B, LLAMA_1B]) {
         for dtype in types {
             let name = format!("bench/{}-{}", shape.name, dtype.name());
-            checks.push(Check::new(name, 60, |c| model(c, *shape, *dtype)));
+            checks.push(Check::new(name, 60, |c| model::<D>(c, *shape, *dtype)));
         }
-        checks
-            .push(Check::new(format!("bench/profile-{}", shape.name), 40, |c| profile(c, *shape)));
+        checks.push(Check::unopened(format!("bench/profile-{}", shape.name), 40, |c| {
+            profile::<D>(c, *shape)
+        }));
     }
     checks
 }
@@ -50,7 +54,7 @@ fn usual(row: u32, index: usize) -> Draw {
 const TYPES: [Dtype; 3] = [Dtype::Bf16, Dtype::Q8_0, Dtype::Q4_1];
 
 /// A copy within the device, and a large product through our own kernel.
-fn limits<D: Subject>(context: &Context<D>) -> Outcome {
+fn limits<D: Subject>(context: &Context<'_, D>) -> Outcome {
     let device = &*context.device;
     let bytes = context.size.pick(1 << 16, 1 << 30, 1 << 30);
     let copied = device.copy(bytes)?.map_or_else(|| selected(context, bytes), Ok)?;
@@ -73,8 +77,34 @@ fn limits<D: Subject>(context: &Context<D>) -> Outcome {
     Ok(())
 }
 
+/// A product of 8B by every way that the device has, so that the limits between them can be set.
+fn ways<D: Subject>(place: &Place) -> Outcome {
+    let (out, cols) = place.size.pick((64, 256), (28_672, 4096), (28_672, 4096));
+    let most = place.size.pick(2, 2048, 2048);
+    let strip = Strip::new(Dtype::Bf16, 2 * out * cols)?;
+    let values = Random(5).values(most * cols);
+    for way in D::open()?.ways() {
+        let device = D::open_way(way)?;
+        let weight = upload(&device, Dtype::Bf16, (out, cols), &strip.of(2)[..2 * out * cols])?;
+        let x = buffer(&device, most, cols, &values)?;
+        let mut y = device.buffer(most, out)?;
+        for rows in [1, 8, 16, 32, 64, 128, 256, 2048].into_iter().filter(|rows| *rows <= most) {
+            let seconds = median(place.size.pick(1, 7, 15), || {
+                let output = Linear { weight: &weight, bias: None, out: &mut y };
+                device.linear(rows, Input::Rows(&x), &mut [output]);
+                Ok(device.finish()?)
+            })?;
+            let operations = 2.0 * (rows * out * cols) as f64;
+            let work = Timed { bytes: 2.0 * (out * cols) as f64, operations, seconds };
+            let what = format!("{rows} rows by {way}");
+            place.note(&Row { work: Some(work), ..Row::figure(what, 1e6 * seconds, "µs") })?;
+        }
+    }
+    Ok(())
+}
+
 /// Seconds in which an operation that only copies rows copies so many bytes.
-fn selected<D: Subject>(context: &Context<D>, bytes: usize) -> Result<f64, Box<dyn Error>> {
+fn selected<D: Subject>(context: &Context<'_, D>, bytes: usize) -> Result<f64, Box<dyn Error>> {
     let (device, cols) = (&*context.device, 4096);
     let rows = bytes.div_ceil(4 * cols);
     let (x, mut out) = (device.buffer(rows, cols)?, device.buffer(rows, cols)?);
@@ -89,7 +119,7 @@ fn selected<D: Subject>(context: &Context<D>, bytes: usize) -> Result<f64, Box<d
 }
 
 /// What a session adds to a token on the host, beside the card.
-fn sealing<D: Subject>(context: &Context<D>) -> Outcome {
+fn sealing<D: Subject>(context: &Context<'_, D>) -> Outcome {
     let frames = context.size.pick(10, 1000, 1000);
     let seconds = load::seal_frames(frames)?;
     context.note(&Row::figure("a frame of one token is sealed in", 1e6 * seconds, "µs"))?;
@@ -97,7 +127,7 @@ fn sealing<D: Subject>(context: &Context<D>) -> Outcome {
 }
 
 /// Decode of 1 to 256 sequences, and prompts.
-fn model<D: Subject>(context: &Context<D>, shape: Shape, dtype: Dtype) -> Outcome {
+fn model<D: Subject>(context: &Context<'_, D>, shape: Shape, dtype: Dtype) -> Outcome {
     let strip = Strip::new(dtype, context.size.pick(1 << 16, 1 << 26, 1 << 26))?;
     let (weights, uploaded) = weights(&*context.device, &shape, dtype, &strip)?;
     let rate = uploaded.bytes as f64 / uploaded.seconds / 1e9;
@@ -105,26 +135,29 @@ fn model<D: Subject>(context: &Context<D>, shape: Shape, dtype: Dtype) -> Outcom
         format!("upload of {} MB from {} threads", uploaded.bytes / 1_000_000, uploaded.threads);
     context.note(&Row::figure(what, rate, "GB/s"))?;
     let widest = context.size.pick(3, 256, 256);
-    let longest = context.size.pick(20, 8192, 8192);
-    let chunk = context.size.pick(16, 2048, 2048);
+    let longest = context.size.pick(11, 8192, 8192);
+    let chunk = context.size.pick(8, 2048, 2048);
     let (start, steps) = steps(context.size);
     let positions = (widest * (start + steps).next_multiple_of(BLOCK)).max(longest);
     let limits = room(chunk.max(widest), widest, positions, CacheDtype::F16);
     let mut model = decoder(&context.device, &shape, weights, limits)?;
-    let bench = Bench { context, shape, dtype };
+    let frame = load::seal_frames(context.size.pick(2, 500, 500))?;
+    let bench = Bench { context, shape, dtype, frame };
     for sequences in context.size.pick(&[1, 3][..], &[1, 16, 64], &[1, 16, 64, 256]) {
         bench.decode(&mut model, *sequences)?;
     }
-    for tokens in context.size.pick(&[20][..], &[512, 2048], &[512, 2048, 8192]) {
+    for tokens in context.size.pick(&[11][..], &[512, 2048], &[512, 2048, 8192]) {
         bench.prefill(&mut model, *tokens, chunk)?;
     }
     Ok(())
 }
 
 struct Bench<'a, D: Subject> {
-    context: &'a Context<D>,
+    context: &'a Context<'a, D>,
     shape: Shape,
     dtype: Dtype,
+    /// Seconds in which a frame of an answer is sealed.
+    frame: f64,
 }
 
 impl<D: Subject> Bench<'_, D> {
@@ -158,6 +191,9 @@ impl<D: Subject> Bench<'_, D> {
         let work = self.shape.cost(self.dtype, sequences, start + steps / 2, 1, with);
         let what = format!("decode of {sequences}");
         self.row(what, sequences as f64 / with, work)?;
+        let sealing = 100.0 * self.frame * sequences as f64 / with;
+        let what = format!("sealing of {sequences} tokens on one core");
+        self.context.note(&Row::figure(what, sealing, "% of a step"))?;
         if let (Some(before), Some(after)) = (before, self.context.device.crossings()) {
             self.crossings(sequences, steps, after.since(before))?;
         }
@@ -229,13 +265,14 @@ impl<D: Subject> Bench<'_, D> {
 
 /// Where the time of a step goes, operation by operation, each waited for: launches and waits are in these figures, and not in
 /// those of whole steps.
-fn profile<D: Subject>(context: &Context<D>, shape: Shape) -> Outcome {
+fn profile<D: Subject>(context: &Place, shape: Shape) -> Outcome {
     let shape = shape.with_layers(4);
     let strip = Strip::new(Dtype::Bf16, context.size.pick(1 << 16, 1 << 26, 1 << 26))?;
     let device = Arc::new(Profiled::new(D::open()?));
     let (weights, _) = weights(&*device, &shape, Dtype::Bf16, &strip)?;
     let (start, _) = steps(context.size);
-    let blocks = (start + PROMPT).div_ceil(BLOCK);
+    let prompt = context.size.pick(9, 100, 100);
+    let blocks = (start + prompt).div_ceil(BLOCK);
     let widest = context.size.pick(2, 64, 64);
     let mut model = decoder(
         &device,
@@ -244,7 +281,7 @@ fn profile<D: Subject>(context: &Context<D>, shape: Shape) -> Outcome {
         room(512, widest, widest * blocks * BLOCK, CacheDtype::F16),
     )?;
     for (name, sequences, tokens) in
-        [("decode of 1", 1, 1), ("decode of many", widest, 1), ("prefill", 1, PROMPT)]
+        [("decode of 1", 1, 1), ("decode of many", widest, 1), ("prefill", 1, prompt)]
     {
         let step = batch(&shape, sequences, start, tokens, blocks, WantLogits::Last);
         model.forward(&step)?;
@@ -297,7 +334,5 @@ fn steps(size: Size) -> (usize, usize) {
     size.pick((5, 2), (128, 16), (128, 24))
 }
 
-/// Tokens of a prompt that is profiled.
-const PROMPT: usize = 30;
 /// The goal for the choice of tokens.
 const SAMPLING_PERCENT: f64 = 3.0;

@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::io;
+use std::ops::Deref;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -13,16 +14,14 @@ use crate::{bench, invariance, kernels, load, logits, memory};
 /// What a check may end with.
 pub(crate) type Outcome = Result<(), Box<dyn Error>>;
 
-/// A check on device `D`.
-pub(crate) struct Check<D> {
+/// A check.
+pub(crate) struct Check {
     /// `part/what`.
     pub(crate) name: String,
     /// When it is ended.
     seconds: u64,
-    run: Run<D>,
+    run: Box<dyn Fn(&Place) -> Outcome>,
 }
-
-type Run<D> = Box<dyn Fn(&Context<D>) -> Outcome>;
 
 /// A check as the runner knows it.
 #[derive(Clone, Debug)]
@@ -31,18 +30,34 @@ pub(crate) struct Listed {
     pub(crate) seconds: u64,
 }
 
-/// What a check is given.
-pub(crate) struct Context<D> {
-    pub(crate) device: Arc<D>,
+/// Where and how much.
+pub(crate) struct Place {
     pub(crate) size: Size,
     pub(crate) data: PathBuf,
 }
 
-impl<D: Subject> Check<D> {
-    pub(crate) fn new(
+/// What most checks are given: a device, too.
+pub(crate) struct Context<'a, D> {
+    pub(crate) device: Arc<D>,
+    place: &'a Place,
+}
+
+impl Check {
+    /// One that is given a device.
+    pub(crate) fn new<D: Subject>(
         name: impl Into<String>,
         seconds: u64,
-        run: impl Fn(&Context<D>) -> Outcome + 'static,
+        run: impl Fn(&Context<'_, D>) -> Outcome + 'static,
+    ) -> Self {
+        let opened = move |place: &Place| run(&Context { device: Arc::new(D::open()?), place });
+        Self::unopened(name, seconds, opened)
+    }
+
+    /// One that opens its devices: a card is opened once at a time.
+    pub(crate) fn unopened(
+        name: impl Into<String>,
+        seconds: u64,
+        run: impl Fn(&Place) -> Outcome + 'static,
     ) -> Self {
         Self { name: name.into(), seconds, run: Box::new(run) }
     }
@@ -51,36 +66,43 @@ impl<D: Subject> Check<D> {
         Listed { name: self.name.clone(), seconds: self.seconds }
     }
 
-    /// Opens the device and runs it.
     pub(crate) fn run(&self, args: &Args) -> Outcome {
-        let device = Arc::new(D::open()?);
-        (self.run)(&Context { device, size: args.size, data: args.data.clone() })
+        (self.run)(&Place { size: args.size, data: args.data.clone() })
     }
 }
 
-impl<D> Context<D> {
+impl Place {
     /// One result, for whoever reads standard output.
+    #[expect(clippy::unused_self, reason = "who runs a check is told by it")]
     pub(crate) fn note(&self, row: &Row) -> Result<(), io::Error> {
         say(&serde_json::to_string(row)?)
     }
 }
 
+impl<D> Deref for Context<'_, D> {
+    type Target = Place;
+
+    fn deref(&self) -> &Place {
+        self.place
+    }
+}
+
 /// Every check, in the order of the parts.
-pub(crate) fn all<D: Subject>(size: Size) -> Vec<Check<D>> {
-    let mut checks = vec![Check::new("device/facts", 30, facts)];
-    checks.extend(kernels::checks(size));
-    checks.extend(logits::checks(size));
-    checks.extend(invariance::checks(size));
-    checks.extend(memory::checks());
-    checks.extend(bench::checks(size));
-    checks.extend(load::checks(size));
+pub(crate) fn all<D: Subject>(size: Size) -> Vec<Check> {
+    let mut checks = vec![Check::new("device/facts", 30, facts::<D>)];
+    checks.extend(kernels::checks::<D>(size));
+    checks.extend(logits::checks::<D>(size));
+    checks.extend(invariance::checks::<D>(size));
+    checks.extend(memory::checks::<D>());
+    checks.extend(bench::checks::<D>(size));
+    checks.extend(load::checks::<D>(size));
     for tool in ["memcheck", "racecheck"] {
-        checks.push(Check::new(format!("sanitizer/{tool}"), 60, kernels::small));
+        checks.push(Check::new(format!("sanitizer/{tool}"), 60, kernels::small::<D>));
     }
     checks
 }
 
-fn facts<D: Subject>(context: &Context<D>) -> Outcome {
+fn facts<D: Subject>(context: &Context<'_, D>) -> Outcome {
     context.note(&Row::text("device", context.device.describe()))?;
     for row in context.device.facts()? {
         context.note(&row)?;

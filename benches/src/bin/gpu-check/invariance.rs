@@ -9,7 +9,7 @@ use chrysalis_kernels::{Batch, Dtype, WantLogits};
 use chrysalis_models::decoder::{Decoder, Model};
 
 use crate::args::Size;
-use crate::checks::{Check, Context, Outcome};
+use crate::checks::{Check, Context, Outcome, Place};
 use crate::common::{Random, bits};
 use crate::linear::{product, with_spikes};
 use crate::model::{BLOCK, LLAMA_1B, Shape, Strip, TINY, batch, decoder, room, token, weights};
@@ -17,25 +17,26 @@ use crate::operations::cases;
 use crate::report::Row;
 use crate::subject::Subject;
 
-pub(crate) fn checks<D: Subject>(size: Size) -> Vec<Check<D>> {
+pub(crate) fn checks<D: Subject>(size: Size) -> Vec<Check> {
     let mut checks = vec![
-        Check::new("invariance/products", 60, products),
-        Check::new("invariance/attention", 60, attention),
+        Check::new("invariance/products", 60, products::<D>),
+        Check::new("invariance/attention", 60, attention::<D>),
     ];
+    checks.push(Check::unopened("invariance/recorded", 40, recorded::<D>));
     for dtype in size.pick(
         &[Dtype::Bf16][..],
         &[Dtype::Bf16, Dtype::Q4_1],
         &[Dtype::Bf16, Dtype::Q8_0, Dtype::Q4_1],
     ) {
         checks.push(Check::new(format!("invariance/model-{}", dtype.name()), 60, |c| {
-            model(c, *dtype)
+            model::<D>(c, *dtype)
         }));
     }
     checks
 }
 
 /// Rows of an odd product, in batches of 1 to 300.
-fn products<D: Subject>(context: &Context<D>) -> Outcome {
+fn products<D: Subject>(context: &Context<'_, D>) -> Outcome {
     let (out, cols) = (35, 768);
     let most = context.size.pick(40, 300, 300);
     for dtype in Dtype::ALL {
@@ -72,7 +73,7 @@ fn products<D: Subject>(context: &Context<D>) -> Outcome {
 }
 
 /// A sequence in one piece, in pieces of seven, token by token, and beside another.
-fn attention<D: Subject>(context: &Context<D>) -> Outcome {
+fn attention<D: Subject>(context: &Context<'_, D>) -> Outcome {
     let cases = cases();
     let few = context.size.pick(&[3, 9][..], &[], &[]);
     for (n, case) in cases.iter().enumerate().filter(|(n, _)| few.is_empty() || few.contains(n)) {
@@ -93,12 +94,10 @@ fn attention<D: Subject>(context: &Context<D>) -> Outcome {
     Ok(())
 }
 
-/// A whole decoder: the last token's logits however the prompt came, whoever else is in the step, recorded or not.
-fn model<D: Subject>(context: &Context<D>, dtype: Dtype) -> Outcome {
-    let shape = context.size.pick(TINY, LLAMA_1B.with_layers(2), LLAMA_1B.with_layers(2));
-    let tokens = context.size.pick(21, 150, 301);
-    let strip = Strip::new(dtype, context.size.pick(1 << 16, 1 << 24, 1 << 24))?;
-    let run = Run { shape, tokens, blocks: tokens.div_ceil(BLOCK) };
+/// A whole decoder: the last token's logits however the prompt came, and whoever else is in the step.
+fn model<D: Subject>(context: &Context<'_, D>, dtype: Dtype) -> Outcome {
+    let (run, strip) = Run::new(context, dtype)?;
+    let tokens = run.tokens;
     let mut model = run.open(&context.device, dtype, &strip)?;
     let whole = run.chunks(&mut model, &[tokens])?;
     for &chunk in context.size.pick(&[1, 7][..], &[1, 7, 64, 128], &[1, 7, 64, 128]) {
@@ -117,13 +116,17 @@ fn model<D: Subject>(context: &Context<D>, dtype: Dtype) -> Outcome {
         let same = run.beside(&mut model, *others)? == whole;
         context.note(&Row::holds(format!("the last token beside {others} others"), same))?;
     }
-    drop(model);
-    // A device that counts waits after each operation, and so records nothing.
+    Ok(())
+}
+
+/// The same bits from recorded steps and from a device that counts: it waits after each operation, and so records nothing.
+fn recorded<D: Subject>(place: &Place) -> Outcome {
+    let (run, strip) = Run::new(place, Dtype::Bf16)?;
+    let last = [vec![run.tokens - 9], vec![1; 9]].concat();
+    let recorded = run.chunks(&mut run.open(&Arc::new(D::open()?), Dtype::Bf16, &strip)?, &last)?;
     let counted = Arc::new(Profiled::new(D::open()?));
-    let mut eager = run.open(&counted, dtype, &strip)?;
-    let last = [vec![tokens - 3], vec![1; 3]].concat();
-    let same = run.chunks(&mut eager, &last)? == whole;
-    context.note(&Row::holds("operation by operation", same))?;
+    let one_by_one = run.chunks(&mut run.open(&counted, Dtype::Bf16, &strip)?, &last)?;
+    place.note(&Row::holds("recorded steps and single operations", recorded == one_by_one))?;
     Ok(())
 }
 
@@ -135,6 +138,13 @@ struct Run {
 }
 
 impl Run {
+    fn new(place: &Place, dtype: Dtype) -> Result<(Self, Strip), Box<dyn Error>> {
+        let shape = place.size.pick(TINY, LLAMA_1B.with_layers(2), LLAMA_1B.with_layers(2));
+        let tokens = place.size.pick(13, 150, 301);
+        let strip = Strip::new(dtype, place.size.pick(1 << 16, 1 << 24, 1 << 24))?;
+        Ok((Self { shape, tokens, blocks: tokens.div_ceil(BLOCK) }, strip))
+    }
+
     fn open<D: Device>(
         &self,
         device: &Arc<D>,

@@ -27,17 +27,17 @@ use crate::real_model::{Blob, key, publisher};
 use crate::report::Row;
 use crate::subject::Subject;
 
-pub(crate) fn checks<D: Subject>(size: Size) -> Vec<Check<D>> {
+pub(crate) fn checks<D: Subject>(size: Size) -> Vec<Check> {
     let types = size.pick(&[Dtype::Bf16][..], &[Dtype::Bf16], &[Dtype::Bf16, Dtype::Q4_1]);
     let sealed = |dtype: &Dtype| {
         let dtype = *dtype;
-        Check::new(format!("load/sealed-{}", dtype.name()), 90, move |c| sealed(c, dtype))
+        Check::new(format!("load/sealed-{}", dtype.name()), 90, move |c| sealed::<D>(c, dtype))
     };
     types.iter().map(sealed).collect()
 }
 
 /// A package of the layers of a 1B, read from memory by all threads.
-fn sealed<D: Subject>(context: &Context<D>, dtype: Dtype) -> Outcome {
+fn sealed<D: Subject>(context: &Context<'_, D>, dtype: Dtype) -> Outcome {
     let shape = context.size.pick(TINY, LLAMA_1B.with_layers(8), LLAMA_1B);
     let made = Made::new(&shape, dtype, context.size.pick(1 << 16, 1 << 26, 1 << 26))?;
     let config = shape.config()?;

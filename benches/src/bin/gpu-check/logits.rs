@@ -14,10 +14,10 @@ use crate::real_model::{self, Expected, columns};
 use crate::report::Row;
 use crate::subject::{Subject, oracle};
 
-pub(crate) fn checks<D: Subject>(size: Size) -> Vec<Check<D>> {
+pub(crate) fn checks<D: Subject>(size: Size) -> Vec<Check> {
     let mut checks = Vec::new();
     if size > Size::Tiny {
-        checks.push(Check::new("logits/real-model", 60, real));
+        checks.push(Check::new("logits/real-model", 60, real::<D>));
     }
     let types = size.pick(
         &[Dtype::Bf16, Dtype::Q4_1][..],
@@ -28,14 +28,14 @@ pub(crate) fn checks<D: Subject>(size: Size) -> Vec<Check<D>> {
     for shape in shapes {
         for dtype in types {
             let name = format!("logits/{}-{}", shape.name, dtype.name());
-            checks.push(Check::new(name, 60, |c| random(c, *shape, *dtype)));
+            checks.push(Check::new(name, 60, |c| random::<D>(c, *shape, *dtype)));
         }
     }
     checks
 }
 
 /// The goals: 1e-2 of the logits' size, 99 % of the likeliest tokens.
-fn real<D: Subject>(context: &Context<D>) -> Outcome {
+fn real<D: Subject>(context: &Context<'_, D>) -> Outcome {
     let recorded = real_model::recorded(&context.data)?;
     let tokens = &recorded.tokens;
     let (mut model, report) =
@@ -57,7 +57,7 @@ fn real<D: Subject>(context: &Context<D>) -> Outcome {
 
 /// Few layers of a real shape. The logits of random weights lie close together, so that agreement is asked for only where the
 /// likeliest token is clear of the next.
-fn random<D: Subject>(context: &Context<D>, shape: Shape, dtype: Dtype) -> Outcome {
+fn random<D: Subject>(context: &Context<'_, D>, shape: Shape, dtype: Dtype) -> Outcome {
     let shape = shape.with_layers(2);
     let strip = Strip::new(dtype, context.size.pick(1 << 16, 1 << 25, 1 << 25))?;
     let tokens: Vec<u32> = (0..context.size.pick(9, 48, 48)).map(|at| token(&shape, at)).collect();
@@ -79,7 +79,7 @@ fn random<D: Subject>(context: &Context<D>, shape: Shape, dtype: Dtype) -> Outco
     decided(context, &compared)
 }
 
-fn decided<D: Subject>(context: &Context<D>, compared: &Compared) -> Outcome {
+fn decided<D: Subject>(context: &Context<'_, D>, compared: &Compared) -> Outcome {
     let mut row = Row::holds("likeliest tokens that are clear of the next", compared.wrong() == 0);
     row.detail = format!("{} of {} rows", compared.clear(), compared.rows.len());
     context.note(&row)?;

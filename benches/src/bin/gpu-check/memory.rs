@@ -9,12 +9,15 @@ use crate::operations::cases;
 use crate::report::Row;
 use crate::subject::Subject;
 
-pub(crate) fn checks<D: Subject>() -> Vec<Check<D>> {
-    vec![Check::new("memory/refusal", 30, refusal), Check::new("memory/cleared", 30, cleared)]
+pub(crate) fn checks<D: Subject>() -> Vec<Check> {
+    vec![
+        Check::new("memory/refusal", 30, refusal::<D>),
+        Check::new("memory/cleared", 30, cleared::<D>),
+    ]
 }
 
 /// A cache of a petabyte is refused, by a message that says how much; and then there is still room for a small one.
-fn refusal<D: Subject>(context: &Context<D>) -> Outcome {
+fn refusal<D: Subject>(context: &Context<'_, D>) -> Outcome {
     let device = &*context.device;
     let shape = |num_blocks| CacheShape {
         num_layers: 32,
@@ -35,7 +38,7 @@ fn refusal<D: Subject>(context: &Context<D>) -> Outcome {
 
 /// After its blocks were cleared, a sequence's last token sees what it sees in a cache that nobody wrote to: the same bits. So
 /// K and V of every position are zero; and clearing a block of nobody's changes nothing.
-fn cleared<D: Subject>(context: &Context<D>) -> Outcome {
+fn cleared<D: Subject>(context: &Context<'_, D>) -> Outcome {
     let device = &*context.device;
     let tokens = context.size.pick(40, 75, 75);
     for (n, case) in cases()

@@ -2,6 +2,10 @@
 
 use chrysalis_kernels::Dtype;
 use chrysalis_kernels::cpu::{ActivationBits, Cpu, CpuOptions};
+#[cfg(feature = "cuda-host")]
+use chrysalis_kernels::cuda::Emulated;
+#[cfg(any(feature = "cuda", feature = "cuda-host"))]
+use chrysalis_kernels::cuda::{Cuda, ProductLimits};
 use chrysalis_kernels::device::{CacheDtype, Device, DeviceError};
 
 use crate::report::Row;
@@ -10,6 +14,16 @@ use crate::report::Row;
 pub(crate) trait Subject: Device {
     /// The device, with all its memory to give away.
     fn open() -> Result<Self, DeviceError>;
+
+    /// The ways in which it can compute a product, by name; the first is its own choice. All give the same bits.
+    fn ways(&self) -> Vec<&'static str> {
+        vec![OWN_WAY]
+    }
+
+    /// The device, held to one of its ways.
+    fn open_way(_way: &str) -> Result<Self, DeviceError> {
+        Self::open()
+    }
 
     /// Most that products with such weights may differ from the reference, relative to its root mean square.
     fn product_error(dtype: Dtype) -> f64;
@@ -77,16 +91,76 @@ impl Subject for Cpu {
 }
 
 #[cfg(feature = "cuda-host")]
-impl Subject for chrysalis_kernels::cuda::Cuda<chrysalis_kernels::cuda::Emulated> {
+impl Subject for Cuda<Emulated> {
     fn open() -> Result<Self, DeviceError> {
-        Ok(Self::new(chrysalis_kernels::cuda::Emulated::default()))
+        Ok(Self::new(Emulated::default()))
     }
 
-    fn product_error(_dtype: Dtype) -> f64 {
-        crate::linear::FLOAT_ERROR
+    /// It has the kernels of every card.
+    fn ways(&self) -> Vec<&'static str> {
+        [OWN_WAY].into_iter().chain(WAYS).collect()
+    }
+
+    fn open_way(way: &str) -> Result<Self, DeviceError> {
+        Ok(Self::with_limits(Emulated::default(), limits(way, 80)))
+    }
+
+    fn product_error(dtype: Dtype) -> f64 {
+        rounded_error(dtype)
     }
 
     fn logits_error() -> f64 {
         1e-2
     }
 }
+
+/// Weights and activations each rounded to bf16, but for f32 weights.
+#[cfg(any(feature = "cuda", feature = "cuda-host"))]
+fn rounded_error(dtype: Dtype) -> f64 {
+    if dtype == Dtype::F32 {
+        crate::linear::FLOAT_ERROR
+    } else {
+        2.0 * crate::linear::ONE_BF16_ERROR
+    }
+}
+
+/// Both families of kernels, each for every number of rows, with sums in parts and whole.
+#[cfg(any(feature = "cuda", feature = "cuda-host"))]
+const WAYS: [&str; 10] = [
+    "mma, few rows",
+    "mma, some rows",
+    "mma, many rows",
+    "mma, many rows, in parts",
+    "wgmma, few rows",
+    "wgmma, some rows",
+    "wgmma, narrow, in parts",
+    "wgmma",
+    "wgmma, in parts",
+    "wgmma, wide",
+];
+
+/// What a card of this architecture does, but for the way.
+#[cfg(any(feature = "cuda", feature = "cuda-host"))]
+fn limits(way: &str, architecture: u32) -> ProductLimits {
+    let all = usize::MAX;
+    let own = ProductLimits::of(architecture);
+    let (few_rows, some_rows) = (0, 0);
+    let mma = ProductLimits { few_rows, some_rows, wgmma: false, whole_blocks: 0, ..own };
+    let wgmma = ProductLimits { wgmma: true, narrow_rows: 0, wide_blocks: all, ..mma };
+    match way {
+        "mma, few rows" => ProductLimits { few_rows: all, ..mma },
+        "mma, some rows" => ProductLimits { some_rows: all, ..mma },
+        "mma, many rows" => mma,
+        "mma, many rows, in parts" => ProductLimits { whole_blocks: all, ..mma },
+        "wgmma, few rows" => ProductLimits { few_rows: all, ..wgmma },
+        "wgmma, some rows" => ProductLimits { some_rows: all, ..wgmma },
+        "wgmma, narrow, in parts" => ProductLimits { narrow_rows: all, whole_blocks: all, ..wgmma },
+        "wgmma" => wgmma,
+        "wgmma, in parts" => ProductLimits { whole_blocks: all, ..wgmma },
+        "wgmma, wide" => ProductLimits { wide_blocks: 0, ..wgmma },
+        _ => own,
+    }
+}
+
+/// What a device chooses where nobody holds it to a way.
+const OWN_WAY: &str = "its own choice";
