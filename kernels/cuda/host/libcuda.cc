@@ -294,6 +294,13 @@ ENTRY(cuMemcpyHtoDAsync_v2, uintptr_t to, const void* from, size_t bytes, fake::
   return enqueue(stream, {[=] { return std::memcpy((void*)to, from, bytes), SUCCESS; }, (uintptr_t)from, to});
 END
 
+ENTRY(cuMemcpyDtoDAsync_v2, uintptr_t to, uintptr_t from, size_t bytes, fake::Stream* stream)
+  NEEDS_CONTEXT
+  if (!bytes || !within(d.device, to, bytes) || !within(d.device, from, bytes)) return INVALID_VALUE;
+  if (to < from + bytes && from < to + bytes) fault("a copy onto itself");
+  return enqueue(stream, {[=] { return std::memcpy((void*)to, (const void*)from, bytes), SUCCESS; }, 0, to});
+END
+
 ENTRY(cuMemcpyDtoHAsync_v2, void* to, uintptr_t from, size_t bytes, fake::Stream* stream)
   NEEDS_CONTEXT
   if (!within(d.pinned, (uintptr_t)to, bytes)) fault("a copy to memory that is not pinned");

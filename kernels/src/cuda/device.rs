@@ -103,7 +103,8 @@ impl<D: Driver> Cuda<D> {
         }
     }
 
-    pub(super) fn driver(&self) -> &D {
+    /// What it computes on.
+    pub fn driver(&self) -> &D {
         &self.driver
     }
 

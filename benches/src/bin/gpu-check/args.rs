@@ -35,6 +35,9 @@ pub(crate) enum Task {
 /// What is checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
+    /// A card; in a build for the emulator, one whose driver is a fake over it.
+    #[cfg(any(feature = "cuda", feature = "cuda-host"))]
+    Card,
     /// The CUDA kernels on the host.
     #[cfg(feature = "cuda-host")]
     Emulated,
@@ -114,6 +117,8 @@ fn parts(list: &str) -> Result<Vec<String>, String> {
 impl Kind {
     /// The first one is the default.
     pub(crate) const NAMES: &'static [&'static str] = &[
+        #[cfg(any(feature = "cuda", feature = "cuda-host"))]
+        CARD,
         #[cfg(feature = "cuda-host")]
         "emulated",
         "cpu",
@@ -121,6 +126,8 @@ impl Kind {
 
     pub(crate) fn named(name: &str) -> Result<Self, String> {
         match name {
+            #[cfg(any(feature = "cuda", feature = "cuda-host"))]
+            CARD => Ok(Self::Card),
             #[cfg(feature = "cuda-host")]
             "emulated" => Ok(Self::Emulated),
             "cpu" => Ok(Self::Cpu),
@@ -132,12 +139,19 @@ impl Kind {
 
     pub(crate) fn name(self) -> &'static str {
         match self {
+            #[cfg(any(feature = "cuda", feature = "cuda-host"))]
+            Self::Card => CARD,
             #[cfg(feature = "cuda-host")]
             Self::Emulated => "emulated",
             Self::Cpu => "cpu",
         }
     }
 }
+
+#[cfg(feature = "cuda")]
+const CARD: &str = "cuda";
+#[cfg(all(feature = "cuda-host", not(feature = "cuda")))]
+const CARD: &str = "fake";
 
 /// In the order in which they run: what is right, then how fast it is.
 pub(crate) const PARTS: [&str; 8] =
@@ -147,7 +161,7 @@ pub(crate) const HELP: &str = "\
 gpu-check [OPTIONS]                     every check, each in a process of its own
 gpu-check make-data GGUF TOKENS         the small real model and its expected logits, into --data
 
---device NAME    what is checked: cuda, emulated or cpu, as far as built in
+--device NAME    what is checked: cuda, emulated, fake (a driver over the emulator) or cpu, as far as built in
 --quick          two minutes on a card in place of eight
 --tiny           seconds in the emulator; measures nothing
 --only PARTS     of device,kernels,logits,invariance,memory,bench,load,sanitizer, or checks: bench/limits

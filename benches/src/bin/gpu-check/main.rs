@@ -59,6 +59,8 @@ use std::process::ExitCode;
 
 use args::{Args, Kind, Task};
 use chrysalis_kernels::cpu::Cpu;
+#[cfg(any(feature = "cuda", feature = "cuda-host"))]
+use chrysalis_kernels::cuda::{Card, Cuda};
 use subject::Subject;
 
 fn main() -> ExitCode {
@@ -84,10 +86,10 @@ fn run(args: &Args) -> Result<bool, Box<dyn Error>> {
         }
         Task::All | Task::One(_) => match args.kind {
             Kind::Cpu => on::<Cpu>(args),
+            #[cfg(any(feature = "cuda", feature = "cuda-host"))]
+            Kind::Card => on::<Cuda<Card>>(args),
             #[cfg(feature = "cuda-host")]
-            Kind::Emulated => {
-                on::<chrysalis_kernels::cuda::Cuda<chrysalis_kernels::cuda::Emulated>>(args)
-            }
+            Kind::Emulated => on::<Cuda<chrysalis_kernels::cuda::Emulated>>(args),
         },
     }
 }

@@ -5,7 +5,7 @@ use chrysalis_kernels::cpu::{ActivationBits, Cpu, CpuOptions};
 #[cfg(feature = "cuda-host")]
 use chrysalis_kernels::cuda::Emulated;
 #[cfg(any(feature = "cuda", feature = "cuda-host"))]
-use chrysalis_kernels::cuda::{Cuda, ProductLimits};
+use chrysalis_kernels::cuda::{Card, CardOptions, Cuda, Driver as _, ProductLimits};
 use chrysalis_kernels::device::{CacheDtype, Device, DeviceError};
 
 use crate::report::Row;
@@ -90,6 +90,65 @@ impl Subject for Cpu {
     }
 }
 
+#[cfg(any(feature = "cuda", feature = "cuda-host"))]
+fn card() -> Result<Card, DeviceError> {
+    #[cfg(feature = "cuda")]
+    let (image, memory) = (chrysalis_kernels::cuda::IMAGE, None);
+    #[cfg(not(feature = "cuda"))]
+    let (image, memory) = (chrysalis_kernels::cuda::FAKE_IMAGE, Some(64 << 20));
+    #[cfg(not(feature = "cuda"))]
+    chrysalis_kernels::cuda::load_fake_driver();
+    Ok(Card::open(image, CardOptions { number: 0, memory })?)
+}
+
+#[cfg(any(feature = "cuda", feature = "cuda-host"))]
+impl Subject for Cuda<Card> {
+    fn open() -> Result<Self, DeviceError> {
+        Ok(Self::new(card()?))
+    }
+
+    fn ways(&self) -> Vec<&'static str> {
+        let fits = |way: &&str| self.driver().architecture() == 90 || !way.starts_with("wgmma");
+        [OWN_WAY].into_iter().chain(WAYS.into_iter().filter(fits)).collect()
+    }
+
+    fn open_way(way: &str) -> Result<Self, DeviceError> {
+        let card = card()?;
+        let limits = limits(way, card.architecture());
+        Ok(Self::with_limits(card, limits))
+    }
+
+    fn product_error(dtype: Dtype) -> f64 {
+        rounded_error(dtype)
+    }
+
+    fn logits_error() -> f64 {
+        1e-2
+    }
+
+    fn facts(&self) -> Result<Vec<Row>, DeviceError> {
+        let (info, (left, all)) = (self.driver().info(), self.driver().left());
+        let version = std::fs::read_to_string("/proc/driver/nvidia/version").unwrap_or_default();
+        let driver =
+            format!("CUDA {}; {}", info.driver, version.lines().next().unwrap_or_default());
+        let gib = |bytes: usize| bytes as f64 / f64::from(1 << 30);
+        Ok(vec![
+            Row::text("card", format!("{}, {:?}", info.name, info.capability)),
+            Row::text("driver", driver),
+            Row::figure("memory of the card", gib(info.memory), "GiB"),
+            Row::figure("planned for weights, cache and workspace", gib(all), "GiB"),
+            Row::holds("nothing of it is reserved before it is asked for", left == all),
+        ])
+    }
+
+    fn copy(&self, bytes: usize) -> Result<Option<f64>, DeviceError> {
+        let mut times =
+            (0..5).map(|_| self.driver().copy_seconds(bytes, 5)).collect::<Result<Vec<_>, _>>()?;
+        times.sort_by(f64::total_cmp);
+        Ok(times.get(2).copied())
+    }
+}
+
 #[cfg(feature = "cuda-host")]
 impl Subject for Cuda<Emulated> {
     fn open() -> Result<Self, DeviceError> {
@@ -163,4 +222,4 @@ fn limits(way: &str, architecture: u32) -> ProductLimits {
 }
 
 /// What a device chooses where nobody holds it to a way.
-const OWN_WAY: &str = "its own choice";
+pub(crate) const OWN_WAY: &str = "its own choice";

@@ -13,6 +13,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Instant;
 
 use cudarc::driver::sys;
 
@@ -131,6 +132,26 @@ impl Card {
     /// Bytes that nobody has reserved, and bytes in all.
     pub fn left(&self) -> (usize, usize) {
         self.shared.arena().left()
+    }
+
+    /// Seconds in which the driver copies so many bytes from one place of the card to another, one of `times` copies in a row:
+    /// the limit that other figures are shares of.
+    ///
+    /// # Errors
+    /// [`DeviceError`].
+    pub fn copy_seconds(&self, bytes: usize, times: u32) -> Result<f64, DeviceError> {
+        let [from, to] = [self.reserve("a copy", bytes)?, self.reserve("a copy", bytes)?];
+        let (from, to) = (from.part(0, bytes)?, to.part(0, bytes)?);
+        let Shared { stream, .. } = &*self.shared;
+        self.shared.enter_outside()?;
+        stream.copy(to, from, bytes)?;
+        stream.wait()?;
+        let begun = Instant::now();
+        for _ in 0..times {
+            stream.copy(to, from, bytes)?;
+        }
+        stream.wait()?;
+        Ok(begun.elapsed().as_secs_f64() / f64::from(times.max(1)))
     }
 }
 

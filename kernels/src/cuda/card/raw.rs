@@ -150,6 +150,14 @@ impl Stream {
     }
 }
 
+impl Stream {
+    /// Copies within the card.
+    pub(super) fn copy(&self, to: u64, from: u64, bytes: usize) -> Result<(), CardError> {
+        // SAFETY: the caller gives two ranges of the one allocation that do not meet.
+        check("cuMemcpyDtoDAsync", unsafe { sys::cuMemcpyDtoDAsync_v2(to, from, bytes, self.0) })
+    }
+}
+
 impl Drop for Stream {
     fn drop(&mut self) {
         // SAFETY: it is destroyed once.
