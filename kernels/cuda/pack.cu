@@ -6,6 +6,8 @@
 //          what that asks twice for comes from the first cache; the copy to the device before it takes ten times as long.
 // Meaning: src/cuda/layout.rs, which the tests hold it to byte for byte. Nothing is summed.
 // Source:  ggml-quants.c, `dequantize_row_*`, for what is stored.
+#include <type_traits>
+
 #include "weights.cuh"
 
 struct Pack {
@@ -20,8 +22,6 @@ static_assert(sizeof(Pack) == 32, "src/cuda/params.rs asserts the same size");
 
 constexpr uint32_t PACK_THREADS = 128;
 constexpr uint32_t PACK_COLS = PACK_THREADS / WARP * CHUNK;
-
-__device__ __forceinline__ float half_at(const uint8_t* at) { return half_to_float((uint16_t)word2(at)); }
 
 // The scales of a form: where they begin in a record, how many entries there are, and the first row and column of each.
 
@@ -48,17 +48,15 @@ struct scales_of_64 {
   static __device__ __forceinline__ uint32_t col(uint32_t) { return 0; }
 };
 
-// One for 16 columns: for each step and g, of row g and of row g + 8.
-template <class Type, uint32_t BEGIN>
-struct scales_of_16 {
-  using Entry = Type;
-  static constexpr uint32_t FIRST = BEGIN, COUNT = 64;
-  static __device__ __forceinline__ uint32_t row(uint32_t i) { return i % 16 / 2 + i % 2 * 8; }
-  static __device__ __forceinline__ uint32_t col(uint32_t i) { return i / 16 * STEP; }
+// A scale for 32 columns, and two bytes for 16 columns behind: for each g and step, of row g and of row g + 8.
+struct scales_with_codes : scales_of_32<uint32_t, 1024> {
+  static constexpr uint32_t CODES_FIRST = 1152, CODES = 64;
+  static __device__ __forceinline__ uint32_t codes_row(uint32_t i) { return i / 8 + i % 2 * 8; }
+  static __device__ __forceinline__ uint32_t codes_col(uint32_t i) { return i / 2 % 4 * STEP; }
 };
 
 // Each storage type: values and bytes of a group, bits of a value in a record, the form and its scales; `code` is value `at` of
-// a group as the record has it, `scale` the entry for the values from `at` on.
+// a group as the record has it, `scale` the entry for the values from `at` on, `scale_codes` the two bytes where there are such.
 
 struct stored_half {
   static constexpr uint32_t GROUP = 1, BYTES = 2, BITS = 16;
@@ -110,27 +108,25 @@ struct stored_q4_1 {
 
 struct stored_q5_0 {
   static constexpr uint32_t GROUP = 32, BYTES = 22, BITS = 8;
-  using Form = tile_wide;
-  using Scales = scales_of_16<float2, 1024>;
+  using Form = tile_q8_0;
+  using Scales = scales_of_32<uint16_t, 1024>;
   static __device__ __forceinline__ uint32_t code(const uint8_t* group, uint32_t at) {
-    return nibble_of_32(group + 6, at) | fifth_bit_of_32(group + 2, at);
+    return ((nibble_of_32(group + 6, at) | fifth_bit_of_32(group + 2, at)) - 16) & 255;
   }
-  static __device__ __forceinline__ float2 scale(const uint8_t* group, uint32_t) {
-    const float scale = half_at(group);
-    return {scale, -16.0f * scale};
-  }
+  static __device__ __forceinline__ uint16_t scale(const uint8_t* group, uint32_t) { return (uint16_t)word2(group); }
 };
 
 struct stored_q5_1 {
   static constexpr uint32_t GROUP = 32, BYTES = 24, BITS = 8;
   using Form = tile_wide;
-  using Scales = scales_of_16<float2, 1024>;
+  using Scales = scales_with_codes;
   static __device__ __forceinline__ uint32_t code(const uint8_t* group, uint32_t at) {
-    return nibble_of_32(group + 8, at) | fifth_bit_of_32(group + 4, at);
+    return 128 + (nibble_of_32(group + 8, at) | fifth_bit_of_32(group + 4, at));
   }
-  static __device__ __forceinline__ float2 scale(const uint8_t* group, uint32_t) {
-    return {half_at(group), half_at(group + 2)};
+  static __device__ __forceinline__ uint32_t scale(const uint8_t* group, uint32_t) {
+    return word2(group) | (word2(group + 2) ^ 0x8000) << 16;
   }
+  static __device__ __forceinline__ uint32_t scale_codes(const uint8_t*, uint32_t) { return 1 | 1 << 8; }
 };
 
 // The six-bit scale and, eight bits higher, the six-bit minimum of the 32 values number `sub`, from twelve bytes.
@@ -160,13 +156,15 @@ struct stored_q4_k {
 struct stored_q5_k {
   static constexpr uint32_t GROUP = 256, BYTES = 176, BITS = 8;
   using Form = tile_wide;
-  using Scales = scales_of_16<float2, 1024>;
+  using Scales = scales_with_codes;
   static __device__ __forceinline__ uint32_t code(const uint8_t* group, uint32_t at) {
-    return nibble_of_64(group + 48, at) | (group[16 + at % 32] >> (at / 32) & 1u) << 4;
+    return 128 + (nibble_of_64(group + 48, at) | (group[16 + at % 32] >> (at / 32) & 1u) << 4);
   }
-  static __device__ __forceinline__ float2 scale(const uint8_t* group, uint32_t at) {
-    const uint32_t six_bits = six_bit_scales(group + 4, at / 32);
-    return {half_at(group) * (float)(six_bits & 255), -(half_at(group + 2) * (float)(six_bits >> 8))};
+  static __device__ __forceinline__ uint32_t scale(const uint8_t* group, uint32_t) {
+    return word2(group) | word2(group + 2) << 16;
+  }
+  static __device__ __forceinline__ uint32_t scale_codes(const uint8_t* group, uint32_t at) {
+    return six_bit_scales(group + 4, at / 32);
   }
 };
 
@@ -174,15 +172,15 @@ struct stored_q5_k {
 struct stored_q6_k {
   static constexpr uint32_t GROUP = 256, BYTES = 210, BITS = 8;
   using Form = tile_wide;
-  using Scales = scales_of_16<float2, 1024>;
+  using Scales = scales_with_codes;
   static __device__ __forceinline__ uint32_t code(const uint8_t* group, uint32_t at) {
     const uint32_t half = at / 128, i = at % 128;
     const uint32_t low = group[half * 64 + i % 64] >> (i / 64 * 4) & 15u;
-    return low | (group[128 + half * 32 + i % 32] >> (i / 32 * 2) & 3u) << 4;
+    return 96 + (low | (group[128 + half * 32 + i % 32] >> (i / 32 * 2) & 3u) << 4);
   }
-  static __device__ __forceinline__ float2 scale(const uint8_t* group, uint32_t at) {
-    const float scale = half_at(group + 208) * (float)(int8_t)group[192 + at / 16];
-    return {scale, -32.0f * scale};
+  static __device__ __forceinline__ uint32_t scale(const uint8_t* group, uint32_t) { return word2(group + 208); }
+  static __device__ __forceinline__ uint32_t scale_codes(const uint8_t* group, uint32_t at) {
+    return group[192 + at / 16];
   }
 };
 
@@ -215,6 +213,9 @@ struct Source {
     typename Stored::Scales::Entry zero = {};
     return has(row, col) ? Stored::scale(group(row, col), (first_col + col) % Stored::GROUP) : zero;
   }
+  __device__ __forceinline__ uint32_t scale_codes(uint32_t row, uint32_t col) const {
+    return has(row, col) ? Stored::scale_codes(group(row, col), (first_col + col) % Stored::GROUP) : 0;
+  }
 };
 
 // The values of a lane are words of eight, four or two, a step of sixteen columns after the other; four words at a time, those of
@@ -246,7 +247,9 @@ __device__ __forceinline__ void pack(const Pack& p) {
   using Form = typename Stored::Form;
   using Scales = typename Stored::Scales;
   static_assert(Scales::COUNT == 0 || Scales::FIRST == Stored::BITS * 128, "scales follow the values");
-  static_assert(Stored::BITS * 128 + Scales::COUNT * sizeof(typename Scales::Entry) == Form::RECORD, "values and scales");
+  constexpr bool CODES = std::is_same<Scales, scales_with_codes>::value;
+  constexpr uint32_t SCALE_BYTES = Scales::COUNT * sizeof(typename Scales::Entry) + (CODES ? 128 : 0);
+  static_assert(Stored::BITS * 128 + SCALE_BYTES == Form::RECORD, "a record is values and scales");
   const uint32_t lane = threadIdx.x % WARP, chunk = blockIdx.y * (PACK_THREADS / WARP) + threadIdx.x / WARP;
   const uint32_t chunks = chunks_of(p.cols), tile = p.first_tile + blockIdx.x;
   if (chunk >= chunks) return;
@@ -259,6 +262,13 @@ __device__ __forceinline__ void pack(const Pack& p) {
     auto* scales = reinterpret_cast<typename Scales::Entry*>(record + Scales::FIRST);
 #pragma unroll
     for (uint32_t i = lane; i < Scales::COUNT; i += WARP) scales[i] = from.scale(Scales::row(i), Scales::col(i));
+  }
+  if constexpr (CODES) {
+    auto* codes = reinterpret_cast<uint16_t*>(record + Scales::CODES_FIRST);
+#pragma unroll
+    for (uint32_t i = lane; i < Scales::CODES; i += WARP) {
+      codes[i] = (uint16_t)from.scale_codes(Scales::codes_row(i), Scales::codes_col(i));
+    }
   }
 }
 

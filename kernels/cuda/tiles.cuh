@@ -159,7 +159,7 @@ struct tile_f16 {
   }
 };
 
-// Q8_0: for each g the f16 scales of (columns 0 to 31, row g), (the same, g + 8), (32 to 63, g), (32 to 63, g + 8).
+// Q8_0, and Q5_0 as such: for each g the f16 scales of (columns 0 to 31, row g), (the same, g + 8), (32 to 63, g), (32 to 63, g + 8).
 struct tile_q8_0 {
   static constexpr uint32_t RECORD = 1024 + 64;
   struct Raw {
@@ -258,31 +258,38 @@ struct tile_q4_k {
   }
 };
 
-// Every other quantised type: codes as they are, and for each step and g the f32 scale and minimum of row g and of row g + 8.
+// Q5_1, Q5_K and Q6_K: codes as bytes, 128 more than what is scaled; for each g four words of an f16 scale of scales and an f16
+// scale of minima, in Q8_0's order; and for each g and step two bytes for row g and two for row g + 8: code of scale, with a sign, and
+// of minimum. Q5_1's codes are all one, its scale of minima has the other sign.
 struct tile_wide {
-  static constexpr uint32_t RECORD = 1024 + 512;
+  static constexpr uint32_t RECORD = 1024 + 128 + 128;
   struct Raw {
     uint4 halves[2];
-    float4 scales[STEPS];
+    uint4 scales;
+    uint4 scale_codes;
   };
   static __device__ __forceinline__ Raw load(const uint8_t* record, uint32_t lane) {
-    Raw raw = {{word16(record + lane * 16), word16(record + 512 + lane * 16)}, {}};
-#pragma unroll
-    for (uint32_t s = 0; s < STEPS; s++) {
-      raw.scales[s] = *reinterpret_cast<const float4*>(record + 1024 + (s * 8 + lane / 4) * 16);
-    }
-    return raw;
+    return {{word16(record + lane * 16), word16(record + 512 + lane * 16)},
+            word16(record + 1024 + lane / 4 * 16), word16(record + 1152 + lane / 4 * 16)};
   }
   static __device__ __forceinline__ Fragment fragment(const Raw& raw, uint32_t step) {
     const uint4 half = raw.halves[step / 2];
-    const float4 s = raw.scales[step];
+    const uint32_t all[STEPS] = {raw.scale_codes.x, raw.scale_codes.y, raw.scale_codes.z, raw.scale_codes.w};
+    const uint32_t word = all[step];
+    const uint32_t low = step / 2 ? raw.scales.z : raw.scales.x, high = step / 2 ? raw.scales.w : raw.scales.y;
     float codes[8];
-    eight_bits(step % 2 ? uint2{half.z, half.w} : uint2{half.x, half.y}, 0.0f, codes);
-    return scaled(codes, {s.x, s.y, s.z, s.w});
+    eight_bits(step % 2 ? uint2{half.z, half.w} : uint2{half.x, half.y}, 128.0f, codes);
+    return scaled(codes, {half_to_float((uint16_t)low) * (float)(int8_t)word,
+                          -(half_to_float((uint16_t)(low >> 16)) * byte_of(word, 1, 0.0f)),
+                          half_to_float((uint16_t)high) * (float)(int8_t)(word >> 16),
+                          -(half_to_float((uint16_t)(high >> 16)) * byte_of(word, 3, 0.0f))});
   }
   static __device__ __forceinline__ float value(const uint8_t* record, uint32_t row, uint32_t col) {
-    const float2 s = *reinterpret_cast<const float2*>(record + 1024 + (col / STEP * 8 + row % 8) * 16 + row / 8 * 8);
-    return fmaf(s.x, (float)record[one_byte_place(row, col)], s.y);
+    const uint32_t scales = word4(record + 1024 + row % 8 * 16 + col / 32 * 8 + row / 8 * 4);
+    const uint32_t codes = word2(record + 1152 + row % 8 * 16 + col / STEP * 4 + row / 8 * 2);
+    const float scale = half_to_float((uint16_t)scales) * (float)(int8_t)codes;
+    const float minimum = -(half_to_float((uint16_t)(scales >> 16)) * (float)(codes >> 8));
+    return fmaf(scale, (float)((int)record[one_byte_place(row, col)] - 128), minimum);
   }
 };
 

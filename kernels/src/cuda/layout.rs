@@ -79,7 +79,8 @@ fn place(
             record[(step * 32 + lane) * 16 + number * 2..][..2].copy_from_slice(block);
         }
         Form::Q8_0 | Form::Wide | Form::F8 => {
-            let code = if form == Form::Q8_0 { code ^ 0x80 } else { code };
+            let signed = code.wrapping_sub(quant::offset(dtype) as u8);
+            let code = if form == Form::Wide { signed ^ 0x80 } else { signed };
             record[half * 512 + lane * 16 + step % 2 * 8 + number] = code;
         }
         Form::Q4_0 | Form::Q4_1 | Form::Q4K => {
@@ -104,12 +105,15 @@ fn place(
             scales[4 + half * 2..][..2].copy_from_slice(&[scale, minimum]);
         }
         Form::Wide => {
-            let sub = at / quant::sub_group_len(dtype);
-            let (scale, offset) = (group.scales[sub], quant::offset(dtype) as f32);
-            let minimum = if offset > 0.0 { -offset * scale } else { group.mins[sub] };
-            let scales = &mut record[1024 + (step * 8 + g) * 16 + high * 8..][..8];
-            scales[..4].copy_from_slice(&scale.to_le_bytes());
-            scales[4..].copy_from_slice(&minimum.to_le_bytes());
+            let k = |at| quant::k_scale_min(&block[4..16], at / 32);
+            let (scales, (scale, minimum)) = match dtype {
+                Dtype::Q5K => ([block[0], block[1], block[2], block[3]], k(at)),
+                Dtype::Q6K => ([block[208], block[209], 0, 0], (block[192 + at / 16], 0)),
+                _ => ([block[0], block[1], block[2], block[3] ^ 0x80], (1, 1)),
+            };
+            record[1024 + g * 16 + half * 8 + high * 4..][..4].copy_from_slice(&scales);
+            let codes = &mut record[1152 + g * 16 + step * 4 + high * 2..][..2];
+            codes.copy_from_slice(&[scale, minimum]);
         }
     }
 }

@@ -20,7 +20,7 @@ pub(super) enum Form {
     Q4_1,
     Q4K,
     F8,
-    /// All others: a byte a code, an f32 scale and minimum for 16.
+    /// All others: a byte a code, codes of scale and minimum for 16.
     Wide,
 }
 
@@ -30,12 +30,12 @@ impl Form {
             Dtype::F32 => Self::F32,
             Dtype::F16 => Self::F16,
             Dtype::Bf16 => Self::Bf16,
-            Dtype::Q8_0 => Self::Q8_0,
+            Dtype::Q8_0 | Dtype::Q5_0 => Self::Q8_0,
             Dtype::Q4_0 => Self::Q4_0,
             Dtype::Q4_1 => Self::Q4_1,
             Dtype::Q4K => Self::Q4K,
             Dtype::F8E4M3 => Self::F8,
-            Dtype::Q5_0 | Dtype::Q5_1 | Dtype::Q5K | Dtype::Q6K => Self::Wide,
+            Dtype::Q5_1 | Dtype::Q5K | Dtype::Q6K => Self::Wide,
         }
     }
 
@@ -62,7 +62,7 @@ impl Form {
             Self::Q8_0 | Self::F8 => 1088,
             Self::Q4_0 => 576,
             Self::Q4_1 | Self::Q4K => 640,
-            Self::Wide => 1536,
+            Self::Wide => 1280,
         }
     }
 
