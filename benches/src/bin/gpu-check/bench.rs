@@ -51,7 +51,7 @@ fn usual(row: u32, index: usize) -> Draw {
 }
 
 /// Weights of the goals: as published, in eight bits, in four.
-const TYPES: [Dtype; 3] = [Dtype::Bf16, Dtype::Q8_0, Dtype::Q4_1];
+const TYPES: [Dtype; 3] = [Dtype::Bf16, Dtype::F8E4M3, Dtype::Q4_1];
 
 /// A copy within the device, and a large product through our own kernel.
 fn limits<D: Subject>(context: &Context<'_, D>) -> Outcome {

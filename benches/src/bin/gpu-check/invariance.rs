@@ -26,7 +26,7 @@ pub(crate) fn checks<D: Subject>(size: Size) -> Vec<Check> {
     for dtype in size.pick(
         &[Dtype::Bf16][..],
         &[Dtype::Bf16, Dtype::Q4_1],
-        &[Dtype::Bf16, Dtype::Q8_0, Dtype::Q4_1],
+        &[Dtype::Bf16, Dtype::F8E4M3, Dtype::Q4_1],
     ) {
         checks.push(Check::new(format!("invariance/model-{}", dtype.name()), 60, |c| {
             model::<D>(c, *dtype)

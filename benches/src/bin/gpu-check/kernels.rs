@@ -53,7 +53,7 @@ pub(crate) fn small<D: Subject>(context: &Context<'_, D>) -> Outcome {
 }
 
 /// Types of large products: those that can be encoded quickly.
-const LARGE: [Dtype; 4] = [Dtype::Bf16, Dtype::Q8_0, Dtype::Q4_1, Dtype::F16];
+const LARGE: [Dtype; 4] = [Dtype::Bf16, Dtype::F8E4M3, Dtype::Q4_1, Dtype::Q8_0];
 
 fn products<D: Subject>(context: &Context<'_, D>, dtype: Dtype) -> Outcome {
     for (n, shape) in SHAPES.into_iter().enumerate() {

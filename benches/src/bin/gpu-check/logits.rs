@@ -22,7 +22,7 @@ pub(crate) fn checks<D: Subject>(size: Size) -> Vec<Check> {
     let types = size.pick(
         &[Dtype::Bf16, Dtype::Q4_1][..],
         &[Dtype::Bf16, Dtype::Q4_1],
-        &[Dtype::Bf16, Dtype::Q8_0, Dtype::Q4_1],
+        &[Dtype::Bf16, Dtype::F8E4M3, Dtype::Q4_1],
     );
     let shapes = size.pick(&[TINY][..], &[LLAMA_1B], &[LLAMA_1B, LLAMA_8B]);
     for shape in shapes {

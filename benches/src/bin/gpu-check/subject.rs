@@ -108,7 +108,8 @@ impl Subject for Cuda<Card> {
     }
 
     fn ways(&self) -> Vec<&'static str> {
-        let fits = |way: &&str| self.driver().architecture() == 90 || !way.starts_with("wgmma");
+        let hopper = ProductLimits::of(self.driver().architecture()).wgmma;
+        let fits = |way: &&str| hopper || !way.starts_with("wgmma");
         [OWN_WAY].into_iter().chain(WAYS.into_iter().filter(fits)).collect()
     }
 
