@@ -43,6 +43,8 @@ impl Random {
         for group in bytes.chunks_exact_mut(dtype.group_bytes()) {
             if dtype == Dtype::F8E4M3 {
                 group[..4].copy_from_slice(&0.01f32.to_le_bytes());
+                // Every code is a number.
+                group[4..].iter_mut().for_each(|code| *code ^= u8::from(*code & 0x7f == 0x7f));
                 continue;
             }
             let scales: &[usize] = match dtype {
