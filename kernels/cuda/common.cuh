@@ -9,6 +9,8 @@
 #ifdef CHRYSALIS_EMULATE
 #include "host/emulate.h"
 #define KERNEL_EARLY(threads, blocks, name, Params) KERNEL(threads, name, Params)
+// Ends the program where a launch gave another size than the kernel lays out.
+#define EXPECT_SHARED(bytes) emulate::expect_shared(bytes)
 __device__ __forceinline__ void wait_for_previous() {}
 #else
 #include <cstdint>
@@ -40,6 +42,7 @@ __device__ __forceinline__ void let_next_begin() {
 // Begins while the kernel before it runs: what its body does before it calls `wait_for_previous` touches nothing that a kernel
 // writes. For products, which have weights to read. `blocks` of it fit on a multiprocessor.
 #define KERNEL_EARLY(threads, blocks, name, Params) KERNEL_ENTRY(threads, blocks, name, Params, (void)0)
+#define EXPECT_SHARED(bytes) ((void)0)
 // `name` is shared memory of the size that the launch says, bytes, aligned to 1,024 as swizzled tiles want it.
 #define DYNAMIC_SHARED(name) extern __shared__ __align__(1024) uint8_t name[]
 #endif
@@ -134,10 +137,11 @@ struct CacheLayer {
   uint32_t block_size;
   uint32_t num_kv_heads;
   uint32_t head_dim;
-  uint32_t kind;  // 0 f32, 1 f16, 2 bytes
+  uint32_t kind;  // CACHE_F32 …
 };
 static_assert(sizeof(CacheLayer) == 48, "src/cuda/params.rs asserts the same size");
 
+constexpr uint32_t CACHE_F32 = 0, CACHE_F16 = 1, CACHE_I8 = 2, CACHE_BF16 = 3, CACHE_F8 = 4;
 constexpr uint32_t CACHE_GROUP = 32;
 
 // Number of the head's row in the cache: its values are `head_dim` from `row * head_dim` on.

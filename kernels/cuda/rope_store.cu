@@ -6,7 +6,7 @@
 // Source:  Su et al. 2021, arXiv:2104.09864; norms of heads as in Qwen 3 and Gemma 3.
 //
 // Order of a norm's sum, by head_dim alone: thread i has values i, i + 128, …, then the trees of the warps, then the warps.
-#include "common.cuh"
+#include "e4m3.cuh"
 
 struct RopeStore {
   Step step;
@@ -46,23 +46,26 @@ __device__ __forceinline__ void turn(float* head, const float* norm, const float
 
 __device__ __forceinline__ void store(const CacheLayer& cache, const float* head, uint8_t* out, float* scales, size_t row) {
   const uint32_t dim = cache.head_dim;
-  if (cache.kind == 2) {
-    // A warp takes a group of 32, its largest magnitude becomes 127.
+  if (cache.kind == CACHE_I8 || cache.kind == CACHE_F8) {
+    // A warp takes a group of 32, its largest magnitude becomes the largest code.
+    const float most = cache.kind == CACHE_I8 ? 127.0f : 448.0f;
     const uint32_t groups = (dim + CACHE_GROUP - 1) / CACHE_GROUP;
     for (uint32_t group = threadIdx.x / WARP; group < groups; group += ROPE_THREADS / WARP) {
       const uint32_t i = group * CACHE_GROUP + threadIdx.x % WARP;
       const float x = i < dim ? head[i] : 0.0f;
-      const float scale = warp_max(fabsf(x)) / 127.0f;
+      const float scale = warp_max(fabsf(x)) / most;
       float inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
       if (!(inverse < INFINITY)) inverse = 0.0f;
-      if (i < dim) out[row * dim + i] = (uint8_t)(int8_t)rintf(x * inverse);
+      const float code = x * inverse;
+      if (i < dim) out[row * dim + i] = cache.kind == CACHE_I8 ? (uint8_t)(int8_t)rintf(code) : (uint8_t)float_to_e4m3(code);
       if (threadIdx.x % WARP == 0) scales[row * groups + group] = scale;
     }
     return;
   }
   for (uint32_t i = threadIdx.x; i < dim; i += ROPE_THREADS) {
-    if (cache.kind == 0) reinterpret_cast<float*>(out)[row * dim + i] = head[i];
-    if (cache.kind == 1) reinterpret_cast<uint16_t*>(out)[row * dim + i] = float_to_half(head[i]);
+    if (cache.kind == CACHE_F32) reinterpret_cast<float*>(out)[row * dim + i] = head[i];
+    if (cache.kind == CACHE_F16) reinterpret_cast<uint16_t*>(out)[row * dim + i] = float_to_half(head[i]);
+    if (cache.kind == CACHE_BF16) reinterpret_cast<uint16_t*>(out)[row * dim + i] = (uint16_t)pack_bf16(head[i], 0.0f);
   }
 }
 

@@ -125,10 +125,19 @@ __device__ __forceinline__ void load_matrices_transposed(uint32_t (&out)[2], con
 // there first and copies as late as it may, so that whoever reads too early, or writes over what is still read, computes NaN.
 __device__ __forceinline__ void copy_async(void* shared, const void* global, uint32_t bytes = 16) {
 #ifdef CHRYSALIS_EMULATE
-  emulate::copy_async(shared, global, bytes);
+  emulate::copy_async(shared, global, 16, bytes);
 #else
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global), "r"(bytes)
                : "memory");
+#endif
+}
+
+// The same of four bytes, aligned to four.
+__device__ __forceinline__ void copy_async_word(void* shared, const void* global, uint32_t bytes = 4) {
+#ifdef CHRYSALIS_EMULATE
+  emulate::copy_async(shared, global, 4, bytes);
+#else
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(shared)), "l"(global), "r"(bytes) : "memory");
 #endif
 }
 

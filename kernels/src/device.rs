@@ -53,6 +53,14 @@ pub enum DeviceError {
         /// The first of them.
         offset: usize,
     },
+    /// A KV cache of a type that this device's attention does not read.
+    #[error("the {device} device has no KV cache of {dtype:?}")]
+    CacheDtype {
+        /// The device.
+        device: &'static str,
+        /// Type asked for.
+        dtype: CacheDtype,
+    },
     /// The device itself failed (driver, lost card).
     #[error("device failure: {0}")]
     Failed(String),
@@ -81,6 +89,11 @@ pub enum CacheDtype {
     /// A signed byte a value, and an f32 scale for 32 neighbours of a head of a position: 9/16 of f16's bytes, each value
     /// within 1/254 of its group's largest.
     I8,
+    /// f16's bytes, f32's range, eight bits of mantissa.
+    Bf16,
+    /// E4M3, eight bits of floating point, and an f32 scale for 32 neighbours as [`CacheDtype::I8`] has it: as many bytes,
+    /// each value within 1/16 of itself, down to 2^-15 of its group's largest.
+    F8,
 }
 
 impl CacheDtype {
@@ -88,13 +101,13 @@ impl CacheDtype {
     pub fn head_bytes(self, head_dim: usize) -> usize {
         match self {
             Self::F32 => 4 * head_dim,
-            Self::F16 => 2 * head_dim,
-            Self::I8 => head_dim + size_of::<f32>() * head_dim.div_ceil(CACHE_GROUP),
+            Self::F16 | Self::Bf16 => 2 * head_dim,
+            Self::I8 | Self::F8 => head_dim + size_of::<f32>() * head_dim.div_ceil(CACHE_GROUP),
         }
     }
 }
 
-/// Values of a head of K or V that share a scale in [`CacheDtype::I8`].
+/// Values of a head of K or V that share a scale in [`CacheDtype::I8`] and [`CacheDtype::F8`].
 pub(crate) const CACHE_GROUP: usize = 32;
 
 /// Shape of the paged KV cache: for every layer `[num_blocks, block_size, num_kv_heads, head_dim]`, K and V.

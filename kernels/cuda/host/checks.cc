@@ -1,4 +1,5 @@
-// Kernels that only tests launch: what tensor.cuh wraps, one thing after the other, for src/cuda/tensor_checks.rs.
+// Kernels that only tests launch: what tensor.cuh wraps, one thing after the other, and e4m3.cuh, for src/cuda/tensor_checks.rs.
+#include "e4m3.cuh"
 #include "tensor.cuh"
 
 namespace {
@@ -56,21 +57,39 @@ KERNEL(32, check_load, CheckLoad) {
 // Three groups of copies: what is there before a wait, after one that leaves one, after one that leaves none.
 struct CheckCopies {
   const uint32_t* from;  // [3, 4]
-  uint32_t* out;         // [3, 4, 4]: at three times the three groups and a copy of no bytes
+  uint32_t* out;         // [3, 5, 4]: at three times the three groups, a copy of no bytes, and a word and three of no bytes
 };
 
 KERNEL(32, check_copies, CheckCopies) {
-  __shared__ __align__(16) uint32_t shared[32][16];
+  __shared__ __align__(16) uint32_t shared[32][20];
   uint32_t* mine = shared[threadIdx.x];
   for (uint32_t i = 0; i < 3; i++) {
     copy_async(mine + 4 * i, p.from + 4 * i);
     if (i == 1) copy_async(mine + 12, p.from, 0);
+    for (uint32_t n = 0; i == 2 && n < 4; n++) copy_async_word(mine + 16 + n, p.from + n, n == 0 ? 4 : 0);
     commit_copies();
   }
   for (uint32_t time = 0; time < 3; time++) {
     if (time == 1) wait_copies<1>();
     if (time == 2) wait_copies<0>();
-    for (uint32_t i = 0; i < 16 && threadIdx.x == 31; i++) p.out[16 * time + i] = mine[i];
+    for (uint32_t i = 0; i < 20 && threadIdx.x == 31; i++) p.out[20 * time + i] = mine[i];
+  }
+}
+
+// The codes of so many numbers, and the numbers behind all codes, two at a time.
+struct CheckE4m3 {
+  const float* from;  // [count]
+  uint32_t* codes;    // [count]
+  float* values;      // [256]
+  uint64_t count;
+};
+
+KERNEL(32, check_e4m3, CheckE4m3) {
+  for (uint64_t i = threadIdx.x; i < p.count; i += 32) p.codes[i] = float_to_e4m3(p.from[i]);
+  for (uint32_t i = threadIdx.x; i < 128; i += 32) {
+    const float2 pair = e4m3_to_floats(2 * i | (2 * i + 1) << 8);
+    p.values[2 * i] = pair.x;
+    p.values[2 * i + 1] = pair.y;
   }
 }
 

@@ -23,6 +23,7 @@ constexpr size_t STACK_BYTES = 64 << 10;
 struct Copy {
   void* to;
   const void* from;
+  uint32_t size;
   uint32_t bytes;
   uint32_t group;
 };
@@ -154,14 +155,14 @@ void meet(Barrier& barrier, uint32_t expected) {
   crew->idle = 0;
 }
 
-void copy_async(void* shared, const void* global, uint32_t bytes) {
-  if ((reinterpret_cast<uintptr_t>(shared) | reinterpret_cast<uintptr_t>(global)) % 16 != 0) {
-    std::fprintf(stderr, "%s: a copy of 16 bytes from %p to %p\n", crew->entry->name, global, shared);
+void copy_async(void* shared, const void* global, uint32_t size, uint32_t bytes) {
+  if ((reinterpret_cast<uintptr_t>(shared) | reinterpret_cast<uintptr_t>(global)) % size != 0) {
+    std::fprintf(stderr, "%s: a copy of %u bytes from %p to %p\n", crew->entry->name, size, global, shared);
     std::abort();
   }
-  std::memset(shared, 0xff, 16);
+  std::memset(shared, 0xff, size);
   Fiber& mine = crew->fibers[block.thread];
-  mine.copies.push_back({shared, global, bytes, mine.group});
+  mine.copies.push_back({shared, global, size, bytes, mine.group});
 }
 
 void commit_copies() { crew->fibers[block.thread].group++; }
@@ -171,7 +172,7 @@ void wait_copies(uint32_t left) {
   size_t done = 0;
   for (; done < mine.copies.size() && mine.group - mine.copies[done].group > left; done++) {
     const Copy& copy = mine.copies[done];
-    std::memset(copy.to, 0, 16);
+    std::memset(copy.to, 0, copy.size);
     std::memcpy(copy.to, copy.from, copy.bytes);
   }
   mine.copies.erase(mine.copies.begin(), mine.copies.begin() + done);
@@ -185,6 +186,12 @@ const Entry* entry_of(const char* name, size_t name_len) {
 }
 
 Listed::Listed(const Entry& entry) { table().push_back(entry); }
+
+void expect_shared(uint32_t bytes) {
+  if (block.shared_bytes == bytes) return;
+  std::fprintf(stderr, "%s lays out %u bytes of shared memory and was given %u\n", crew->entry->name, bytes, block.shared_bytes);
+  std::abort();
+}
 
 float half_to_float(uint16_t bits) {
   const uint32_t sign = (uint32_t)(bits & 0x8000) << 16, exponent = bits >> 10 & 31, fraction = bits & 1023;

@@ -107,13 +107,15 @@ T shuffle(T value, uint32_t lane) {
   return exchange(value)[lane % 32];
 }
 
+void expect_shared(uint32_t bytes);
+
 float half_to_float(uint16_t bits);
 uint16_t float_to_half(float x);
 float bf16_to_float(uint16_t bits);
 uint16_t float_to_bf16(float x);
 
-// A copy to shared memory that is on its way; the thread that waits for it carries it out.
-void copy_async(void* shared, const void* global, uint32_t bytes);
+// A copy to shared memory that is on its way, `bytes` of `size`, the rest zero; the thread that waits for it carries it out.
+void copy_async(void* shared, const void* global, uint32_t size, uint32_t bytes);
 void commit_copies();
 void wait_copies(uint32_t left);
 

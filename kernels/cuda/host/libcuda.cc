@@ -205,9 +205,19 @@ END
 
 ENTRY(cuDeviceGetAttribute, int* value, int attribute, int)
   const int capability = (int)setting("FAKE_CUDA_CAPABILITY", 90);
-  if (attribute != 75 && attribute != 76) return INVALID_VALUE;
-  *value = attribute == 75 ? capability / 10 : capability % 10;
-  return SUCCESS;
+  switch (attribute) {
+    case 16:  // multiprocessors
+      *value = 132;
+      return SUCCESS;
+    case 75:
+      *value = capability / 10;
+      return SUCCESS;
+    case 76:
+      *value = capability % 10;
+      return SUCCESS;
+    default:
+      return INVALID_VALUE;
+  }
 END
 
 ENTRY(cuDevicePrimaryCtxRetain, void** context, int)

@@ -52,8 +52,8 @@ impl Layout {
     /// Groups of a head's values that have scales.
     pub(super) fn groups(&self) -> usize {
         match self.shape.dtype {
-            CacheDtype::F32 | CacheDtype::F16 => 0,
-            CacheDtype::I8 => self.shape.head_dim.div_ceil(CACHE_GROUP),
+            CacheDtype::F32 | CacheDtype::F16 | CacheDtype::Bf16 => 0,
+            CacheDtype::I8 | CacheDtype::F8 => self.shape.head_dim.div_ceil(CACHE_GROUP),
         }
     }
 
@@ -214,6 +214,9 @@ impl Cache {
                 Aligned::zeroed_sparse("KV cache", k)?,
                 Aligned::zeroed_sparse("KV cache", v)?,
             ]),
+            dtype @ (CacheDtype::Bf16 | CacheDtype::F8) => {
+                return Err(DeviceError::CacheDtype { device: "CPU", dtype });
+            }
         };
         Ok(Self { layout, data })
     }

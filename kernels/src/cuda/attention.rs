@@ -1,13 +1,13 @@
-//! Rotation, cache and attention of the CUDA device.
+//! Rotation and cache of the CUDA device.
 
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
 
 use super::device::{Cuda, count};
 use super::driver::Driver;
-use super::params::{Angles, AttentionParams, Clear, RopeStoreParams, lists};
+use super::params::{Angles, Clear, RopeStoreParams, lists};
 use super::step::{Cache, Step};
-use crate::device::{Attention, CacheDtype, CacheShape, DeviceError, RopeParams, RopeStore};
+use crate::device::{CacheShape, DeviceError, RopeParams, RopeStore};
 
 /// Frequencies, and the rotations of the step that was last asked for.
 pub struct Rope<D: Driver> {
@@ -62,13 +62,20 @@ impl<D: Driver> Rope<D> {
 impl<D: Driver> Cuda<D> {
     /// What the kernels cannot do.
     pub(super) fn check_cache(shape: &CacheShape) -> Result<(), DeviceError> {
-        if shape.head_dim <= HEAD_DIM_MAX {
-            return Ok(());
+        if shape.head_dim > HEAD_DIM_MAX {
+            return Err(DeviceError::Failed(format!(
+                "heads of {} values: the kernels take {HEAD_DIM_MAX} at most",
+                shape.head_dim
+            )));
         }
-        Err(DeviceError::Failed(format!(
-            "heads of {} values: the kernels take {HEAD_DIM_MAX} at most",
-            shape.head_dim
-        )))
+        let rows = shape.num_blocks as u64 * (shape.num_kv_heads * shape.block_size) as u64;
+        if rows >= u64::from(u32::MAX) {
+            return Err(DeviceError::Failed(format!(
+                "a cache of {rows} heads of positions in a layer: the kernels count {} at most",
+                u32::MAX - 1
+            )));
+        }
+        Ok(())
     }
 
     pub(super) fn try_rope_store(
@@ -107,54 +114,6 @@ impl<D: Driver> Cuda<D> {
         self.launch("rope_store", [count(step.num_tokens), count(heads), 1], 128, &params)
     }
 
-    pub(super) fn try_attention(
-        &self,
-        step: &Step<D>,
-        args: &Attention<'_, Self>,
-    ) -> Result<(), DeviceError> {
-        let driver = self.driver();
-        let shape = args.cache.shape;
-        let group = args.q.cols / shape.head_dim / shape.num_kv_heads;
-        let num_heads = group * shape.num_kv_heads;
-        assert_eq!(args.q.cols, num_heads * shape.head_dim, "heads of q in groups");
-        assert_eq!(args.out.cols, args.q.cols, "width of attention");
-        assert!(step.num_tokens <= args.q.rows.min(args.out.rows), "rows of attention");
-        if step.num_tokens == 0 {
-            return Ok(());
-        }
-        let tiles = shape.num_kv_heads * group.div_ceil(HEADS);
-        let max_spans = step.max_spans(SPAN, args.window);
-        let split = max_spans > 1 && step.num_tokens * tiles < SPLIT_BELOW;
-        let len = 4 * step.num_tokens * num_heads * max_spans * (shape.head_dim + 2);
-        let mut scratch = self.scratch();
-        let mut params = AttentionParams {
-            step: step.params(driver),
-            cache: args.cache.layer(driver, args.layer),
-            q: args.q.address(driver),
-            out: args.out.address(driver),
-            records: 0,
-            num_heads: count(num_heads),
-            window: args.window.map_or(0, |window| u32::try_from(window).unwrap_or(u32::MAX)),
-            max_spans: count(max_spans),
-            scale: args.scale,
-            softcap: args.softcap.unwrap_or(0.0),
-            unused: 0,
-        };
-        let kind = match shape.dtype {
-            CacheDtype::F32 => "f32",
-            CacheDtype::F16 => "f16",
-            CacheDtype::I8 => "i8",
-        };
-        let grid = [count(step.num_tokens), count(tiles), 1];
-        if !split {
-            return self.launch(&format!("attention_{kind}"), grid, 256, &params);
-        }
-        params.records = scratch.at_least(driver, len)?;
-        let grid = [grid[0], grid[1], params.max_spans];
-        self.launch(&format!("attention_spans_{kind}"), grid, 256, &params)?;
-        self.launch("attention_join", [grid[0], params.num_heads, 1], 256, &params)
-    }
-
     pub(super) fn try_clear(&self, cache: &Cache<D>, blocks: &[u32]) -> Result<(), DeviceError> {
         let shape = &cache.shape;
         assert!(blocks.iter().all(|block| (*block as usize) < shape.num_blocks), "block to clear");
@@ -172,12 +131,6 @@ impl<D: Driver> Cuda<D> {
 
 /// Of `attention.cu`.
 const HEAD_DIM_MAX: usize = 256;
-/// Of `attention.cu`.
-const HEADS: usize = 4;
-/// Of `attention.cu`.
-pub(super) const SPAN: usize = 256;
-/// Blocks that keep a card busy: where there are fewer, each span has one of its own. The bits are the same.
-const SPLIT_BELOW: usize = 512;
 
 impl<D: Driver> fmt::Debug for Rope<D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

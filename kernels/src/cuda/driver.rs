@@ -38,6 +38,9 @@ pub trait Driver: Send + Sync + Debug + 'static {
     /// Ten times the compute capability: 80, 89, 90. Some kernels are for one alone.
     fn architecture(&self) -> u32;
 
+    /// Multiprocessors: how many blocks keep the card busy is a multiple of it. No bit may depend on it.
+    fn multiprocessors(&self) -> usize;
+
     /// Reserves memory. Its contents are anything.
     ///
     /// # Errors

@@ -13,8 +13,9 @@ use super::driver::{Driver, Launch, Params};
 use crate::device::{Crossings, DeviceError};
 
 /// The driver of no card.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Emulated {
+    multiprocessors: usize,
     counts: Counts,
     given_back: Arc<AtomicU64>,
     /// What a record that is being made has so far.
@@ -64,7 +65,20 @@ impl Drop for Memory {
     }
 }
 
+impl Default for Emulated {
+    /// As large as a card is.
+    fn default() -> Self {
+        Self::with_multiprocessors(132)
+    }
+}
+
 impl Emulated {
+    /// One that says that it has so many.
+    pub fn with_multiprocessors(multiprocessors: usize) -> Self {
+        let (counts, given_back, record) = Default::default();
+        Self { multiprocessors, counts, given_back, record }
+    }
+
     fn record(&self) -> MutexGuard<'_, Option<Vec<Call>>> {
         self.record.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -110,6 +124,10 @@ impl Driver for Emulated {
     /// Of the cards that have no kernels of their own; it has all kernels.
     fn architecture(&self) -> u32 {
         80
+    }
+
+    fn multiprocessors(&self) -> usize {
+        self.multiprocessors
     }
 
     fn reserve(&self, what: &'static str, bytes: usize) -> Result<Memory, DeviceError> {

@@ -3,9 +3,9 @@
 
 use std::fmt;
 
-use super::attention::SPAN;
 use super::device::Cuda;
 use super::driver::Driver;
+use super::spans::SPAN;
 use super::step::Step;
 use crate::batch::Batch;
 use crate::device::{DeviceError, Rows};

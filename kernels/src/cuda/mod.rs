@@ -22,6 +22,7 @@ mod params;
 mod products;
 mod residual;
 mod sampling;
+mod spans;
 mod step;
 #[cfg(all(test, feature = "cuda-host"))]
 mod tensor_checks;

@@ -66,10 +66,10 @@ params! {
         step: StepParams, cache: CacheLayer, q: u64, k: u64, v: u64, q_norm: u64, k_norm: u64, angles: u64,
         num_heads: u32, pairs: u32, eps: f32, unused: u32,
     }
-    /// `attention.cu`.
-    AttentionParams, 144 {
+    /// `attention.cuh`.
+    AttentionParams, 152 {
         step: StepParams, cache: CacheLayer, q: u64, out: u64, records: u64, num_heads: u32, window: u32,
-        max_spans: u32, scale: f32, softcap: f32, unused: u32,
+        max_spans: u32, first_token: u32, end_token: u32, scale: f32, softcap: f32, unused: u32,
     }
 }
 

@@ -33,6 +33,8 @@ pub struct Step<D: Driver> {
     pub(super) num_logit_rows: usize,
     /// Of each token.
     pub(super) positions: Vec<u32>,
+    /// Tokens of each sequence, which come one after the other.
+    pub(super) lengths: Vec<usize>,
     /// The last position that operations are started for, the positions' own or that of the bucket.
     reach: u32,
     /// Where the step is of decode size.
@@ -85,6 +87,7 @@ impl<D: Driver> Step<D> {
             num_tokens: 0,
             num_logit_rows: 0,
             positions: Vec::with_capacity(max_tokens),
+            lengths: Vec::new(),
             reach: 0,
             bucket: None,
             graphs: Graphs::default(),
@@ -98,6 +101,8 @@ impl<D: Driver> Step<D> {
         self.number = NUMBER.fetch_add(1, Ordering::Relaxed);
         (self.num_tokens, self.num_logit_rows) = (tokens, batch.logit_rows.len());
         self.positions.clone_from(&batch.positions);
+        self.lengths.clear();
+        self.lengths.extend((0..batch.num_sequences()).map(|s| batch.rows(s).len()));
         self.reach = batch.positions.iter().copied().max().unwrap_or(0);
         self.bucket = Bucket::of(batch, self.reach);
         let room = self.bucket.map_or(tokens, |bucket| bucket.tokens);
@@ -181,6 +186,7 @@ impl<D: Driver> Step<D> {
 impl<D: Driver> Drop for Step<D> {
     fn drop(&mut self) {
         self.positions.zeroize();
+        self.lengths.zeroize();
     }
 }
 
@@ -201,8 +207,8 @@ impl<D: Driver> Cache<D> {
             (shape.block_size * shape.num_kv_heads, shape.head_dim.div_ceil(CACHE_GROUP));
         let blocks: &[usize] = match shape.dtype {
             CacheDtype::F32 => &[4 * rows * shape.head_dim; 2],
-            CacheDtype::F16 => &[2 * rows * shape.head_dim; 2],
-            CacheDtype::I8 => {
+            CacheDtype::F16 | CacheDtype::Bf16 => &[2 * rows * shape.head_dim; 2],
+            CacheDtype::I8 | CacheDtype::F8 => {
                 let (values, scales) = (rows * shape.head_dim, 4 * rows * groups);
                 &[values, values, scales, scales]
             }
@@ -236,6 +242,8 @@ impl<D: Driver> Cache<D> {
                 CacheDtype::F32 => 0,
                 CacheDtype::F16 => 1,
                 CacheDtype::I8 => 2,
+                CacheDtype::Bf16 => 3,
+                CacheDtype::F8 => 4,
             },
         }
     }

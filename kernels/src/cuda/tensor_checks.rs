@@ -8,6 +8,7 @@ use half::{bf16, f16};
 use super::driver::{Driver as _, Launch, Params};
 use super::emulated::{Emulated, Memory};
 use super::params::params;
+use crate::quant::e4m3;
 
 params! {
     /// `host/checks.cc`.
@@ -16,6 +17,8 @@ params! {
     CheckLoad, 24 { from: u64, out: u64, count: u32, transposed: u32 }
     /// `host/checks.cc`.
     CheckCopies, 16 { from: u64, out: u64 }
+    /// `host/checks.cc`.
+    CheckE4m3, 32 { from: u64, codes: u64, values: u64, count: u64 }
 }
 
 #[test]
@@ -103,20 +106,46 @@ fn matrices_come_from_shared_memory_as_the_manual_says() {
 #[test]
 fn copies_are_there_when_they_were_waited_for_and_not_before() {
     let from = device(&(1..=12).collect::<Vec<u32>>());
-    let out = device(&[0; 48]);
+    let out = device(&[0; 60]);
     let params = CheckCopies {
         from: Emulated::default().address(&from),
         out: Emulated::default().address(&out),
     };
     launch("check_copies", 32, 0, &params);
-    let found = words(&out, 48);
-    let groups = |there: usize, empty: u32| {
-        let copied = (1..=12).map(|n| if n <= 4 * there as u32 { n } else { u32::MAX });
-        copied.chain([empty; 4]).collect::<Vec<u32>>()
+    let found = words(&out, 60);
+    const NONE: u32 = u32::MAX;
+    let groups = |there: u32, empty: u32, single: [u32; 4]| {
+        let copied = (1..=12).map(|n| if n <= 4 * there { n } else { NONE });
+        copied.chain([empty; 4]).chain(single).collect::<Vec<u32>>()
     };
-    assert_eq!(found[..16], groups(0, u32::MAX));
-    assert_eq!(found[16..32], groups(2, 0));
-    assert_eq!(found[32..], groups(3, 0));
+    assert_eq!(found[..20], groups(0, NONE, [NONE; 4]));
+    assert_eq!(found[20..40], groups(2, 0, [NONE; 4]));
+    assert_eq!(found[40..], groups(3, 0, [1, 0, 0, 0]));
+}
+
+#[test]
+fn e4m3_is_that_of_the_host() {
+    // Every bf16, what lies halfway to the next, and both neighbours of that.
+    let words: Vec<u32> = (0..1 << 16)
+        .flat_map(|high: u32| [0, 0x7fff, 0x8000, 0x8001].map(|low| high << 16 | low))
+        .collect();
+    let (from, codes, values) = (device(&words), device(&words), device(&[0; 256]));
+    let address = |memory| Emulated::default().address(memory);
+    let params = CheckE4m3 {
+        from: address(&from),
+        codes: address(&codes),
+        values: address(&values),
+        count: words.len() as u64,
+    };
+    launch("check_e4m3", 32, 0, &params);
+    for (word, found) in words.iter().zip(self::words(&codes, words.len())) {
+        assert_eq!(found, u32::from(e4m3::encode(f32::from_bits(*word))), "{word:#x}");
+    }
+    for (code, found) in (0..=255).zip(self::words(&values, 256)) {
+        let (found, expected) = (f32::from_bits(found), e4m3::decode(code));
+        let same = found.to_bits() == expected.to_bits() || found.is_nan() && expected.is_nan();
+        assert!(same, "{code:#x}: {found} for {expected}");
+    }
 }
 
 fn pairs(values: &[u16]) -> Vec<u32> {

@@ -1,6 +1,7 @@
 //! The arithmetic of the reference device, on slices.
 
 use crate::device::{Activation, CACHE_GROUP, CacheDtype};
+use crate::quant::e4m3;
 
 /// Sum of products, first to last.
 pub(super) fn dot(x: &[f32], y: &[f32]) -> f32 {
@@ -48,13 +49,16 @@ pub(super) fn activate(activation: Activation, x: f32) -> f32 {
 pub(super) fn store(dtype: CacheDtype, values: &[f32], out: &mut [f32]) {
     for (values, out) in values.chunks(CACHE_GROUP).zip(out.chunks_mut(CACHE_GROUP)) {
         let largest = values.iter().fold(0f32, |largest, x| largest.max(x.abs()));
-        let scale = largest / 127.0;
+        let scale = largest / if dtype == CacheDtype::F8 { e4m3::MAX } else { 127.0 };
         let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
+        let inverse = if inverse.is_finite() { inverse } else { 0.0 };
         for (out, value) in out.iter_mut().zip(values) {
             *out = match dtype {
                 CacheDtype::F32 => *value,
                 CacheDtype::F16 => half::f16::from_f32(*value).to_f32(),
                 CacheDtype::I8 => (value * inverse).round_ties_even() * scale,
+                CacheDtype::Bf16 => half::bf16::from_f32(*value).to_f32(),
+                CacheDtype::F8 => e4m3::decode(e4m3::encode(value * inverse)) * scale,
             };
         }
     }

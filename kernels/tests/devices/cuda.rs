@@ -3,7 +3,7 @@
 
 use crate::common::{Random, bits, buffer, matrix, read, relative_error};
 use crate::linear::{FLOAT_ERROR, ONE_BF16_ERROR, embedded, product, with_spikes};
-use crate::operations::{Case, ERROR, F16_CACHE_ERROR, I8_CACHE_ERROR, all_rows, cases, gate};
+use crate::operations::{Case, ERROR, I8_CACHE_ERROR, all_rows, cases, gate};
 use crate::sampling;
 use chrysalis_kernels::cuda::{Cuda, Emulated};
 use chrysalis_kernels::device::{
@@ -127,73 +127,6 @@ fn gates_are_right_at_the_ends_of_their_range() {
     }
 }
 
-/// More than a span, enough of it for both ways through the spans; a window that begins in the first one; a group of heads that
-/// is no multiple of four.
-fn long_cases() -> Vec<Case> {
-    let case = |num_heads, num_kv_heads, head_dim, dtype, window| Case {
-        tokens: 275,
-        num_heads,
-        cache: CacheShape {
-            num_layers: 2,
-            num_blocks: 20,
-            block_size: 16,
-            num_kv_heads,
-            head_dim,
-            dtype,
-        },
-        rope_dim: head_dim,
-        norms: true,
-        softcap: None,
-        window,
-    };
-    vec![
-        case(10, 2, 24, CacheDtype::F16, None),
-        case(2, 2, 40, CacheDtype::I8, Some(100)),
-        case(1, 1, 16, CacheDtype::F32, Some(261)),
-    ]
-}
-
-#[test]
-fn attention_agrees_with_the_reference() {
-    for (n, case) in cases().into_iter().chain(long_cases()).enumerate() {
-        let expected = case.chunks(&Reference, &[case.tokens]);
-        let found = case.chunks(&cuda(), &[case.tokens]);
-        let limit = match case.cache.dtype {
-            CacheDtype::F32 => ERROR,
-            CacheDtype::F16 => F16_CACHE_ERROR,
-            CacheDtype::I8 => I8_CACHE_ERROR,
-        };
-        let error = relative_error(&found, &expected);
-        assert!(error < limit, "case {n}: {error:e}");
-    }
-}
-
-#[test]
-fn attention_is_the_same_however_the_prompt_is_chunked() {
-    for (n, case) in cases().into_iter().chain(long_cases()).enumerate() {
-        let whole = bits(&case.chunks(&cuda(), &[case.tokens]));
-        let sevens = [vec![7; case.tokens / 7], vec![1; case.tokens % 7]].concat();
-        let ones = vec![1; case.tokens];
-        for chunks in [&[1, case.tokens - 1], &sevens[..], &ones] {
-            assert_eq!(
-                bits(&case.chunks(&cuda(), chunks)),
-                whole,
-                "case {n}, {} chunks",
-                chunks.len()
-            );
-        }
-    }
-}
-
-#[test]
-fn a_sequence_does_not_feel_its_neighbours() {
-    for case in &cases()[..3] {
-        let alone = case.chunks(&cuda(), &[case.tokens]);
-        let both = case.with_neighbour(&cuda());
-        assert_eq!(bits(&both[..alone.len()]), bits(&alone));
-    }
-}
-
 #[test]
 fn cleared_blocks_are_zero_and_others_untouched() {
     let device = cuda();
@@ -275,7 +208,4 @@ fn what_it_cannot_do_is_said() {
     assert!(matches!(twice, DeviceError::UploadTwice { offset: 8 }));
     let short = upload.finish().unwrap_err();
     assert!(matches!(short, DeviceError::UploadLength { expected: 204, found: 9 }));
-    let mut shape = long_cases()[0].cache;
-    shape.head_dim = 257;
-    assert!(device.cache(shape).unwrap_err().to_string().contains("257"));
 }

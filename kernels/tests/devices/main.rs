@@ -9,6 +9,8 @@ mod common;
 #[cfg(feature = "cuda-host")]
 mod cuda;
 #[cfg(feature = "cuda-host")]
+mod cuda_attention;
+#[cfg(feature = "cuda-host")]
 mod cuda_products;
 mod linear;
 mod operations;

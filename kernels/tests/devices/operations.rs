@@ -59,6 +59,7 @@ fn attention_agrees_with_the_reference() {
                 CacheDtype::F32 => ERROR,
                 CacheDtype::F16 => F16_CACHE_ERROR,
                 CacheDtype::I8 => I8_CACHE_ERROR,
+                other => panic!("the CPU has no cache of {other:?}"),
             };
             assert!(error < limit, "case {n} {}: {error:e}", cpu.describe());
         }
@@ -90,7 +91,7 @@ fn a_sequence_does_not_feel_its_neighbours() {
     let case = &cases()[0];
     for cpu in cpus() {
         let alone = case.chunks(&cpu, &[case.tokens]);
-        let both = case.with_neighbour(&cpu);
+        let both = case.with_neighbours(&cpu, &[case.tokens / 2]);
         assert_eq!(bits(&both[..alone.len()]), bits(&alone));
     }
 }
@@ -261,17 +262,18 @@ impl Case {
         self.step(device, &mut cache, &batch, std::slice::from_ref(&(last..self.tokens)))
     }
 
-    /// The sequence, and a shorter copy of it in the same batch in blocks of its own.
-    pub(crate) fn with_neighbour<D: Device>(&self, device: &D) -> Vec<f32> {
+    /// The sequence, and copies of so many of its first tokens in the same batch, in blocks of their own.
+    pub(crate) fn with_neighbours<D: Device>(&self, device: &D, others: &[usize]) -> Vec<f32> {
         let mut larger = self.cache;
-        larger.num_blocks *= 2;
+        larger.num_blocks *= 1 + others.len();
         let mut cache = device.cache(larger).unwrap();
-        let mut batch = Batch::default();
-        batch.push(&vec![0; self.tokens], 0, &self.table(), WantLogits::None);
-        let other: Vec<u32> =
-            self.table().iter().map(|b| b + self.cache.num_blocks as u32).collect();
-        batch.push(&vec![0; self.tokens / 2], 0, &other, WantLogits::None);
-        self.step(device, &mut cache, &batch, &[0..self.tokens, 0..self.tokens / 2])
+        let (mut batch, mut rows) = (Batch::default(), Vec::new());
+        for (n, tokens) in [self.tokens].iter().chain(others).enumerate() {
+            let table = self.table().into_iter().map(|b| b + (n * self.cache.num_blocks) as u32);
+            batch.push(&vec![0; *tokens], 0, &table.collect::<Vec<_>>(), WantLogits::None);
+            rows.push(0..*tokens);
+        }
+        self.step(device, &mut cache, &batch, &rows)
     }
 
     /// One step whose rows hold the values of the given positions of the sequence.

@@ -84,7 +84,7 @@ fn attention<D: Subject>(context: &Context<'_, D>) -> Outcome {
         let same = chunked.into_iter().all(|chunks| bits(&case.chunks(device, chunks)) == whole);
         context.note(&Row::holds(format!("case {n} in chunks"), same))?;
         if case.tokens > 1 {
-            let both = bits(&case.with_neighbour(device));
+            let both = bits(&case.with_neighbours(device, &[case.tokens / 2]));
             context.note(&Row::holds(
                 format!("case {n} beside another"),
                 both[..whole.len()] == whole,

@@ -13,7 +13,7 @@ use crate::checks::{Check, Context, Outcome, Place};
 use crate::common::{Random, bits, buffer, matrix, read, relative_error};
 use crate::linear::{SHAPES, embedded, product, with_spikes};
 use crate::operations::{Case, all_rows, cases, gate};
-use crate::operations::{ERROR, F16_CACHE_ERROR, I8_CACHE_ERROR};
+use crate::operations::{ERROR, I8_CACHE_ERROR};
 use crate::report::Row;
 use crate::sampling::{choices, largest};
 use crate::subject::{OWN_WAY, Subject, oracle};
@@ -385,11 +385,13 @@ fn made_of<D: Device>(
 /// Of sixteen bits of an activation.
 const ORACLE_ERROR: f64 = 6e-5;
 
-/// What a cache of this type may add to the error of attention.
+/// What a cache of this type may add to the error of attention, whose queries and weights tensor cores take in 16 bits.
 pub(crate) fn cache_error(dtype: CacheDtype) -> f64 {
     match dtype {
         CacheDtype::F32 => ERROR,
-        CacheDtype::F16 => F16_CACHE_ERROR,
-        _ => I8_CACHE_ERROR,
+        CacheDtype::F16 => 1.2e-3,
+        CacheDtype::Bf16 => 6e-3,
+        CacheDtype::I8 => I8_CACHE_ERROR,
+        CacheDtype::F8 => 4e-3,
     }
 }

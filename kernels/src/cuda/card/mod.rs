@@ -244,6 +244,10 @@ impl Driver for Card {
         u32::try_from(10 * major + minor).unwrap_or(0)
     }
 
+    fn multiprocessors(&self) -> usize {
+        usize::try_from(self.shared.info.multiprocessors).unwrap_or(0)
+    }
+
     fn reserve(&self, what: &'static str, bytes: usize) -> Result<CardMemory, DeviceError> {
         let mut arena = self.shared.arena();
         let Some((start, taken)) = arena.take(bytes) else {

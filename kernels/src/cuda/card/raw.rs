@@ -25,6 +25,8 @@ pub struct CardInfo {
     pub name: String,
     /// Compute capability, major and minor.
     pub capability: (i32, i32),
+    /// Multiprocessors.
+    pub multiprocessors: i32,
     /// Bytes of memory in all.
     pub memory: usize,
     /// The CUDA version of the driver, as 13000.
@@ -81,7 +83,8 @@ impl CardInfo {
             let (major, minor) = capability;
             return Err(CardError::Capability { name, major, minor });
         }
-        Ok(Self { name, capability, memory, driver, device })
+        let multiprocessors = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
+        Ok(Self { name, capability, multiprocessors, memory, driver, device })
     }
 }
 

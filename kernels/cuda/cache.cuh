@@ -1,0 +1,124 @@
+// Tiles of the paged cache in shared memory: rows of positions, 16-bit values, as ldmatrix reads them without conflicts. Sixteen
+// bytes are a chunk; chunk c of row r lies at c ^ (r % 8).
+//
+// A tile comes in a place of a ring, by copies behind the threads' backs. What is stored in 16 bits lies there as it will be read;
+// bytes are widened to f16 (code * scale in f32, rounded once) into the one tile that is read.
+#pragma once
+
+#include "e4m3.cuh"
+#include "tensor.cuh"
+
+constexpr uint32_t NO_ROW = 0xffffffffu;
+
+// Where chunk `chunk` of row `row` lies in a tile of rows of DIM values, in bytes.
+template <uint32_t DIM>
+__device__ __forceinline__ uint32_t chunk_at(uint32_t row, uint32_t chunk) {
+  return row * DIM * 2 + ((chunk ^ row % 8) << 4);
+}
+
+// Where a lane's row of the four matrices begins that ldmatrix takes: `row` of the tile at `tile`, chunk 2 k + `second`, as
+// `lane_at(…) ^ k << 5`. Of other sixteens of rows it lies 32 DIM bytes further.
+template <uint32_t DIM>
+__device__ __forceinline__ uint32_t lane_at(uint32_t tile, uint32_t row, uint32_t second) {
+  return tile + row * DIM * 2 + ((second ^ row % 8) << 4);
+}
+
+// 16-bit values. `Pair` multiplies them.
+template <class P>
+struct cache_words {
+  using Pair = P;
+  static constexpr bool WIDENED = false;
+  static constexpr uint32_t bytes(uint32_t rows, uint32_t dim) { return rows * dim * 2; }
+
+  // Begins to bring `ROWS` rows of the cache, whose numbers are in `rows`, by all threads of the block; what is beyond a head's
+  // values, and a row that is none, is zero.
+  template <uint32_t ROWS, uint32_t DIM, uint32_t THREADS>
+  static __device__ __forceinline__ void bring(uint8_t* place, const uint8_t* values, const float*, const uint32_t* rows, uint32_t dim) {
+    if (dim % 8 == 0) {
+      for (uint32_t i = threadIdx.x; i < ROWS * (DIM / 8); i += THREADS) {
+        const uint32_t r = i / (DIM / 8), at = i % (DIM / 8) * 8, row = rows[r];
+        const bool there = row != NO_ROW && at < dim;
+        copy_async(place + chunk_at<DIM>(r, at / 8), values + (there ? ((size_t)row * dim + at) * 2 : 0), there ? 16 : 0);
+      }
+      return;
+    }
+    // Rows that are not aligned: no model that we know has them.
+#pragma unroll 1
+    for (uint32_t i = threadIdx.x; i < ROWS * DIM; i += THREADS) {
+      const uint32_t r = i / DIM, at = i % DIM, row = rows[r];
+      const bool there = row != NO_ROW && at < dim;
+      const uint16_t* from = reinterpret_cast<const uint16_t*>(values);
+      *reinterpret_cast<uint16_t*>(place + chunk_at<DIM>(r, at / 8) + at % 8 * 2) = there ? from[(size_t)row * dim + at] : 0;
+    }
+  }
+};
+
+// Bytes with a scale for 32: the codes of all rows, then their scales.
+template <class Codes>
+struct cache_bytes {
+  using Pair = half_pair;
+  static constexpr bool WIDENED = true;
+  static constexpr uint32_t bytes(uint32_t rows, uint32_t dim) { return rows * (dim + dim / CACHE_GROUP * 4); }
+
+  template <uint32_t ROWS, uint32_t DIM, uint32_t THREADS>
+  static __device__ __forceinline__ void bring(uint8_t* place, const uint8_t* values, const float* scales, const uint32_t* rows,
+                                               uint32_t dim) {
+    const uint32_t groups = (dim + CACHE_GROUP - 1) / CACHE_GROUP;
+    for (uint32_t i = threadIdx.x; i < ROWS * (DIM / CACHE_GROUP); i += THREADS) {
+      const uint32_t row = rows[i / (DIM / CACHE_GROUP)], group = i % (DIM / CACHE_GROUP);
+      const bool there = row != NO_ROW && group < groups;
+      copy_async_word(place + ROWS * DIM + i * 4, scales + (there ? (size_t)row * groups + group : 0), there ? 4 : 0);
+    }
+    if (dim % 16 == 0) {
+      for (uint32_t i = threadIdx.x; i < ROWS * (DIM / 16); i += THREADS) {
+        const uint32_t at = i % (DIM / 16) * 16, row = rows[i / (DIM / 16)];
+        const bool there = row != NO_ROW && at < dim;
+        copy_async(place + i * 16, values + (there ? (size_t)row * dim + at : 0), there ? 16 : 0);
+      }
+      return;
+    }
+#pragma unroll 1
+    for (uint32_t i = threadIdx.x; i < ROWS * DIM; i += THREADS) {
+      const uint32_t at = i % DIM, row = rows[i / DIM];
+      place[i] = row != NO_ROW && at < dim ? values[(size_t)row * dim + at] : 0;
+    }
+  }
+
+  // From a place of the ring to the tile that is read, by all threads.
+  template <uint32_t ROWS, uint32_t DIM, uint32_t THREADS>
+  static __device__ __forceinline__ void widen(uint8_t* tile, const uint8_t* place) {
+    const float* scales = reinterpret_cast<const float*>(place + ROWS * DIM);
+    // More at once would take registers that the sums are in.
+#pragma unroll 2
+    for (uint32_t i = threadIdx.x; i < ROWS * (DIM / 8); i += THREADS) {
+      const uint32_t r = i / (DIM / 8), chunk = i % (DIM / 8);
+      const uint2 codes = *reinterpret_cast<const uint2*>(place + i * 8);
+      const float scale = scales[r * (DIM / CACHE_GROUP) + chunk / (CACHE_GROUP / 8)];
+      *reinterpret_cast<uint4*>(tile + chunk_at<DIM>(r, chunk)) = {
+          pair(codes.x, scale), pair(codes.x >> 16, scale), pair(codes.y, scale), pair(codes.y >> 16, scale)};
+    }
+  }
+
+ private:
+  static __device__ __forceinline__ uint32_t pair(uint32_t codes, float scale) {
+    const float2 x = Codes::floats(codes);
+    return pack_half(x.x * scale, x.y * scale);
+  }
+};
+
+struct signed_codes {
+  // A byte moved by 128 is the last byte of 2^23 + itself.
+  static __device__ __forceinline__ float2 floats(uint32_t pair) {
+    const uint32_t moved = pair ^ 0x8080;
+    return {__uint_as_float(0x4b000000u | (moved & 0xff)) - 8388736.0f,
+            __uint_as_float(0x4b000000u | (moved >> 8 & 0xff)) - 8388736.0f};
+  }
+};
+struct e4m3_codes {
+  static __device__ __forceinline__ float2 floats(uint32_t pair) { return e4m3_to_floats(pair); }
+};
+
+using cache_f16 = cache_words<half_pair>;
+using cache_bf16 = cache_words<bf16_pair>;
+using cache_i8 = cache_bytes<signed_codes>;
+using cache_f8 = cache_bytes<e4m3_codes>;

@@ -1,0 +1,188 @@
+//! How the attention of a step is launched: which tokens share blocks, and whether each span of what they see has blocks of its
+//! own. No bit depends on it (`attention.cu`).
+
+use super::device::{Cuda, count};
+use super::driver::Driver;
+use super::params::AttentionParams;
+use super::step::Step;
+use crate::device::{Attention, CACHE_GROUP, CacheDtype, CacheShape, DeviceError};
+
+/// Tokens of a step that one launch takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Run {
+    first: usize,
+    end: usize,
+    /// Whether tokens share blocks, as those of a prompt do.
+    together: bool,
+}
+
+/// A kernel of `attention.cu` or `attention_f32.cu`, and how it divides a run.
+struct Plan {
+    kernel: String,
+    threads: u32,
+    /// Dynamic shared memory.
+    shared: u32,
+    /// Blocks: of tokens, of heads.
+    grid: [usize; 2],
+    /// Blocks for each multiprocessor that keep it busy: where there are fewer, each span has its own.
+    enough: usize,
+}
+
+impl<D: Driver> Cuda<D> {
+    pub(super) fn try_attention(
+        &self,
+        step: &Step<D>,
+        args: &Attention<'_, Self>,
+    ) -> Result<(), DeviceError> {
+        let shape = args.cache.shape;
+        let group = args.q.cols / shape.head_dim / shape.num_kv_heads;
+        let num_heads = group * shape.num_kv_heads;
+        assert_eq!(args.q.cols, num_heads * shape.head_dim, "heads of q in groups");
+        assert_eq!(args.out.cols, args.q.cols, "width of attention");
+        assert!(step.num_tokens <= args.q.rows.min(args.out.rows), "rows of attention");
+        // One token a sequence, maybe as many as a graph is made for.
+        let decode = [Run { first: 0, end: step.num_tokens, together: false }];
+        let runs = match step.bucket {
+            Some(_) => decode.to_vec(),
+            None => runs(&step.lengths, shape.dtype != CacheDtype::F32),
+        };
+        runs.into_iter().try_for_each(|run| self.attend(step, args, group, run))
+    }
+
+    fn attend(
+        &self,
+        step: &Step<D>,
+        args: &Attention<'_, Self>,
+        group: usize,
+        run: Run,
+    ) -> Result<(), DeviceError> {
+        let (driver, shape) = (self.driver(), args.cache.shape);
+        let num_heads = group * shape.num_kv_heads;
+        let max_spans = step.max_spans(SPAN, args.window);
+        let plan = Plan::new(&shape, group, run);
+        let (tokens, blocks) = (run.end - run.first, plan.grid.iter().product::<usize>());
+        let of_token = size_of::<f32>() * num_heads * max_spans * (shape.head_dim + 2);
+        let records = tokens * of_token;
+        let split = max_spans > 1
+            && blocks < plan.enough * driver.multiprocessors()
+            && records <= RECORDS_MAX;
+        let mut scratch = self.scratch();
+        if self.is_planning() && max_spans > 1 {
+            // Fewer tokens, or nearer ones, may be split where these are not.
+            scratch.at_least(driver, records.min(RECORDS_MAX))?;
+        }
+        let params = AttentionParams {
+            step: step.params(driver),
+            cache: args.cache.layer(driver, args.layer),
+            q: args.q.address(driver),
+            out: args.out.address(driver),
+            records: if split { scratch.at_least(driver, records)? } else { 0 },
+            num_heads: count(num_heads),
+            window: args.window.map_or(0, |window| u32::try_from(window).unwrap_or(u32::MAX)),
+            max_spans: count(max_spans),
+            first_token: count(run.first),
+            end_token: count(run.end),
+            scale: args.scale,
+            softcap: args.softcap.unwrap_or(0.0),
+            unused: 0,
+        };
+        // What the tokens of a block see may begin in one span more than what the last of them sees.
+        let more = usize::from(run.together && args.window.is_some());
+        let z = if split { count(max_spans + more) } else { 1 };
+        let grid = [count(plan.grid[0]), count(plan.grid[1]), z];
+        self.launch_shared(&plan.kernel, grid, plan.threads, plan.shared, &params)?;
+        if !split {
+            return Ok(());
+        }
+        self.launch("attention_join", [count(tokens), params.num_heads, 1], 256, &params)
+    }
+}
+
+impl Plan {
+    fn new(shape: &CacheShape, group: usize, run: Run) -> Self {
+        let (tokens, kv_heads) = (run.end - run.first, shape.num_kv_heads);
+        let kind = match shape.dtype {
+            CacheDtype::F32 => {
+                let grid = [tokens, kv_heads * group.div_ceil(F32_HEADS)];
+                let kernel = "attention_f32".to_owned();
+                return Self { kernel, threads: 256, shared: 0, grid, enough: 4 };
+            }
+            CacheDtype::F16 => "f16",
+            CacheDtype::Bf16 => "bf16",
+            CacheDtype::I8 => "i8",
+            CacheDtype::F8 => "f8",
+        };
+        let width = [64, 128].into_iter().find(|width| shape.head_dim <= *width).unwrap_or(256);
+        let words = matches!(shape.dtype, CacheDtype::F16 | CacheDtype::Bf16);
+        if run.together {
+            let share = if width > 128 { 2 } else { 1 };
+            let rows = 16 * ROWS_WARPS / share;
+            let kernel = format!("attention_rows_{kind}_{width}");
+            let grid = [(tokens * group).div_ceil(rows), kv_heads];
+            let (shared, threads) = (shared_bytes(words, width, share, ROWS_WARPS), 256);
+            return Self { kernel, threads, shared, grid, enough: 2 };
+        }
+        let kernel = format!("attention_token_{kind}_{width}");
+        let grid = [tokens, kv_heads * group.div_ceil(16)];
+        let shared = shared_bytes(words, width, TOKEN_WARPS, TOKEN_WARPS);
+        Self { kernel, threads: 128, shared, grid, enough: 4 }
+    }
+}
+
+/// Runs of sequences, given the tokens of each: long ones share blocks, where the kernel can.
+fn runs(lengths: &[usize], can_share: bool) -> Vec<Run> {
+    let (mut runs, mut first) = (Vec::<Run>::new(), 0);
+    for length in lengths.iter().filter(|length| **length > 0) {
+        let (end, together) = (first + length, can_share && *length >= TOGETHER);
+        match runs.last_mut() {
+            Some(run) if run.together == together => run.end = end,
+            _ => runs.push(Run { first, end, together }),
+        }
+        first = end;
+    }
+    runs
+}
+
+/// `AttentionTile::BYTES` of `attention_tile.cuh`, which the emulator holds it to.
+fn shared_bytes(words: bool, width: usize, share: usize, warps: usize) -> u32 {
+    let step = if width > 128 { 32 } else { 64 };
+    let ring = if width > 128 || share == 1 { 3 } else { 4 };
+    let (tiles, units, tile) = (warps / share, step / 16, step * width * 2);
+    let bytes = step * (width + width / CACHE_GROUP * size_of::<f32>());
+    let places = if words { ring * tile } else { ring * bytes + tile };
+    // Weights, their sums and the largest scores, which the warps of a tile tell each other.
+    let told = if share > 1 { tiles * units * (32 * 16 + 32 * 8 + 16 * 4) } else { 0 };
+    // What lies aside: two of sixteen bytes for each thread, one for each warp.
+    let aside = (2 * 32 + 1) * warps * 16;
+    count(places + tiles * 16 * width * 2 + told + 2 * SPAN * size_of::<u32>() + aside)
+}
+
+/// Of `attention.cuh`.
+pub(super) const SPAN: usize = 256;
+/// Of `attention_f32.cu`.
+const F32_HEADS: usize = 4;
+/// Of `attention.cu`.
+const ROWS_WARPS: usize = 8;
+/// Of `attention.cu`.
+const TOKEN_WARPS: usize = 4;
+/// Tokens of a sequence from which on they share blocks: fewer (drafts) read K and V once for each.
+const TOGETHER: usize = 8;
+/// Memory that splitting may take: 30 tokens of 32 heads of 128 values at 32,768 positions.
+const RECORDS_MAX: usize = 64 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prompts_share_blocks_and_what_decodes_does_not() {
+        let run = |first, end, together| Run { first, end, together };
+        assert_eq!(runs(&[], true), []);
+        assert_eq!(runs(&[1, 0, 1, 3], true), [run(0, 5, false)]);
+        assert_eq!(
+            runs(&[1, 1, 8, 200, 1], true),
+            [run(0, 2, false), run(2, 210, true), run(210, 211, false)]
+        );
+        assert_eq!(runs(&[1, 200], false), [run(0, 201, false)]);
+    }
+}
