@@ -371,6 +371,10 @@ pub enum KvDtype {
     F32,
     /// A byte a value, a scale for 32 of them
     Int8,
+    /// bf16; not on CPUs
+    Bf16,
+    /// E4M3, a scale for 32 values; not on CPUs
+    Fp8,
 }
 
 /// How finely `bench` rounds activations in products with quantised and BF16 weights.

@@ -51,6 +51,14 @@ pub enum ConfigError {
         /// As written.
         key: String,
     },
+    /// More than one element type for the KV cache.
+    #[error("the launch config sets `{first}` and `{second}`: the KV cache has one type")]
+    CacheTypes {
+        /// A key that is 1.
+        first: &'static str,
+        /// Another one.
+        second: &'static str,
+    },
     /// A value that is no number or out of range.
     #[error(
         "line {line} of the launch config: `{key}` is a whole number from {min} to {max}, not `{value}`"
@@ -102,8 +110,10 @@ const MAX_PREFILL_WITH_DECODE: usize = 17;
 const KV_INT8: usize = 18;
 const GPUS: usize = 19;
 const GPU_ALLOW_PPCIE: usize = 20;
+const KV_BF16: usize = 21;
+const KV_FP8: usize = 22;
 
-const KEYS: [Key; 21] = [
+const KEYS: [Key; 23] = [
     key("pad_profile", 1, 0, 2),
     key("tick_ms", 50, 1, 10_000),
     key("length_quantum", 16, 1, 4_096),
@@ -125,6 +135,8 @@ const KEYS: [Key; 21] = [
     key("kv_int8", 0, 0, 1),
     key("gpus", 0, 0, 16),
     key("gpu_allow_ppcie", 0, 0, 1),
+    key("kv_bf16", 0, 0, 1),
+    key("kv_fp8", 0, 0, 1),
 ];
 
 /// A launch config that was read and is within its ranges.
@@ -161,6 +173,10 @@ impl LaunchConfig {
         let mut config = Self { digest: sha256(bytes), ..Self::default() };
         for (value, given) in config.values.iter_mut().zip(values) {
             *value = given.unwrap_or(*value);
+        }
+        let mut types = config.cache_types();
+        if let (Some((first, _)), Some((second, _))) = (types.next(), types.next()) {
+            return Err(ConfigError::CacheTypes { first, second });
         }
         Ok(config)
     }
@@ -246,7 +262,17 @@ impl LaunchConfig {
 
     /// Element type of the KV cache.
     pub fn cache_dtype(&self) -> CacheDtype {
-        if self.values[KV_INT8] == 1 { CacheDtype::I8 } else { CacheDtype::F16 }
+        self.cache_types().next().map_or(CacheDtype::F16, |(_, dtype)| dtype)
+    }
+
+    /// The types that keys ask for, with the names of these.
+    fn cache_types(&self) -> impl Iterator<Item = (&'static str, CacheDtype)> + use<> {
+        let types = [
+            (self.values[KV_INT8], "kv_int8", CacheDtype::I8),
+            (self.values[KV_BF16], "kv_bf16", CacheDtype::Bf16),
+            (self.values[KV_FP8], "kv_fp8", CacheDtype::F8),
+        ];
+        types.into_iter().filter(|(asked, ..)| *asked == 1).map(|(_, name, dtype)| (name, dtype))
     }
 
     /// GPUs that have to be there, and to prove themselves before anything is served.
@@ -354,6 +380,10 @@ mod tests {
         assert_eq!(dtype(b"kv_int8 = 0"), CacheDtype::F16);
         assert_eq!(dtype(b"kv_int8 = 1"), CacheDtype::I8);
         assert!(LaunchConfig::parse(b"kv_int8 = 2").is_err());
+        assert_eq!(dtype(b"kv_bf16 = 1"), CacheDtype::Bf16);
+        assert_eq!(dtype(b"kv_int8 = 0\nkv_fp8 = 1"), CacheDtype::F8);
+        let both = LaunchConfig::parse(b"kv_fp8 = 1\nkv_int8 = 1").unwrap_err().to_string();
+        assert!(both.contains("`kv_int8` and `kv_fp8`"), "{both}");
     }
 
     #[test]

@@ -198,6 +198,8 @@ fn cache_dtype(args: &BenchArgs) -> CacheDtype {
         KvDtype::F16 => CacheDtype::F16,
         KvDtype::F32 => CacheDtype::F32,
         KvDtype::Int8 => CacheDtype::I8,
+        KvDtype::Bf16 => CacheDtype::Bf16,
+        KvDtype::Fp8 => CacheDtype::F8,
     }
 }
 
