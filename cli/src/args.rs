@@ -65,12 +65,24 @@ pub struct DemoArgs {
     /// Longest answer, in tokens
     #[arg(long, value_name = "N", default_value_t = 128)]
     pub max_tokens: u32,
+    /// What computes
+    #[arg(long, value_enum, default_value_t = ComputeDevice::Cpu)]
+    pub device: ComputeDevice,
     /// Compute threads [default: all cores]
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
     /// One JSON object instead of text
     #[arg(long)]
     pub json: bool,
+}
+
+/// What computes.
+#[derive(Clone, Copy, Debug, ValueEnum, PartialEq, Eq)]
+pub enum ComputeDevice {
+    /// The processor
+    Cpu,
+    /// The first NVIDIA card (builds with --features cuda)
+    Cuda,
 }
 
 /// How `pack` stores weight matrices.
@@ -399,6 +411,9 @@ pub struct BenchArgs {
     /// Package key file [default: NAME.key if it is there]
     #[arg(long, value_name = "FILE")]
     pub key: Option<PathBuf>,
+    /// What computes
+    #[arg(long, value_enum, default_value_t = ComputeDevice::Cpu)]
+    pub device: ComputeDevice,
     /// Compute threads [default: all cores]
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
@@ -440,6 +455,9 @@ pub struct EvalArgs {
     /// The text to score
     #[arg(long, value_name = "FILE")]
     pub text: PathBuf,
+    /// What computes
+    #[arg(long, value_enum, default_value_t = ComputeDevice::Cpu)]
+    pub device: ComputeDevice,
     /// Compute threads [default: all cores]
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,

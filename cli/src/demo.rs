@@ -10,10 +10,11 @@ use chrysalis_client::{ChatRequest, Connection};
 use chrysalis_protocol::messages::State;
 use chrysalis_protocol::rand_core::Rng;
 use chrysalis_protocol::request::Options;
+use chrysalis_runtime::compute;
 use chrysalis_runtime::rng::SystemRng;
 use serde::Serialize;
 
-use crate::args::DemoArgs;
+use crate::args::{ComputeDevice, DemoArgs};
 use crate::ask::{self, Timed};
 use crate::error::CliError;
 use crate::pack::{self, PackChoices};
@@ -43,6 +44,9 @@ struct Report {
 pub fn run(args: &DemoArgs) -> Result<(), CliError> {
     if args.prompt.is_empty() || args.max_tokens == 0 {
         return Err(CliError::Usage("the prompt is not empty and --max-tokens is 1 or more"));
+    }
+    if args.device == ComputeDevice::Cuda {
+        compute::card_is_there()?;
     }
     let cache = model_cache::folder(args.cache.as_deref())?;
     let package = packed(args, &cache)?;
@@ -184,9 +188,16 @@ impl Enclave {
         command.arg("--package").arg(package);
         command.arg("--listen").arg(format!("unix:{}", socket.display()));
         command.args(["--attester", "simulated", "--exit-with-parent"]);
+        let mut lines = String::new();
         if let Some(threads) = args.threads {
+            lines.push_str(&format!("threads = {threads}\n"));
+        }
+        if args.device == ComputeDevice::Cuda {
+            lines.push_str("cuda = 1\n");
+        }
+        if !lines.is_empty() {
             let config = folder.join("launch.conf");
-            fs::write(&config, format!("threads = {threads}\n")).map_err(CliError::io(&config))?;
+            fs::write(&config, lines).map_err(CliError::io(&config))?;
             command.arg("--config").arg(config);
         }
         let stderr = if args.json { Stdio::null() } else { Stdio::inherit() };

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use chrysalis_kernels::device::Device;
-use chrysalis_models::decoder::Decoder;
+use chrysalis_models::decoder::Model;
 use chrysalis_protocol::package::{Package, PublicHeader};
 use chrysalis_runtime::files::PackageFiles;
 use chrysalis_runtime::load::{self, LoadOptions, LoadReport};
@@ -76,13 +76,26 @@ impl From<LoadReport> for LoadFigures {
 ///
 /// # Errors
 /// [`CliError`] names the tensor, segment or reservation.
-pub fn decoder<D: Device>(
+pub fn model(
+    opened: &Opened,
+    device: impl Device,
+    options: LoadOptions,
+) -> Result<(Box<dyn Model>, LoadReport), CliError> {
+    shared_model(opened, Arc::new(device), options)
+}
+
+/// As [`model`], on a device that somebody else holds too.
+///
+/// # Errors
+/// [`CliError`] names the tensor, segment or reservation.
+pub fn shared_model<D: Device>(
     opened: &Opened,
     device: Arc<D>,
     options: LoadOptions,
-) -> Result<(Decoder<D>, LoadReport), CliError> {
+) -> Result<(Box<dyn Model>, LoadReport), CliError> {
     let blobs = || opened.files.blobs();
-    Ok(load::decoder(device, &opened.package, blobs, options, |_| {})?)
+    let (decoder, report) = load::decoder(device, &opened.package, blobs, options, |_| {})?;
+    Ok((Box::new(decoder), report))
 }
 
 /// Reads a text file, at most a gibibyte.

@@ -14,6 +14,7 @@ use chrysalis_models::source::SourceError;
 use chrysalis_models::text::TextError;
 use chrysalis_protocol::ledger::LedgerError;
 use chrysalis_protocol::package::{ClientBundleError, MetaError, PackageError};
+use chrysalis_runtime::compute::ComputeError;
 use chrysalis_runtime::config::ConfigError;
 use chrysalis_runtime::engine::{AddError, EngineError};
 use chrysalis_runtime::files::FileError;
@@ -175,6 +176,9 @@ pub enum CliError {
     /// The compute device failed.
     #[error(transparent)]
     Device(#[from] DeviceError),
+    /// There is no such device to compute on.
+    #[error(transparent)]
+    Compute(#[from] ComputeError),
     /// A forward pass failed.
     #[error(transparent)]
     Model(#[from] ModelError),

@@ -5,20 +5,19 @@
 //! a longer text at the first window; for this command `--window` says where, and the windows behind it count as well.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Instant;
 
 use chrysalis_kernels::batch::{Batch, WantLogits};
-use chrysalis_kernels::cpu::{Cpu, CpuOptions};
 use chrysalis_kernels::device::CacheDtype;
 use chrysalis_models::decoder::Model;
 use chrysalis_models::text::{ClientText, TextConfig};
 use chrysalis_protocol::package::ClientBundle;
+use chrysalis_runtime::compute;
 use chrysalis_runtime::load::LoadOptions;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
-use crate::args::EvalArgs;
+use crate::args::{ComputeDevice, EvalArgs};
 use crate::engine_setup::{self, BLOCK, Opened};
 use crate::error::CliError;
 use crate::output;
@@ -65,8 +64,12 @@ pub fn run(args: &EvalArgs) -> Result<(), CliError> {
         block_size: BLOCK,
         cache_dtype: CacheDtype::F16,
     };
-    let device = Cpu::new(CpuOptions { threads: args.threads, ..CpuOptions::default() })?;
-    let (mut decoder, _) = engine_setup::decoder(&opened, Arc::new(device), options)?;
+    let mut decoder = match args.device {
+        ComputeDevice::Cpu => {
+            engine_setup::model(&opened, compute::processor(args.threads)?, options)?.0
+        }
+        ComputeDevice::Cuda => engine_setup::model(&opened, compute::card(None)?, options)?.0,
+    };
     let total: usize = windows.iter().map(Vec::len).sum();
     let bar = if args.json { ProgressBar::hidden() } else { ProgressBar::new(total as u64) };
     bar.set_style(
@@ -74,7 +77,7 @@ pub fn run(args: &EvalArgs) -> Result<(), CliError> {
             .unwrap_or_else(|_| ProgressStyle::default_bar()),
     );
     let start = Instant::now();
-    let mut scorer = Scorer::new(&mut decoder);
+    let mut scorer = Scorer::new(&mut *decoder);
     for window in &windows {
         scorer.window(window, &bar)?;
     }

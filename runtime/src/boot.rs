@@ -14,18 +14,18 @@ use std::thread::{self, JoinHandle};
 use aws_lc_rs::digest;
 use chrysalis_attestation::attester::simulated::Simulated;
 use chrysalis_attestation::attester::{Attester, AttesterError};
-use chrysalis_kernels::cpu::{Cpu, CpuOptions};
-use chrysalis_kernels::device::DeviceError;
+use chrysalis_kernels::device::Device;
 use chrysalis_models::decoder::Model;
 use chrysalis_protocol::hex;
 use chrysalis_protocol::package::{
-    BlobSource, Generation, MetaError, Package, PackageError, PackageKey, PublicHeader,
+    Generation, MetaError, Package, PackageError, PackageKey, PublicHeader,
 };
 use chrysalis_protocol::rand_core::Rng;
 use chrysalis_protocol::receipt::{ReceiptError, ReceiptKey};
 use chrysalis_protocol::secret::Secret;
 use chrysalis_protocol::statement::Tee;
 
+use crate::compute::{self, ComputeError};
 use crate::config::LaunchConfig;
 use crate::counters::Counters;
 use crate::engine::{Engine, EngineError, EngineLimits};
@@ -37,7 +37,7 @@ use crate::key_wait::KeyWait;
 use crate::lease::Lease;
 use crate::limits::Limits;
 use crate::load::{self, LoadError, LoadOptions, LoadReport};
-use crate::load_wait::LoadWait;
+use crate::load_wait::{LoadEnded, LoadWait, Stoppable};
 use crate::platform::Platform;
 use crate::rng::SystemRng;
 use crate::session::{Gateway, GatewayParts, ModelFacts, Receipts};
@@ -102,9 +102,14 @@ pub enum BootError {
     /// The weights could not be loaded.
     #[error(transparent)]
     Load(#[from] LoadError),
-    /// The compute device failed.
+    /// There is no device to compute on.
     #[error(transparent)]
-    Device(#[from] DeviceError),
+    Compute(#[from] ComputeError),
+    /// A card would see plaintext, and nobody would have proved which it is.
+    #[error(
+        "the launch config asks for cuda and for no gpus: on this platform the card that computes has to prove itself"
+    )]
+    UnprovedCard,
     /// The engine could not be made.
     #[error(transparent)]
     Engine(#[from] EngineError),
@@ -248,6 +253,10 @@ impl Boot {
         if launched != given {
             return Err(BootError::LaunchConfig { launched, given });
         }
+        let is_simulated = attester.tee() == Tee::Simulated;
+        if options.config.cuda() && options.config.gpus() == 0 && !is_simulated {
+            return Err(BootError::UnprovedCard);
+        }
         let measured = attester.measure_package(&public.package_digest())?;
         let mut rng = SystemRng::default();
         let attester = with_gpus(attester, &options, &mut rng)?;
@@ -327,14 +336,30 @@ impl Boot {
         }
     }
 
-    /// Loads on a thread of its own, while connections learn that the enclave is loading.
+    /// Loads onto the device that the launch config names. Nothing when somebody asked for the end.
     fn load(
         &mut self,
         package: &Package,
         report: &mut (impl FnMut(Progress) + Send),
     ) -> Result<Option<Box<dyn Model>>, BootError> {
         let config = &self.options.config;
-        let device = Cpu::new(CpuOptions { threads: config.threads(), ..CpuOptions::default() })?;
+        if config.cuda() {
+            let card = compute::card(config.cuda_memory())?;
+            self.load_onto(card, package, report)
+        } else {
+            let processor = compute::processor(config.threads())?;
+            self.load_onto(processor, package, report)
+        }
+    }
+
+    /// Loads on a thread of its own, while connections learn that the enclave is loading.
+    fn load_onto(
+        &mut self,
+        device: impl Device,
+        package: &Package,
+        report: &mut (impl FnMut(Progress) + Send),
+    ) -> Result<Option<Box<dyn Model>>, BootError> {
+        let config = &self.options.config;
         let options = LoadOptions {
             threads: config.threads(),
             max_tokens: config.max_tokens_per_step().max(config.max_sequences()),
@@ -418,35 +443,6 @@ impl Boot {
             HubExit::Done | HubExit::Shutdown => Ok(()),
             HubExit::EngineFailed(why) => Err(BootError::EngineFailed(why)),
         }
-    }
-}
-
-/// Ends the wait for the loader when its thread ends, in whatever way.
-struct LoadEnded {
-    loaded: Arc<AtomicBool>,
-    waker: SyncSender<Inbound>,
-}
-
-impl Drop for LoadEnded {
-    fn drop(&mut self) {
-        self.loaded.store(true, Ordering::Release);
-        // A full inbox wakes the hub as well; waiting for room in it could be for ever.
-        drop(self.waker.try_send(Inbound::Wake));
-    }
-}
-
-/// Blobs that are read no further once somebody asked for the end.
-struct Stoppable<S> {
-    source: S,
-    stop: Arc<AtomicBool>,
-}
-
-impl<S: BlobSource> BlobSource for Stoppable<S> {
-    fn read_at(&mut self, blob: u32, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        if self.stop.load(Ordering::Relaxed) {
-            return Err(io::Error::other("the enclave was asked to end"));
-        }
-        self.source.read_at(blob, offset, buf)
     }
 }
 

@@ -112,8 +112,10 @@ const GPUS: usize = 19;
 const GPU_ALLOW_PPCIE: usize = 20;
 const KV_BF16: usize = 21;
 const KV_FP8: usize = 22;
+const CUDA: usize = 23;
+const CUDA_MEMORY_MIB: usize = 24;
 
-const KEYS: [Key; 23] = [
+const KEYS: [Key; 25] = [
     key("pad_profile", 1, 0, 2),
     key("tick_ms", 50, 1, 10_000),
     key("length_quantum", 16, 1, 4_096),
@@ -137,6 +139,8 @@ const KEYS: [Key; 23] = [
     key("gpu_allow_ppcie", 0, 0, 1),
     key("kv_bf16", 0, 0, 1),
     key("kv_fp8", 0, 0, 1),
+    key("cuda", 0, 0, 1),
+    key("cuda_memory_mib", 0, 0, 1 << 24),
 ];
 
 /// A launch config that was read and is within its ranges.
@@ -283,6 +287,17 @@ impl LaunchConfig {
     /// Whether they may be in protected PCIe mode, which leaves the links between them in clear.
     pub fn gpu_allow_ppcie(&self) -> bool {
         self.values[GPU_ALLOW_PPCIE] == 1
+    }
+
+    /// Whether a card computes, not the processor.
+    pub fn cuda(&self) -> bool {
+        self.values[CUDA] == 1
+    }
+
+    /// Bytes of the card's memory that are taken; all that is free but a reserve for its driver, when not given.
+    pub fn cuda_memory(&self) -> Option<usize> {
+        let mib = self.values[CUDA_MEMORY_MIB] as usize;
+        (mib > 0).then_some(mib << 20)
     }
 
     /// Token positions of one KV block.

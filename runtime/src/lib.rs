@@ -6,6 +6,7 @@
 
 pub mod boot;
 pub mod command;
+pub mod compute;
 pub mod config;
 pub mod counters;
 pub mod engine;

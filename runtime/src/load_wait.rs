@@ -1,14 +1,17 @@
 //! The wait for the weights: connections are answered, nothing is served.
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::SyncSender;
 
 use chrysalis_protocol::frame::{Frame, FrameKind};
 use chrysalis_protocol::messages::{CloseCode, State};
+use chrysalis_protocol::package::BlobSource;
 
 use crate::counters::Counters;
 use crate::engine::Event;
-use crate::hub::{ConnectionId, Handler, Output};
+use crate::hub::{ConnectionId, Handler, Inbound, Output};
 use crate::limits::Limits;
 use crate::reply;
 
@@ -55,6 +58,35 @@ impl Handler for LoadWait {
 
     fn is_done(&self) -> bool {
         self.loaded.load(Ordering::Acquire)
+    }
+}
+
+/// Ends the wait for the loader when its thread ends, in whatever way.
+pub(crate) struct LoadEnded {
+    pub(crate) loaded: Arc<AtomicBool>,
+    pub(crate) waker: SyncSender<Inbound>,
+}
+
+impl Drop for LoadEnded {
+    fn drop(&mut self) {
+        self.loaded.store(true, Ordering::Release);
+        // A full inbox wakes the hub as well; waiting for room in it could be for ever.
+        drop(self.waker.try_send(Inbound::Wake));
+    }
+}
+
+/// Blobs that are read no further once somebody asked for the end.
+pub(crate) struct Stoppable<S> {
+    pub(crate) source: S,
+    pub(crate) stop: Arc<AtomicBool>,
+}
+
+impl<S: BlobSource> BlobSource for Stoppable<S> {
+    fn read_at(&mut self, blob: u32, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        if self.stop.load(Ordering::Relaxed) {
+            return Err(io::Error::other("the enclave was asked to end"));
+        }
+        self.source.read_at(blob, offset, buf)
     }
 }
 

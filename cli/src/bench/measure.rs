@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use chrysalis_kernels::device::Crossings;
 use chrysalis_runtime::engine::{Engine, Event, NewSequence, Sampling, SequenceId, StepStatus};
 use zeroize::Zeroizing;
 
@@ -43,6 +44,10 @@ pub struct Speeds {
     pub prompted: usize,
     /// Tokens of all sequences in the time of `decode`.
     pub decoded: usize,
+    /// Steps in the time of `decode`.
+    pub steps: usize,
+    /// What went between host and device in that time, where they are two.
+    pub crossed: Option<Crossings>,
 }
 
 /// Runs `load.batch` sequences at once; `ended` is told the end of each phase.
@@ -65,16 +70,19 @@ pub fn run(
     let prefill = start.elapsed();
     ended(Phase::Prefill);
     let start = Instant::now();
-    let mut decoded = 0;
-    for _ in 1..load.generate {
+    let before = engine.crossings();
+    let (mut decoded, steps) = (0, load.generate - 1);
+    for _ in 0..steps {
         decoded += step(engine)?.0.len();
     }
     let decode = start.elapsed();
+    let crossed = engine.crossings().zip(before).map(|(now, before)| now.since(before));
     ended(Phase::Decode);
     // Those that began early may have had more tokens; all go now.
     (0..load.batch).for_each(|index| engine.cancel(SequenceId(index as u64)));
     while step(engine)?.1 != StepStatus::Idle {}
-    Ok(Speeds { prefill, decode, prompted: load.prompt * load.batch, decoded })
+    let prompted = load.prompt * load.batch;
+    Ok(Speeds { prefill, decode, prompted, decoded, steps, crossed })
 }
 
 fn begin(engine: &mut Engine, load: Load) -> Result<(), CliError> {

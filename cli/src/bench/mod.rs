@@ -18,11 +18,11 @@ use chrysalis_kernels::cpu::{ActivationBits, Cpu, CpuOptions};
 use chrysalis_kernels::device::{CacheDtype, Device};
 use chrysalis_kernels::probe;
 use chrysalis_kernels::profile::Profiled;
-use chrysalis_models::decoder::Model;
+use chrysalis_runtime::compute;
 use chrysalis_runtime::engine::{Engine, EngineLimits};
 use chrysalis_runtime::load::{LoadOptions, LoadReport};
 
-use crate::args::{ActivationPrecision, BenchArgs, KvDtype};
+use crate::args::{ActivationPrecision, BenchArgs, ComputeDevice, KvDtype};
 use crate::bench::cost::ModelCost;
 use crate::bench::limits::Machine;
 use crate::bench::measure::{Load, Speeds};
@@ -44,11 +44,17 @@ pub fn run(args: &BenchArgs) -> Result<(), CliError> {
         ));
     }
     let opened = engine_setup::open(&args.package, args.key.as_deref())?;
+    if args.profile && args.device == ComputeDevice::Cuda {
+        return Err(CliError::Usage("--profile is of the processor's operations, not of a card's"));
+    }
     let options = cpu_options(args);
     let cost = ModelCost::new(opened.package.meta(), cache_dtype(args))?;
 
     let start = Instant::now();
-    let (mut engine, device, stages) = engine(args, &opened, Arc::new(Cpu::new(options)?))?;
+    let (mut engine, device, stages) = match args.device {
+        ComputeDevice::Cpu => engine(args, &opened, Arc::new(Cpu::new(options)?))?,
+        ComputeDevice::Cuda => engine(args, &opened, Arc::new(compute::card(None)?))?,
+    };
     let load_seconds = start.elapsed().as_secs_f64();
     let speeds = each_row(args, |prompt, batch| {
         measure::run(&mut engine, load(args, &cost, prompt, batch), &mut |_| {})
@@ -58,15 +64,21 @@ pub fn run(args: &BenchArgs) -> Result<(), CliError> {
     drop(engine);
     let counts = if args.profile { Some(profiles(args, &opened, &cost, options)?) } else { None };
 
-    let machine = Machine(probe::measure(options, &probe::READ_SIZES, PROBE_TIME)?);
+    // A card's limits are not those of the machine that it is in.
+    let machine = match args.device {
+        ComputeDevice::Cpu => {
+            Some(Machine(probe::measure(options, &probe::READ_SIZES, PROBE_TIME)?))
+        }
+        ComputeDevice::Cuda => None,
+    };
     let rows = speeds.iter().map(|(prompt, batch, runs)| {
-        Row::new((*prompt, args.generate, *batch), runs, &cost, &machine)
+        Row::new((*prompt, args.generate, *batch), runs, &cost, machine.as_ref())
     });
-    let profiles = counts.map(|counts| {
+    let profiles = counts.zip(machine.as_ref()).map(|(counts, machine)| {
         let profile = |(prompt, batch, runs): &(usize, usize, Vec<_>)| {
             let end = (*prompt + args.generate) as u64;
             let working_set = cost.pass(*batch as u64, end, 1).stored_bytes;
-            Profile::new((*prompt, *batch), runs, &machine, working_set)
+            Profile::new((*prompt, *batch), runs, machine, working_set)
         };
         counts.iter().map(profile).collect()
     });
@@ -77,7 +89,7 @@ pub fn run(args: &BenchArgs) -> Result<(), CliError> {
         load: stages.into(),
         memory,
         cost: cost.per_token(),
-        limits: machine.report(cost.weight_bytes),
+        limits: machine.as_ref().map(|machine| machine.report(cost.weight_bytes)),
         rows: rows.collect(),
         profiles,
     };
@@ -145,8 +157,8 @@ fn engine<D: Device>(
         block_size: BLOCK,
         cache_dtype: cache_dtype(args),
     };
-    let (decoder, stages) = engine_setup::decoder(opened, device, options)?;
-    let description = Model::describe(&decoder);
+    let (model, stages) = engine_setup::shared_model(opened, device, options)?;
+    let description = model.describe();
     let limits = EngineLimits {
         max_sequences: narrow(widest),
         max_waiting: narrow(widest),
@@ -154,7 +166,7 @@ fn engine<D: Device>(
         max_prompt: narrow(longest),
         max_output: narrow(args.generate + overlap(args)),
     };
-    Ok((Engine::new(Box::new(decoder), limits)?, description, stages))
+    Ok((Engine::new(model, limits)?, description, stages))
 }
 
 fn load(args: &BenchArgs, cost: &ModelCost, prompt: usize, batch: usize) -> Load {

@@ -29,8 +29,9 @@ pub struct Report {
     /// What a token costs.
     #[serde(flatten)]
     pub cost: PerToken,
-    /// What the machine can do.
-    pub limits: LimitsReport,
+    /// What the machine can do, where it is what computes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limits: Option<LimitsReport>,
     /// Every prompt length with every batch.
     pub rows: Vec<Row>,
     /// The operations of each row, where they were asked for.
@@ -44,15 +45,69 @@ pub struct Row {
     prompt: usize,
     generate: usize,
     batch: usize,
-    threads: usize,
     prefill_tokens_per_s: f64,
     decode_tokens_per_s: f64,
+    #[serde(flatten)]
+    limits: Option<RowLimits>,
+    /// Of the last run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    crossings_per_step: Option<CrossingsPerStep>,
+}
+
+/// What the processor could do at most.
+#[derive(Debug, Serialize)]
+struct RowLimits {
+    threads: usize,
     prefill_limit_tokens_per_s: f64,
     decode_limit_tokens_per_s: f64,
     prefill_share_of_limit: f64,
     decode_share_of_limit: f64,
     prefill_bound: Bound,
     decode_bound: Bound,
+}
+
+/// What went between host and device in a decode step, on average.
+#[derive(Debug, Serialize)]
+struct CrossingsPerStep {
+    copies_in: f64,
+    bytes_in: f64,
+    copies_out: f64,
+    bytes_out: f64,
+    waits: f64,
+    launches: f64,
+    replays: f64,
+    reservations: f64,
+}
+
+impl CrossingsPerStep {
+    fn of(run: &Speeds) -> Option<Self> {
+        let each = |count: u64| count as f64 / run.steps.max(1) as f64;
+        run.crossed.map(|crossed| Self {
+            copies_in: each(crossed.copies_in),
+            bytes_in: each(crossed.bytes_in),
+            copies_out: each(crossed.copies_out),
+            bytes_out: each(crossed.bytes_out),
+            waits: each(crossed.waits),
+            launches: each(crossed.launches),
+            replays: each(crossed.replays),
+            reservations: each(crossed.reservations),
+        })
+    }
+
+    fn line(&self) -> String {
+        format!(
+            "       a decode step: {:.2} copies in ({:.0} bytes), {:.2} out ({:.0} bytes), {:.2} waits, {:.2} launches, \
+             {:.2} graphs, {:.2} reservations",
+            self.copies_in,
+            self.bytes_in,
+            self.copies_out,
+            self.bytes_out,
+            self.waits,
+            self.launches,
+            self.replays,
+            self.reservations
+        )
+    }
 }
 
 /// Memory of the process; `resident` and `peak` where the system tells.
@@ -70,12 +125,56 @@ impl Row {
         (prompt, generate, batch): (usize, usize, usize),
         runs: &[Speeds],
         cost: &ModelCost,
-        machine: &Machine,
+        machine: Option<&Machine>,
     ) -> Self {
         let rate = |count: usize, seconds: f64| count as f64 / seconds.max(1e-9);
         let prefill = median(runs.iter().map(|run| rate(run.prompted, run.prefill.as_secs_f64())));
         let decode = median(runs.iter().map(|run| rate(run.decoded, run.decode.as_secs_f64())));
 
+        let limits = machine.map(|machine| {
+            RowLimits::new((prompt, generate, batch), (prefill, decode), cost, machine)
+        });
+        Self {
+            prompt,
+            generate,
+            batch,
+            prefill_tokens_per_s: prefill,
+            decode_tokens_per_s: decode,
+            limits,
+            crossings_per_step: runs.last().and_then(CrossingsPerStep::of),
+        }
+    }
+
+    fn lines(&self) -> Vec<String> {
+        let Self { prompt, generate, batch, .. } = self;
+        let (prefill, decode) = (self.prefill_tokens_per_s, self.decode_tokens_per_s);
+        let line = match &self.limits {
+            Some(limits) => format!(
+                "{prompt:6} {generate:8} {batch:5} {:7} {prefill:15.1} {:8.1} % {:10} {decode:13.1} {:8.1} % {}",
+                limits.threads,
+                limits.prefill_share_of_limit * 100.0,
+                limits.prefill_bound.name(),
+                limits.decode_share_of_limit * 100.0,
+                limits.decode_bound.name()
+            ),
+            None => format!(
+                "{prompt:6} {generate:8} {batch:5} {:7} {prefill:15.1} {:21} {decode:13.1}",
+                "-", ""
+            ),
+        };
+        let crossings = self.crossings_per_step.as_ref().map(CrossingsPerStep::line);
+        std::iter::once(line).chain(crossings).collect()
+    }
+}
+
+impl RowLimits {
+    fn new(
+        (prompt, generate, batch): (usize, usize, usize),
+        (prefill, decode): (f64, f64),
+        cost: &ModelCost,
+        machine: &Machine,
+    ) -> Self {
+        let rate = |count: usize, seconds: f64| count as f64 / seconds.max(1e-9);
         let (context, sequences) = (prompt as u64, batch as u64);
         let least = |work: Work| machine.seconds(&work, work.stored_bytes, 0);
         let (seconds, prefill_bound) = least(cost.pass(sequences, 0, context));
@@ -88,12 +187,7 @@ impl Row {
             .unwrap_or((0.0, Bound::Memory));
         let decode_limit = rate((generate - 1) * batch, seconds);
         Self {
-            prompt,
-            generate,
-            batch,
             threads: machine.0.threads,
-            prefill_tokens_per_s: prefill,
-            decode_tokens_per_s: decode,
             prefill_limit_tokens_per_s: prefill_limit,
             decode_limit_tokens_per_s: decode_limit,
             prefill_share_of_limit: prefill / prefill_limit,
@@ -101,22 +195,6 @@ impl Row {
             prefill_bound,
             decode_bound,
         }
-    }
-
-    fn line(&self) -> String {
-        format!(
-            "{:6} {:8} {:5} {:7} {:15.1} {:8.1} % {:10} {:13.1} {:8.1} % {}",
-            self.prompt,
-            self.generate,
-            self.batch,
-            self.threads,
-            self.prefill_tokens_per_s,
-            self.prefill_share_of_limit * 100.0,
-            self.prefill_bound.name(),
-            self.decode_tokens_per_s,
-            self.decode_share_of_limit * 100.0,
-            self.decode_bound.name()
-        )
     }
 }
 
@@ -156,14 +234,16 @@ impl Report {
         output::line(&self.device)?;
         output::line(&self.memory.line(self.load_seconds))?;
         output::line(&self.cost.line())?;
-        for line in self.limits.lines() {
+        for line in self.limits.iter().flat_map(LimitsReport::lines) {
             output::line(&line)?;
         }
         output::line(
             "prompt generate batch threads   prefill tok/s  of limit              decode tok/s  of limit",
         )?;
         for row in &self.rows {
-            output::line(&row.line())?;
+            for line in row.lines() {
+                output::line(&line)?;
+            }
         }
         for profile in self.profiles.iter().flatten() {
             profile.print()?;

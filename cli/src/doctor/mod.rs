@@ -143,12 +143,46 @@ fn cuda_kernels() -> Option<Part> {
         let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, IMAGE);
         let digest = crate::hex::encode(digest.as_ref());
         let found = format!("sha256 {digest}, {} bytes, for sm_{IMAGE_ARCHS} and PTX", IMAGE.len());
-        let advice = "none of them has run on a card: serving is on the CPU";
-        let checks = vec![Check::weak("CUDA kernels", found, advice)];
+        let advice =
+            "none of them has run on a card yet: compare `eval` with the processor's first";
+        let checks = vec![Check::weak("CUDA kernels", found, advice), card()];
         Some(Part { name: "GPU kernels", checks })
     }
     #[cfg(not(feature = "cuda"))]
     None
+}
+
+/// The first card, asked and not opened.
+#[cfg(feature = "cuda")]
+fn card() -> Check {
+    use chrysalis_kernels::cuda::{CardError, CardInfo};
+    let step = "card";
+    match CardInfo::of(0) {
+        Ok(CardInfo { name, capability: (major, minor), memory, driver, .. }) => Check::ok(
+            step,
+            format!(
+                "{name}, compute capability {major}.{minor}, {} MiB, driver for CUDA {}.{}",
+                memory >> 20,
+                driver / 1000,
+                driver % 1000 / 10
+            ),
+        ),
+        Err(error) => {
+            let advice = match error {
+                CardError::NoDriver => {
+                    "serving is on the CPU; for a card, install NVIDIA's driver 580 or later"
+                }
+                CardError::NoCard { .. } => {
+                    "serving is on the CPU; for a card, pass one to this guest"
+                }
+                CardError::Capability { .. } => {
+                    "serving is on the CPU; the kernels need an A100 or later"
+                }
+                _ => "serving is on the CPU; nvidia-smi says whether the driver works",
+            };
+            Check::weak(step, error.to_string(), advice)
+        }
+    }
 }
 
 fn print(report: &Report) -> Result<(), CliError> {

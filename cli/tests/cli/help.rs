@@ -59,7 +59,7 @@ fn a_reader_that_left_is_no_failure() {
 /// Each command, and what its help has to name.
 const COMMANDS: [(&str, &str); 14] = [
     ("relay", "--connect --listen --receipts --json"),
-    ("demo", "[PROMPT] --model --cache --max-tokens --threads --json"),
+    ("demo", "[PROMPT] --model --cache --max-tokens --device --threads --json"),
     (
         "pack",
         "<SOURCE> --output --key --open --publisher-key --svn --dtype keep bf16 fp8 q8 q4 --force --json",
@@ -86,6 +86,9 @@ const COMMANDS: [(&str, &str); 14] = [
         "<PROMPT> --connect --policy --endorsements --max-age --voucher --receipts --system --max-tokens --temperature --top-p --top-k --min-p \
          --repetition-penalty --seed --stop --raw --json",
     ),
-    ("bench", "--package --key --threads --prompt --generate --batch --kv-dtype --profile --json"),
-    ("eval", "--package --key --text --json"),
+    (
+        "bench",
+        "--package --key --device --threads --prompt --generate --batch --kv-dtype --profile --json",
+    ),
+    ("eval", "--package --key --text --device --json"),
 ];

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail as tests do")]
 
 mod bad_input;
+mod card;
 mod doctor;
 #[path = "../../../attestation/tests/suite/firmware.rs"]
 mod firmware;

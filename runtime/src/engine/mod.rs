@@ -25,6 +25,7 @@ mod simulate;
 use std::fmt;
 
 use chrysalis_kernels::Batch;
+use chrysalis_kernels::device::Crossings;
 use chrysalis_models::decoder::{Model, ModelError};
 use zeroize::Zeroizing;
 
@@ -396,6 +397,11 @@ impl Engine {
         self.counters.prefill_tokens += u64::from(prefill_tokens);
         self.counters.decode_tokens += u64::from(decode_tokens);
         StepStatus::Ran { prefill_tokens, decode_tokens, sequences: saturate(plan.len()) }
+    }
+
+    /// What went between host and device so far, where they are two.
+    pub fn crossings(&self) -> Option<Crossings> {
+        self.model.crossings()
     }
 
     /// Clears on the device what sequences gave up. After a failure it is tried again before the
