@@ -52,6 +52,7 @@ pub struct LoadFigures {
     bytes: u64,
     threads: usize,
     wall_s: f64,
+    bytes_per_second: f64,
     /// Summed over threads, as are the next two.
     read_s: f64,
     decrypt_and_measure_s: f64,
@@ -65,6 +66,7 @@ impl From<LoadReport> for LoadFigures {
             bytes,
             threads,
             wall_s: wall.as_secs_f64(),
+            bytes_per_second: report.bytes_per_second(),
             read_s: stages.read.as_secs_f64(),
             decrypt_and_measure_s: stages.open.as_secs_f64(),
             place_s: stages.place.as_secs_f64(),

@@ -88,14 +88,23 @@ pub struct Stages {
     pub place: Duration,
 }
 
+impl LoadReport {
+    /// Bytes in a second of the whole load; zero for a load that took none.
+    pub fn bytes_per_second(&self) -> f64 {
+        let seconds = self.wall.as_secs_f64();
+        if seconds > 0.0 { self.bytes as f64 / seconds } else { 0.0 }
+    }
+}
+
 impl fmt::Display for LoadReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Stages { read, open, place } = self.stages;
         write!(
             f,
-            "{} MB loaded in {:.3} s on {} threads, which read for {:.3} s, opened for {:.3} s and placed for {:.3} s",
+            "{} MB loaded in {:.3} s ({:.2} GB/s) on {} threads, which read for {:.3} s, opened for {:.3} s and placed for {:.3} s",
             self.bytes / 1_000_000,
             self.wall.as_secs_f64(),
+            self.bytes_per_second() / 1e9,
             self.threads,
             read.as_secs_f64(),
             open.as_secs_f64(),

@@ -38,6 +38,8 @@ fn any_number_of_threads_places_the_same_weights() {
         assert_eq!(made.tokens(weights), expected, "{threads} threads");
         assert_eq!(counts, (1..=made.package.num_segments()).collect::<Vec<_>>());
         assert_eq!((report.threads, report.bytes), (threads, made.plain_len()));
+        let bytes = report.bytes_per_second() * report.wall.as_secs_f64();
+        assert!((bytes - made.plain_len() as f64).abs() < 1.0, "{report}");
         assert_eq!(reads.into_inner() as u64, made.package.num_segments(), "read once");
     }
 }
