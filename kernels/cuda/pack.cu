@@ -224,7 +224,8 @@ template <class Stored>
 __device__ __forceinline__ void pack_values(const Source<Stored>& from, uint8_t* record, uint32_t lane) {
   constexpr uint32_t BITS = Stored::BITS, VALUES = 32 / BITS, WORDS = BITS / 4;
   const uint32_t g = lane / 4, t = lane % 4;
-#pragma unroll
+  // One after the other: all at once they take more registers than there are.
+#pragma unroll 1
   for (uint32_t quarter = 0; quarter < BITS / 4; quarter++) {
     uint32_t words[4] = {};
 #pragma unroll
