@@ -100,6 +100,8 @@ size_t setting(const char* name, size_t otherwise) {
   return value ? std::strtoull(value, nullptr, 10) : otherwise;
 }
 
+int ptx_of_code() { return (int)setting("FAKE_CUDA_PTX", setting("FAKE_CUDA_CAPABILITY", 90)); }
+
 [[noreturn]] void fault(const char* what) {
   std::fprintf(stderr, "fake libcuda: %s\n", what);
   std::abort();
@@ -452,8 +454,9 @@ END
 
 ENTRY(cuFuncGetAttribute, int* value, int attribute, fake::Function* function)
   NEEDS_CONTEXT
-  if (attribute != 0) return INVALID_VALUE;
-  *value = (int)function->entry->threads;
+  // Threads of a block, and the architecture of the PTX that its code is made of.
+  if (attribute != 0 && attribute != 5) return INVALID_VALUE;
+  *value = attribute ? ptx_of_code() : (int)function->entry->threads;
   return SUCCESS;
 END
 
@@ -482,7 +485,7 @@ ENTRY(cuLaunchKernelEx, const fake::Config* config, fake::Function* function, vo
   if (config->shared > function->dynamic_shared) return INVALID_VALUE;
   for (uint32_t i = 0; i < config->num_attributes; i++) {
     // Programmatic stream serialization.
-    if (config->attributes[i].id != 6 || setting("FAKE_CUDA_CAPABILITY", 90) < 90) return INVALID_VALUE;
+    if (config->attributes[i].id != 6 || ptx_of_code() < 90) return INVALID_VALUE;
   }
   const uint8_t* start = static_cast<const uint8_t*>(arguments[0]);
   const std::vector<uint8_t> params(start, start + entry->params);

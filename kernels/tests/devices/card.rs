@@ -160,8 +160,12 @@ fn what_fails_has_a_name_and_nothing_is_left_behind() {
     for (found, part) in expected {
         assert!(found.starts_with("error") && found.contains(part), "{found}: no {part:?}");
     }
-    // Cards before sm_90 get no launches that may begin early.
+    // Code before sm_90 gets no launches that may begin early, on no card: it does not wait for the kernel before it.
     assert_eq!(run(&[("FAKE_CUDA_CAPABILITY", "80")]), "found [3.0, 1.0]");
+    assert_eq!(
+        run(&[("FAKE_CUDA_CAPABILITY", "120"), ("FAKE_CUDA_PTX", "80")]),
+        "found [3.0, 1.0]"
+    );
 }
 
 #[test]

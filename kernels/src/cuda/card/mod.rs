@@ -78,6 +78,8 @@ struct Found {
     params: Option<usize>,
     /// Dynamic shared memory that was allowed so far.
     shared: u32,
+    /// Whether its code waits for the kernel before it, and so may begin while that ends.
+    waits: bool,
 }
 
 #[expect(unsafe_code, reason = "the driver's objects are pointers")]
@@ -178,7 +180,7 @@ impl Shared {
         }
     }
 
-    fn find(&self, launch: &Launch<'_>, params: usize) -> Result<Function, DeviceError> {
+    fn find(&self, launch: &Launch<'_>, params: usize) -> Result<Found, DeviceError> {
         let Launch { kernel, threads, shared, .. } = *launch;
         let functions = self.functions.read().unwrap_or_else(PoisonError::into_inner);
         let known = functions.get(kernel).copied();
@@ -202,7 +204,7 @@ impl Shared {
             let mut functions = self.functions.write().unwrap_or_else(PoisonError::into_inner);
             functions.insert(kernel.to_owned(), found);
         }
-        Ok(found.function)
+        Ok(found)
     }
 
     fn look_up(&self, kernel: &str) -> Result<Found, DeviceError> {
@@ -210,7 +212,11 @@ impl Shared {
         let function = self.module.function(kernel)?.ok_or_else(missing)?;
         let which = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK;
         let threads = u32::try_from(function.attribute(which)?).unwrap_or(0);
-        Ok(Found { function, threads, params: function.params(self.info.driver)?, shared: 0 })
+        let params = function.params(self.info.driver)?;
+        // Machine code that the driver made of PTX for sm_80, on whatever card, waits for nothing.
+        let which = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_PTX_VERSION;
+        let waits = function.attribute(which)? >= 90;
+        Ok(Found { function, threads, params, shared: 0, waits })
     }
 }
 
@@ -307,7 +313,7 @@ impl Driver for Card {
     unsafe fn launch<P: Params>(&self, launch: &Launch<'_>, params: &P) -> Result<(), DeviceError> {
         let shared = &*self.shared;
         shared.context.enter()?;
-        let function = shared.find(launch, size_of::<P>())?;
+        let Found { function, waits, .. } = shared.find(launch, size_of::<P>())?;
         // It may begin while the one before it ends: every kernel waits for that before it touches what others write.
         let mut early = sys::CUlaunchAttribute {
             id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
@@ -326,7 +332,7 @@ impl Driver for Card {
             sharedMemBytes: launch.shared,
             hStream: shared.stream.0,
             attrs: &raw mut early,
-            numAttrs: (shared.info.capability.0 >= 9).into(),
+            numAttrs: waits.into(),
         };
         let mut arguments = [std::ptr::from_ref(params).cast_mut().cast()];
         let arguments = arguments.as_mut_ptr();
