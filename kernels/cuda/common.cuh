@@ -31,13 +31,13 @@ __device__ __forceinline__ void let_next_begin() {
 
 // Two or three blocks of a multiprocessor are enough: left to choose, the compiler spills to save registers.
 #define KERNEL_ENTRY(threads, blocks, name, Params, wait)                                                \
-  static __device__ __forceinline__ void name##_body(const Params& p);                                   \
+  __device__ __forceinline__ void name##_body(const Params& p);                                          \
   extern "C" __global__ void __launch_bounds__(threads, blocks) name(const __grid_constant__ Params p) { \
     let_next_begin();                                                                                    \
     wait;                                                                                                \
     name##_body(p);                                                                                      \
   }                                                                                                      \
-  static __device__ __forceinline__ void name##_body(const Params& p)
+  __device__ __forceinline__ void name##_body(const Params& p)
 #define KERNEL(threads, name, Params) KERNEL_ENTRY(threads, threads <= 128 ? 3 : 2, name, Params, wait_for_previous())
 // Begins while the kernel before it runs: what its body does before it calls `wait_for_previous` touches nothing that a kernel
 // writes. For products, which have weights to read. `blocks` of it fit on a multiprocessor.

@@ -65,7 +65,7 @@ KERNEL(256, sample_largest, Sample) {
 }
 
 // Looks for the part of all shares that `top_p` keeps.
-static __device__ __forceinline__ void look_for_part(Cut& cut, const Bins& bins, unsigned long long part, unsigned long long total) {
+__device__ __forceinline__ void look_for_part(Cut& cut, const Bins& bins, unsigned long long part, unsigned long long total) {
   const unsigned long long some = scaled<32>(total, part), enough = some ? some : 1;
   unsigned long long sums[BINS / SAMPLE_THREADS];
 #pragma unroll
@@ -79,7 +79,7 @@ static __device__ __forceinline__ void look_for_part(Cut& cut, const Bins& bins,
 }
 
 // The sum of the shares of all bins before `end`.
-static __device__ __forceinline__ unsigned long long sum_before(const Bins& bins, uint32_t end) {
+__device__ __forceinline__ unsigned long long sum_before(const Bins& bins, uint32_t end) {
   unsigned long long sum = 0;
   for (uint32_t bin = threadIdx.x; bin < end; bin += SAMPLE_THREADS) sum += __ldcg(&bins.sums[bin]);
   return sum_of_block(sum);
@@ -197,7 +197,7 @@ struct Place {
 };
 
 // Finds the piece by the sums of all, which `pieces` has read.
-static __device__ __forceinline__ Place place_of(const Draw& draw, const Cut& cut, const Piece* pieces, uint32_t count) {
+__device__ __forceinline__ Place place_of(const Draw& draw, const Cut& cut, const Piece* pieces, uint32_t count) {
   const unsigned long long share = cut.limit == NOWHERE ? 0 : share_of(cut.limit, draw.min_p);
   unsigned long long total = 0, left = cut.rest;
   for (uint32_t i = 0; i < count; i++) {
