@@ -44,7 +44,7 @@ pub fn largest(row: &[f32], count: usize, out: &mut Vec<u32>) {
     out.extend(keys.iter().map(|key| *key as u32));
 }
 
-/// The log of the sum of `e^x` over the row, within 1e-6; nothing where [`max`] is nothing. In f64, and in another order on
+/// The log of the sum of `e^x` over the row, within 1e-6; nothing where it is not finite. In f64, and in another order on
 /// other machines: for reports, and not for choices.
 pub fn log_sum_exp(row: &[f32]) -> Option<f64> {
     let max = max(row)?;
