@@ -81,9 +81,11 @@ fn sampled<D: Device>(device: &D, cols: usize, values: &[f32], draws: &Draws) ->
     batch.draws.clone_from(draws);
     let mut step = device.step(1).unwrap();
     device.set_step(&mut step, &batch);
+    // As the device has them: on the way there a card changes the bits of what is no number.
+    let before = bits(&read(device, &x, rows, cols));
     let mut tokens = vec![Some(7); draws.len()];
     device.sample(&step, &mut x, &mut tokens).unwrap();
-    assert!(bits(&read(device, &x, rows, cols)) == bits(values), "logits have changed");
+    assert!(bits(&read(device, &x, rows, cols)) == before, "logits have changed");
     tokens
 }
 

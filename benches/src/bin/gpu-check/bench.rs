@@ -31,9 +31,10 @@ pub(crate) fn checks<D: Subject>(size: Size) -> Vec<Check> {
             let name = format!("bench/{}-{}", shape.name, dtype.name());
             checks.push(Check::new(name, 60, |c| model::<D>(c, *shape, *dtype)));
         }
-        checks.push(Check::unopened(format!("bench/profile-{}", shape.name), 40, |c| {
-            profile::<D>(c, *shape)
-        }));
+        for dtype in size.pick(&[Dtype::Bf16][..], &[Dtype::Bf16, Dtype::Q4_1], &TYPES) {
+            let name = format!("bench/profile-{}-{}", shape.name, dtype.name());
+            checks.push(Check::unopened(name, 40, |c| profile::<D>(c, *shape, *dtype)));
+        }
     }
     checks
 }
@@ -83,7 +84,9 @@ fn ways<D: Subject>(place: &Place) -> Outcome {
     let most = place.size.pick(2, 2048, 2048);
     let strip = Strip::new(Dtype::Bf16, 2 * out * cols)?;
     let values = Random(5).values(most * cols);
-    for way in D::open()?.ways() {
+    // The device that knows them is gone before another one takes the card's memory.
+    let ways = D::open()?.ways();
+    for way in ways {
         let device = D::open_way(way)?;
         let weight = upload(&device, Dtype::Bf16, (out, cols), &strip.of(2)[..2 * out * cols])?;
         let x = buffer(&device, most, cols, &values)?;
@@ -265,11 +268,11 @@ impl<D: Subject> Bench<'_, D> {
 
 /// Where the time of a step goes, operation by operation, each waited for: launches and waits are in these figures, and not in
 /// those of whole steps.
-fn profile<D: Subject>(context: &Place, shape: Shape) -> Outcome {
+fn profile<D: Subject>(context: &Place, shape: Shape, dtype: Dtype) -> Outcome {
     let shape = shape.with_layers(4);
-    let strip = Strip::new(Dtype::Bf16, context.size.pick(1 << 16, 1 << 26, 1 << 26))?;
+    let strip = Strip::new(dtype, context.size.pick(1 << 16, 1 << 26, 1 << 26))?;
     let device = Arc::new(Profiled::new(D::open()?));
-    let (weights, _) = weights(&*device, &shape, Dtype::Bf16, &strip)?;
+    let (weights, _) = weights(&*device, &shape, dtype, &strip)?;
     let (start, _) = steps(context.size);
     let prompt = context.size.pick(9, 100, 100);
     let blocks = (start + prompt).div_ceil(BLOCK);
