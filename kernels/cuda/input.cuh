@@ -19,6 +19,8 @@ static_assert(sizeof(Input) == 32, "src/cuda/params.rs asserts the same size");
 constexpr uint32_t INPUT_THREADS = 256;
 // Values of a thread that are asked for at once: a row of 4,096 in all.
 constexpr uint32_t INPUT_HELD = 16;
+// The same of a gate, which has two for each.
+constexpr uint32_t GATE_HELD = 8;
 
 __device__ __forceinline__ float activate(uint32_t kind, float x) {
   if (kind == 2) return x / (1.0f + expf(-x));
@@ -56,8 +58,20 @@ template <class Use>
 __device__ __forceinline__ void input_row(const Input& p, uint32_t row, Use use) {
   const float* x = p.x + (size_t)row * p.cols;
   if (p.kind == 1) return normed_row(p, x, use);
+  const float* other = p.other + (size_t)row * p.cols;
   const uint32_t first = blockIdx.y * p.span, end = min(p.cols, first + p.span);
-  for (uint32_t i = first + threadIdx.x; i < end; i += INPUT_THREADS) {
-    use(i, p.kind == 0 ? x[i] : activate(p.kind, x[i]) * p.other[(size_t)row * p.cols + i]);
+  for (uint32_t at = first + threadIdx.x; at < end; at += GATE_HELD * INPUT_THREADS) {
+    float held[GATE_HELD], others[GATE_HELD];
+#pragma unroll
+    for (uint32_t k = 0; k < GATE_HELD; k++) {
+      const uint32_t i = at + k * INPUT_THREADS;
+      held[k] = i < end ? x[i] : 0.0f;
+      others[k] = i < end && p.kind != 0 ? other[i] : 0.0f;
+    }
+#pragma unroll
+    for (uint32_t k = 0; k < GATE_HELD; k++) {
+      const uint32_t i = at + k * INPUT_THREADS;
+      if (i < end) use(i, p.kind == 0 ? held[k] : activate(p.kind, held[k]) * others[k]);
+    }
   }
 }

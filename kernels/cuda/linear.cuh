@@ -103,15 +103,18 @@ __device__ __forceinline__ bool join_parts(const Linear& p, const Work& work, ui
   return true;
 }
 
-// Adds the bias and writes a fragment whose first out and row these are.
+// Adds the bias and writes a fragment whose first out and row these are; where there is `also`, of the same shape as what is
+// written, adds it there.
 __device__ __forceinline__ void store_sums(const Linear& p, const Product& product, uint32_t first_out, uint32_t first_row,
-                                           uint32_t lane, const float* sums) {
+                                           uint32_t lane, const float* sums, float* also = nullptr) {
   const uint32_t outs = product.weight.rows;
 #pragma unroll
   for (uint32_t i = 0; i < 4; i++) {
     const uint32_t out = first_out + lane / 4 + i / 2 * 8, row = first_row + lane % 4 * 2 + i % 2;
     if (out < outs && row < p.num_rows) {
-      product.out[(size_t)row * outs + out] = product.bias ? sums[i] + product.bias[out] : sums[i];
+      const float sum = product.bias ? sums[i] + product.bias[out] : sums[i];
+      product.out[(size_t)row * outs + out] = sum;
+      if (also) also[(size_t)row * outs + out] += sum;
     }
   }
 }

@@ -244,6 +244,7 @@ extern "C" int chrysalis_emulate(const char* name, size_t name_len, const uint32
   const uint64_t blocks = (uint64_t)grid[0] * grid[1] * grid[2];
   for (uint64_t n = 0; n < blocks; n++) {
     block.index = {(uint32_t)(n % grid[0]), (uint32_t)(n / grid[0] % grid[1]), (uint32_t)(n / grid[0] / grid[1])};
+    block.grid = {grid[0], grid[1], grid[2]};
     block.threads = threads;
     block.shared = memory.begin();
     block.shared_bytes = shared;

@@ -32,6 +32,8 @@ struct Warp {
 // The block that runs, and the thread of it.
 struct Block {
   Dim3 index;
+  // Blocks of the launch.
+  Dim3 grid;
   uint32_t threads;
   uint32_t thread;
   // What the launch asked for, aligned as DYNAMIC_SHARED says; all ones when the block begins.
@@ -150,6 +152,7 @@ To same_bits(From x) {
 #define __uint_as_float(x) emulate::same_bits<float, uint32_t>(x)
 #define threadIdx (emulate::Dim3{emulate::block.thread, 0, 0})
 #define blockIdx (emulate::block.index)
+#define gridDim (emulate::block.grid)
 
 struct float2 {
   float x, y;

@@ -132,7 +132,7 @@ impl<D: Driver> Cuda<D> {
         shared: u32,
         params: &P,
     ) -> Result<(), DeviceError> {
-        self.add_what_waits()?;
+        self.do_what_waits()?;
         if self.has_failed() {
             return Ok(());
         }
@@ -265,7 +265,7 @@ impl<D: Driver> Device for Cuda<D> {
     fn plan(&self, enqueue: impl FnOnce()) -> Result<(), DeviceError> {
         self.planning.store(true, Ordering::Relaxed);
         enqueue();
-        self.note(self.add_what_waits());
+        self.note(self.do_what_waits());
         self.planning.store(false, Ordering::Relaxed);
         self.noted()
     }
@@ -349,7 +349,7 @@ impl<D: Driver> Device for Cuda<D> {
 
     fn download(&self, x: &Buffer<D>, row: usize, out: &mut [f32]) -> Result<(), DeviceError> {
         assert!(row < x.rows && out.len() == x.cols, "row {row} of {}", x.rows);
-        self.note(self.add_what_waits());
+        self.note(self.do_what_waits());
         let mut bytes = Zeroizing::new(vec![0; 4 * x.cols]);
         let read = self.driver.read(&x.memory, 4 * row * x.cols, &mut bytes);
         for (out, bytes) in out.iter_mut().zip(bytes.as_chunks::<4>().0) {
@@ -359,7 +359,7 @@ impl<D: Driver> Device for Cuda<D> {
     }
 
     fn finish(&self) -> Result<(), DeviceError> {
-        self.note(self.add_what_waits());
+        self.note(self.do_what_waits());
         let finished = self.driver.finish();
         self.noted().and(finished)
     }

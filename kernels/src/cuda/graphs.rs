@@ -80,7 +80,7 @@ impl<D: Driver> Cuda<D> {
             return Ok(Some(rows));
         };
         // What was asked for before is no part of the record.
-        self.add_what_waits()?;
+        self.do_what_waits()?;
         if self.has_failed() {
             return Ok(Some(rows));
         }
@@ -107,7 +107,7 @@ impl<D: Driver> Cuda<D> {
             return Ok(());
         };
         let driver = self.driver();
-        let added = self.add_what_waits();
+        let added = self.do_what_waits();
         let graph = driver.end_record()?;
         added?;
         if self.has_failed() {

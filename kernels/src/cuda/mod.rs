@@ -13,6 +13,7 @@ mod driver;
 mod emulated;
 #[cfg(feature = "cuda-host")]
 mod fake;
+mod few;
 mod graphs;
 #[cfg(all(test, feature = "cuda-host"))]
 mod hopper_checks;

@@ -5,17 +5,19 @@
 
 use super::device::{Cuda, Scratch, count};
 use super::driver::Driver;
+use super::few::{ALONE_ROWS, DECLARED, FEW_THREADS, WARPS, few_shared};
 use super::image_has;
-use super::params::{InputParams, InputRows, InputTiles, LinearF32, LinearParams, Product};
+use super::params::{FewParams, InputParams, InputRows, InputTiles, LinearF32, LinearParams, Product};
 use super::weights::Form;
 use crate::device::{DeviceError, Input, Linear};
 
-/// Where one kernel for products takes over from another: constants of speed, which change no bit. None has been measured on
-/// a card.
+/// Where one kernel for products takes over from another: constants of speed, which change no bit (docs/benchmarks-gpu.md).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ProductLimits {
     /// Rows up to which weights stream past tiles of eight.
     pub few_rows: usize,
+    /// Bytes of shared memory that a block can have: where they are enough for few rows, those stay there.
+    pub shared: usize,
     /// Rows up to which they stream past tiles of 32. Above, arithmetic is what is short.
     pub some_rows: usize,
     /// Whether Hopper's instructions are there (`linear_wgmma.cu`); then they multiply any number of rows.
@@ -34,6 +36,11 @@ impl ProductLimits {
     pub fn of(architecture: u32) -> Self {
         Self {
             few_rows: 8,
+            shared: match architecture {
+                80 | 87 => 163 << 10,
+                90 | 100 => 227 << 10,
+                _ => 99 << 10,
+            },
             some_rows: 32,
             wgmma: architecture == 90 && image_has("90a"),
             narrow_rows: 64,
@@ -44,10 +51,11 @@ impl ProductLimits {
 }
 
 /// Parts of a sum, by the matrix' shape alone: as many as give a large card some 256 blocks of 64 outs, each of four chunks of
-/// 64 columns at least, eight at most.
+/// 64 columns at least, eight at most, and a power of two.
 pub(super) fn splits(outs: usize, cols: usize) -> usize {
-    let wanted = 256_usize.div_ceil(outs.div_ceil(BLOCK_ROWS).max(1));
-    wanted.min(cols.div_ceil(CHUNK) / 4).clamp(1, 8)
+    let wanted = 256_usize.div_ceil(outs.div_ceil(BLOCK_ROWS).max(1)).next_power_of_two();
+    let most = (cols.div_ceil(CHUNK) / 4).clamp(1, 8);
+    wanted.min(1 << most.ilog2())
 }
 
 impl<D: Driver> Cuda<D> {
@@ -80,15 +88,21 @@ impl<D: Driver> Cuda<D> {
                 split = (split.0.max(other.0), split.1.max(other.1));
             }
         }
-        let operand = if tiled.is_empty() { 0 } else { operand_bytes(rows, cols) };
+        // Blocks make one or two rows for themselves, and sooner than another launch.
+        let alone = rows <= ALONE_ROWS && launches.iter().all(|launch| launch.kernel.few);
+        let operand = if tiled.is_empty() || alone { 0 } else { operand_bytes(rows, cols) };
         let f32_rows = if exact.is_empty() { 0 } else { 4 * rows * cols };
         let mut scratch = self.scratch();
         let space = self.space(&mut scratch, operand, fine, split, f32_rows)?;
-        if !launches.is_empty() {
+        if !launches.is_empty() && !alone {
             self.make_tiles(rows, input, made, &space)?;
         }
         for launch in &launches {
-            self.multiply(rows, launch, &space)?;
+            if alone {
+                self.multiply_alone(rows, input, made, fine, launch)?;
+            } else {
+                self.multiply(rows, launch, &space)?;
+            }
         }
         self.multiply_exactly(rows, made, &exact, &space)
     }
@@ -113,7 +127,8 @@ impl<D: Driver> Cuda<D> {
         }
         let launches = together.into_iter().map(|outputs| {
             let outs: Vec<usize> = outputs.iter().map(|output| output.weight.rows).collect();
-            let kernel = Kernel::new(&self.limits, outputs[0].weight.form, &outs, rows, fine);
+            let (form, cols) = (outputs[0].weight.form, outputs[0].weight.cols);
+            let kernel = Kernel::new(&self.limits, form, &outs, cols, rows, fine);
             Launch { kernel, outputs }
         });
         launches.collect()
@@ -162,19 +177,7 @@ impl<D: Driver> Cuda<D> {
         Launch { kernel, outputs }: &Launch<'_, D>,
         space: &Space,
     ) -> Result<(), DeviceError> {
-        let driver = self.driver();
-        let mut first = 0;
-        let mut products = [Product::NONE; PRODUCTS];
-        for (product, output) in products.iter_mut().zip(outputs) {
-            *product = Product {
-                weight: output.weight.params(driver),
-                bias: output.bias.map_or(0, |bias| bias.address(driver, output.out.cols)),
-                out: output.out.address(driver),
-                first: count(first),
-                parts: count(parts(output)),
-            };
-            first += kernel.works(output);
-        }
+        let (products, works) = self.products(kernel, outputs);
         let params = LinearParams {
             rows: space.tiles,
             rest: space.rest,
@@ -184,8 +187,42 @@ impl<D: Driver> Cuda<D> {
             num_rows: count(rows),
             split: u32::from(kernel.split),
         };
-        let grid = [count(rows.div_ceil(kernel.group_rows)), count(first), 1];
+        if kernel.few {
+            let fine = u32::from(space.rest != 0);
+            let input = InputParams { x: 0, other: 0, kind: 0, cols: 0, span: 0, eps: 0.0 };
+            let params = FewParams { linear: params, input, sums: 0, works: count(works), fine };
+            let grid = [self.few_blocks(kernel, works), 1, 1];
+            return self.launch_shared(
+                &kernel.name,
+                grid,
+                kernel.threads,
+                count(kernel.shared),
+                &params,
+            );
+        }
+        let grid = [count(rows.div_ceil(kernel.group_rows)), count(works), 1];
         self.launch_shared(&kernel.name, grid, kernel.threads, count(kernel.shared), &params)
+    }
+
+    /// Arguments of the products of a launch, and how many works they are.
+    pub(super) fn products(
+        &self,
+        kernel: &Kernel,
+        outputs: &[&Linear<'_, Self>],
+    ) -> ([Product; PRODUCTS], usize) {
+        let (driver, mut works) = (self.driver(), 0);
+        let mut products = [Product::NONE; PRODUCTS];
+        for (product, output) in products.iter_mut().zip(outputs) {
+            *product = Product {
+                weight: output.weight.params(driver),
+                bias: output.bias.map_or(0, |bias| bias.address(driver, output.out.cols)),
+                out: output.out.address(driver),
+                first: count(works),
+                parts: count(parts(output)),
+            };
+            works += kernel.works(output);
+        }
+        (products, works)
     }
 
     /// Products in f32.
@@ -226,10 +263,12 @@ impl<D: Driver> Cuda<D> {
 }
 
 /// A kernel for products, and what its source says of its blocks.
-struct Kernel {
-    name: String,
+pub(super) struct Kernel {
+    pub(super) name: String,
     threads: u32,
-    shared: usize,
+    pub(super) shared: usize,
+    /// One of `linear_few.cu`, which has works of its own kind.
+    few: bool,
     group_rows: usize,
     block_outs: usize,
     /// Sums of a block, in f32.
@@ -240,7 +279,18 @@ struct Kernel {
 
 impl Kernel {
     /// For products of so many outs each.
-    fn new(limits: &ProductLimits, form: Form, outs: &[usize], rows: usize, fine: bool) -> Self {
+    fn new(
+        limits: &ProductLimits,
+        form: Form,
+        outs: &[usize],
+        cols: usize,
+        rows: usize,
+        fine: bool,
+    ) -> Self {
+        let shared = few_shared(rows, cols, if fine { 2 } else { 1 });
+        if rows <= limits.few_rows.min(ROW_TILE) && shared + DECLARED <= limits.shared {
+            return Self::few(form, shared);
+        }
         let mut kernel = match (limits.wgmma, rows <= limits.some_rows.max(limits.few_rows)) {
             (true, _) => Self::wgmma(limits, form, outs, rows, fine),
             (false, true) => Self::stream(limits, form, rows),
@@ -250,6 +300,20 @@ impl Kernel {
         kernel
     }
 
+    /// One of `linear_few.cu`.
+    fn few(form: Form, shared: usize) -> Self {
+        Self {
+            name: format!("linear_few_{}", form.name()),
+            threads: FEW_THREADS,
+            shared,
+            few: true,
+            group_rows: ROW_TILE,
+            block_outs: BLOCK_ROWS,
+            slot_bytes: 0,
+            split: false,
+        }
+    }
+
     /// One of `linear_mma.cu`, for few rows.
     fn stream(limits: &ProductLimits, form: Form, rows: usize) -> Self {
         let group_rows = if rows <= limits.few_rows { 8 } else { 32 };
@@ -257,6 +321,7 @@ impl Kernel {
             name: format!("linear_stream_{}_{group_rows}", form.name()),
             threads: 128,
             shared: 0,
+            few: false,
             group_rows,
             block_outs: BLOCK_ROWS,
             slot_bytes: 4 * BLOCK_ROWS * group_rows,
@@ -274,6 +339,7 @@ impl Kernel {
             name: format!("linear_tiles_{}_{operands}", form.name()),
             threads: 256,
             shared: stages * stage,
+            few: false,
             group_rows,
             block_outs,
             slot_bytes: 4 * block_outs * group_rows,
@@ -291,6 +357,7 @@ impl Kernel {
                 name: format!("linear_wgmma_{}_{group_rows}", form.name()),
                 threads: if groups == 1 { 160 } else { 384 },
                 shared: (kibibytes * 1024 - 16) / stage * stage + 16,
+                few: false,
                 group_rows,
                 block_outs,
                 slot_bytes: 4 * block_outs * group_rows,
@@ -319,14 +386,17 @@ impl Kernel {
     }
 
     fn works<D: Driver>(&self, output: &Linear<'_, Cuda<D>>) -> usize {
+        if self.few {
+            return output.weight.rows.div_ceil(TILE_ROWS).div_ceil(WARPS / parts(output));
+        }
         output.weight.rows.div_ceil(self.block_outs) * if self.split { parts(output) } else { 1 }
     }
 }
 
 /// Products that share a launch: one form, one to [`PRODUCTS`].
-struct Launch<'a, D: Driver> {
-    kernel: Kernel,
-    outputs: Vec<&'a Linear<'a, Cuda<D>>>,
+pub(super) struct Launch<'a, D: Driver> {
+    pub(super) kernel: Kernel,
+    pub(super) outputs: Vec<&'a Linear<'a, Cuda<D>>>,
 }
 
 impl<D: Driver> Launch<'_, D> {
@@ -368,7 +438,9 @@ const PRODUCTS: usize = 3;
 /// Of `tiles.cuh`.
 const BLOCK_ROWS: usize = 64;
 /// Of `tiles.cuh`.
-const CHUNK: usize = 64;
+pub(super) const CHUNK: usize = 64;
+/// Of `tiles.cuh`.
+const TILE_ROWS: usize = 16;
 /// Of `tiles.cuh`.
 const ROW_TILE: usize = 8;
 /// Of `tiles.cuh`.

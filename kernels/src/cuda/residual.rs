@@ -1,23 +1,42 @@
-//! An `add` that waits: mostly the norm of its sum is what the next product takes, and then one kernel does both. Everything else
-//! that is asked for has it done first, so that it shows in nothing but time.
+//! What waits for the next operation: an `add`, as mostly the norm of its sum is what the next product takes, and then one kernel
+//! does both; or a product of few rows, as mostly it is added next, and then it adds itself. Everything else that is asked for has
+//! it done first, so that it shows in nothing but time.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::device::{Buffer, Cuda};
 use super::driver::Driver;
-use super::params::{InputParams, InputRows};
+use super::few::FEW_THREADS;
+use super::params::{FewParams, InputParams, InputRows};
 use crate::device::{DeviceError, Input};
 
-/// What waits to be added, if anything does.
+/// What waits, if anything does.
 pub(super) struct Residual<D: Driver>(Mutex<Option<Waiting<D>>>);
 
+enum Waiting<D: Driver> {
+    Addition(Addition<D>),
+    Product(Box<Product<D>>),
+}
+
 /// `sum += input`, with the memory of both, which may be dropped in the meantime.
-pub(super) struct Waiting<D: Driver> {
+pub(super) struct Addition<D: Driver> {
     rows: usize,
     pub(super) input: InputParams,
     sum: Arc<D::Memory>,
-    _input: [Option<Arc<D::Memory>>; 2],
+    _input: Vec<Arc<D::Memory>>,
+}
+
+/// A product of one matrix by `linear_few.cu`, with all memory that it reads and writes.
+pub(super) struct Product<D: Driver> {
+    pub(super) kernel: String,
+    pub(super) grid: u32,
+    pub(super) shared: u32,
+    pub(super) params: FewParams,
+    pub(super) rows: usize,
+    pub(super) out: Arc<D::Memory>,
+    /// What it reads.
+    pub(super) reads: Vec<Arc<D::Memory>>,
 }
 
 impl<D: Driver> Residual<D> {
@@ -32,7 +51,7 @@ impl<D: Driver> Residual<D> {
 }
 
 impl<D: Driver> Cuda<D> {
-    /// Keeps an addition for whoever comes next.
+    /// Keeps an addition for whoever comes next, or has the product that is added do it.
     pub(super) fn wait_to_add(
         &self,
         rows: usize,
@@ -42,38 +61,82 @@ impl<D: Driver> Cuda<D> {
         let made = self.input(rows, input);
         assert_eq!(made.cols as usize, sum.cols, "width of a sum");
         assert!(rows <= sum.rows, "{rows} rows of {}", sum.rows);
-        self.add_what_waits()?;
-        let _input = match input {
-            Input::Rows(x) => [Some(x.memory.clone()), None],
-            Input::Normed { x, weight, .. } => {
-                [Some(x.memory.clone()), Some(weight.memory.clone())]
-            }
-            Input::Gated { gate, up, .. } => [Some(gate.memory.clone()), Some(up.memory.clone())],
-        };
+        if self.product_adds(rows, input, sum) {
+            return self.do_what_waits();
+        }
+        self.do_what_waits()?;
         if rows > 0 {
-            let waiting = Waiting { rows, input: made, sum: sum.memory.clone(), _input };
-            self.residual.replace(Some(waiting));
+            let (sum, _input) = (sum.memory.clone(), memory_of(input));
+            let waiting = Addition { rows, input: made, sum, _input };
+            self.residual.replace(Some(Waiting::Addition(waiting)));
         }
         Ok(())
     }
 
-    /// What waits to be added to these rows, if their norm is what is asked for: the caller adds it.
-    pub(super) fn take_added(&self, rows: usize, input: Input<'_, Self>) -> Option<Waiting<D>> {
-        let Input::Normed { x, .. } = input else { return None };
-        let waiting = self.residual.replace(None)?;
-        if waiting.rows == rows && Arc::ptr_eq(&waiting.sum, &x.memory) {
-            return Some(waiting);
+    /// Whether the product that waits is what is added, and will add itself: where it reads nothing of the sum.
+    fn product_adds(&self, rows: usize, input: Input<'_, Self>, sum: &Buffer<D>) -> bool {
+        let Input::Rows(x) = input else { return false };
+        let waiting = self.residual.replace(None);
+        let Some(Waiting::Product(mut product)) = waiting else {
+            self.residual.replace(waiting);
+            return false;
+        };
+        let reads_it = product.reads.iter().any(|memory| Arc::ptr_eq(memory, &sum.memory));
+        let adds = Arc::ptr_eq(&product.out, &x.memory) && product.rows == rows && !reads_it;
+        if adds {
+            product.params.sums = sum.address(self.driver());
+            product.reads.push(sum.memory.clone());
         }
-        self.residual.replace(Some(waiting));
-        None
+        self.residual.replace(Some(Waiting::Product(product)));
+        adds
+    }
+
+    /// Keeps a product for an addition of it.
+    pub(super) fn wait_to_multiply(&self, product: Product<D>) -> Result<(), DeviceError> {
+        self.do_what_waits()?;
+        self.residual.replace(Some(Waiting::Product(Box::new(product))));
+        Ok(())
+    }
+
+    /// What waits to be added to these rows, if their norm is what is asked for: the caller adds it.
+    pub(super) fn take_added(&self, rows: usize, input: Input<'_, Self>) -> Option<Addition<D>> {
+        let Input::Normed { x, .. } = input else { return None };
+        match self.residual.replace(None) {
+            Some(Waiting::Addition(waiting))
+                if waiting.rows == rows && Arc::ptr_eq(&waiting.sum, &x.memory) =>
+            {
+                Some(waiting)
+            }
+            other => {
+                self.residual.replace(other);
+                None
+            }
+        }
     }
 
     /// Before anything that does not take it along.
-    pub(super) fn add_what_waits(&self) -> Result<(), DeviceError> {
-        let Some(waiting) = self.residual.replace(None) else { return Ok(()) };
-        let out = self.driver().address(&waiting.sum);
-        let params = InputRows { input: waiting.input, out };
-        self.launch("add_rows", waiting.input.grid(waiting.rows), 256, &params)
+    pub(super) fn do_what_waits(&self) -> Result<(), DeviceError> {
+        match self.residual.replace(None) {
+            None => Ok(()),
+            Some(Waiting::Addition(waiting)) => {
+                let out = self.driver().address(&waiting.sum);
+                let params = InputRows { input: waiting.input, out };
+                self.launch("add_rows", waiting.input.grid(waiting.rows), 256, &params)
+            }
+            Some(Waiting::Product(waiting)) => {
+                let Product { kernel, grid, shared, params, .. } = &*waiting;
+                self.launch_shared(kernel, [*grid, 1, 1], FEW_THREADS, *shared, params)
+            }
+        }
+    }
+}
+
+/// What an input reads.
+pub(super) fn memory_of<D: Driver>(input: Input<'_, Cuda<D>>) -> Vec<Arc<D::Memory>> {
+    match input {
+        Input::Rows(x) => vec![x.memory.clone()],
+        Input::Normed { x, weight, .. } => vec![x.memory.clone(), weight.memory.clone()],
+        Input::Gated { gate, up, .. } => vec![gate.memory.clone(), up.memory.clone()],
     }
 }
 

@@ -2,6 +2,7 @@
 //! [`quant::dequantize`](crate::quant::dequantize) gives.
 
 use std::fmt;
+use std::sync::Arc;
 
 use super::device::count;
 use super::driver::Driver;
@@ -84,7 +85,7 @@ pub struct Matrix<D: Driver> {
     pub(super) form: Form,
     pub(super) rows: usize,
     pub(super) cols: usize,
-    memory: D::Memory,
+    memory: Arc<D::Memory>,
 }
 
 impl<D: Driver> Matrix<D> {
@@ -98,10 +99,10 @@ impl<D: Driver> Matrix<D> {
         let what = "weights";
         let too_many = DeviceError::OutOfMemory { what, bytes: usize::MAX, left: None };
         let memory = driver.reserve(what, form.bytes(rows, cols).ok_or(too_many)?)?;
-        Ok(Self { form, rows, cols, memory })
+        Ok(Self { form, rows, cols, memory: Arc::new(memory) })
     }
 
-    pub(super) fn memory(&self) -> &D::Memory {
+    pub(super) fn memory(&self) -> &Arc<D::Memory> {
         &self.memory
     }
 

@@ -28,11 +28,12 @@ fn kernels() -> Vec<Cuda<Emulated>> {
     let any = ProductLimits { few_rows: 0, some_rows: 0, whole_blocks: 0, ..ProductLimits::of(80) };
     let wgmma = ProductLimits { wgmma: true, narrow_rows: 0, wide_blocks: all, ..any };
     [
-        ProductLimits { few_rows: all, ..any },
+        ProductLimits { few_rows: 8, ..any },
+        ProductLimits { few_rows: all, shared: 0, ..any },
         ProductLimits { some_rows: all, ..any },
         any,
         ProductLimits { whole_blocks: all, ..any },
-        ProductLimits { few_rows: all, ..wgmma },
+        ProductLimits { few_rows: all, shared: 0, ..wgmma },
         ProductLimits { some_rows: all, ..wgmma },
         ProductLimits { narrow_rows: all, whole_blocks: all, ..wgmma },
         wgmma,

@@ -186,7 +186,8 @@ fn rounded_error(dtype: Dtype) -> f64 {
 
 /// Both families of kernels, each for every number of rows, with sums in parts and whole.
 #[cfg(any(feature = "cuda", feature = "cuda-host"))]
-const WAYS: [&str; 10] = [
+const WAYS: [&str; 11] = [
+    "few rows, together",
     "mma, few rows",
     "mma, some rows",
     "mma, many rows",
@@ -208,11 +209,12 @@ fn limits(way: &str, architecture: u32) -> ProductLimits {
     let mma = ProductLimits { few_rows, some_rows, wgmma: false, whole_blocks: 0, ..own };
     let wgmma = ProductLimits { wgmma: true, narrow_rows: 0, wide_blocks: all, ..mma };
     match way {
-        "mma, few rows" => ProductLimits { few_rows: all, ..mma },
+        "few rows, together" => ProductLimits { few_rows: 8, ..mma },
+        "mma, few rows" => ProductLimits { few_rows: all, shared: 0, ..mma },
         "mma, some rows" => ProductLimits { some_rows: all, ..mma },
         "mma, many rows" => mma,
         "mma, many rows, in parts" => ProductLimits { whole_blocks: all, ..mma },
-        "wgmma, few rows" => ProductLimits { few_rows: all, ..wgmma },
+        "wgmma, few rows" => ProductLimits { few_rows: all, shared: 0, ..wgmma },
         "wgmma, some rows" => ProductLimits { some_rows: all, ..wgmma },
         "wgmma, narrow, in parts" => ProductLimits { narrow_rows: all, whole_blocks: all, ..wgmma },
         "wgmma" => wgmma,
