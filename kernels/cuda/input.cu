@@ -36,7 +36,8 @@ struct InputTiles {
 static_assert(sizeof(InputTiles) == 88, "src/cuda/params.rs asserts the same size");
 
 __device__ __forceinline__ void put_value(const InputTiles& p, uint32_t row, uint32_t col, float value) {
-  const size_t at = row_chunk(chunks_of(p.input.cols), row / ROW_TILE, col / CHUNK) + row_place(row, col % CHUNK);
+  const RowPlace place = place_of_rows(gridDim.x, chunks_of(p.input.cols), row / ROW_TILE);
+  const size_t at = place.start + (size_t)(col / CHUNK) * place.apart + row_place(row, col % CHUNK);
   const uint32_t bits = pack_bf16(value, 0.0f) & 0xffff;
   *reinterpret_cast<uint16_t*>(p.tiles + at) = (uint16_t)bits;
   if (p.rest) *reinterpret_cast<uint16_t*>(p.rest + at) = (uint16_t)pack_bf16(value - __uint_as_float(bits << 16), 0.0f);

@@ -36,33 +36,40 @@ struct Linear {
 static_assert(sizeof(Linear) == 160, "src/cuda/params.rs asserts the same size");
 
 // What a block does: outs of a product, all parts of their sums or one, for a group of rows.
-// Grid: x is the group of rows, so that those who need the same weights run at the same time; y is the number of the work.
 struct Work {
   const Product& product;
-  uint32_t chunks;      // of a row
-  uint32_t block;       // which outs, in blocks as large as the kernel has them
-  uint32_t part;        // the first
-  uint32_t end;         // behind the last
-  uint32_t slot;        // of part 0, in partials and tickets
+  uint32_t chunks;  // of a row
+  uint32_t group;   // which rows, in groups as large as the kernel has them
+  uint32_t block;   // which outs, in blocks as large as the kernel has them
+  uint32_t part;    // the first
+  uint32_t end;     // behind the last
+  uint32_t slot;    // of part 0, in partials and tickets
   uint32_t slots_apart;
 
   // First chunk of a part.
   __device__ __forceinline__ uint32_t begin(uint32_t part) const { return chunks * part / product.parts; }
 };
 
-// `group_rows`: rows that a block takes.
-__device__ __forceinline__ Work work_of(const Linear& p, uint32_t group_rows) {
-  const uint32_t number = blockIdx.y, groups = (p.num_rows + group_rows - 1) / group_rows;
+// Groups of rows that have a work before the next work's turn comes. So those who need the same weights run at the same time, as do
+// those who need the same rows, and what they all need fits the second-level cache.
+constexpr uint32_t NEAR_GROUPS = 8;
+
+// Grid: x as many as there are groups of rows, y as there are works.
+__device__ __forceinline__ Work work_of(const Linear& p) {
+  const uint32_t groups = gridDim.x, place = blockIdx.y * groups + blockIdx.x, near = NEAR_GROUPS * gridDim.y;
+  const uint32_t first = place / near * NEAR_GROUPS, width = min(NEAR_GROUPS, groups - first);
+  const uint32_t group = first + place % near % width, number = place % near / width;
   const uint32_t which = number >= p.products[2].first ? 2 : number >= p.products[1].first ? 1 : 0;
   const Product& product = p.products[which];
   const uint32_t mine = number - product.first, works = p.split ? product.parts : 1;
   const uint32_t part = mine % works;
   return {product,
           chunks_of(product.weight.cols),
+          group,
           mine / works,
           part,
           p.split ? part + 1 : product.parts,
-          (number - part) * groups + blockIdx.x,
+          (number - part) * groups + group,
           groups};
 }
 

@@ -37,8 +37,8 @@ constexpr uint32_t STREAM_BYTES = 4096;
 // asked for when the one in its registers has been used: nothing is moved.
 template <class Form, uint32_t TILES, uint32_t OPERANDS>
 __device__ __forceinline__ void stream_sums(const Linear& p, typename Form::Raw (&ring)[STREAM_BYTES / Form::RECORD],
-                                            const uint8_t* records, const uint8_t* (&rows)[TILES], uint32_t begin,
-                                            uint32_t end, uint32_t lane, float (&sums)[4 * TILES]) {
+                                            const uint8_t* records, const uint8_t* (&rows)[TILES], uint32_t apart,
+                                            uint32_t begin, uint32_t end, uint32_t lane, float (&sums)[4 * TILES]) {
   constexpr uint32_t AHEAD = STREAM_BYTES / Form::RECORD, APART = BLOCK_TILES * Form::RECORD;
   const int64_t to_rest = OPERANDS == 2 ? p.rest - p.rows : 0;
 #pragma unroll 1
@@ -48,7 +48,7 @@ __device__ __forceinline__ void stream_sums(const Linear& p, typename Form::Raw 
       if (chunk + i >= end) break;
       RowWords words[TILES];
 #pragma unroll
-      for (uint32_t n = 0; n < TILES; n++) words[n] = row_words(rows[n] + i * ROW_CHUNK_BYTES, lane);
+      for (uint32_t n = 0; n < TILES; n++) words[n] = row_words(rows[n] + i * apart, lane);
 #pragma unroll
       for (uint32_t s = 0; s < STEPS; s++) {
         const Fragment weight = Form::fragment(ring[i], s);
@@ -57,7 +57,7 @@ __device__ __forceinline__ void stream_sums(const Linear& p, typename Form::Raw 
           float(&c)[4] = reinterpret_cast<float(&)[4]>(sums[4 * n]);
           bf16_pair::multiply(c, weight.words, words[n].words[2 * s], words[n].words[2 * s + 1]);
           if (OPERANDS == 2) {
-            const uint8_t* rest = rows[n] + to_rest + i * ROW_CHUNK_BYTES;
+            const uint8_t* rest = rows[n] + to_rest + i * apart;
             bf16_pair::multiply(c, weight.words, row_word(rest, 2 * s, lane), row_word(rest, 2 * s + 1, lane));
           }
         }
@@ -66,7 +66,7 @@ __device__ __forceinline__ void stream_sums(const Linear& p, typename Form::Raw 
     }
     records += AHEAD * APART;
 #pragma unroll
-    for (uint32_t n = 0; n < TILES; n++) rows[n] += AHEAD * ROW_CHUNK_BYTES;
+    for (uint32_t n = 0; n < TILES; n++) rows[n] += AHEAD * apart;
   }
 }
 
@@ -75,7 +75,7 @@ __device__ __forceinline__ void linear_stream(const Linear& p) {
   constexpr uint32_t AHEAD = STREAM_BYTES / Form::RECORD, APART = BLOCK_TILES * Form::RECORD;
   __shared__ uint32_t last;
   const uint32_t lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-  const Work work = work_of(p, TILES * ROW_TILE);
+  const Work work = work_of(p);
   const uint32_t begin = work.begin(work.part), end = work.begin(work.end);
   const uint8_t* records =
       work.product.weight.records + record_number(work.chunks, work.block, begin, warp) * Form::RECORD;
@@ -86,22 +86,24 @@ __device__ __forceinline__ void linear_stream(const Linear& p) {
   }
   wait_for_previous();
   // Tiles of rows that are not there are read as the last one: their sums go nowhere.
-  const uint32_t last_tile = (p.num_rows - 1) / ROW_TILE;
+  const uint32_t first_tile = work.group * TILES, last_tile = (p.num_rows - 1) / ROW_TILE;
+  const RowPlace place = place_of_rows(p.num_rows, work.chunks, first_tile);
   const uint8_t* rows[TILES];
 #pragma unroll
   for (uint32_t n = 0; n < TILES; n++) {
-    rows[n] = p.rows + row_chunk(work.chunks, min(blockIdx.x * TILES + n, last_tile), begin);
+    const uint32_t further = min(first_tile + n, last_tile) - first_tile;
+    rows[n] = p.rows + place.start + (size_t)begin * place.apart + further * ROW_CHUNK_BYTES;
   }
   float sums[4 * TILES] = {};
   if (p.rest) {
-    stream_sums<Form, TILES, 2>(p, ring, records, rows, begin, end, lane, sums);
+    stream_sums<Form, TILES, 2>(p, ring, records, rows, place.apart, begin, end, lane, sums);
   } else {
-    stream_sums<Form, TILES, 1>(p, ring, records, rows, begin, end, lane, sums);
+    stream_sums<Form, TILES, 1>(p, ring, records, rows, place.apart, begin, end, lane, sums);
   }
   if (!join_parts<STREAM_THREADS>(p, work, threadIdx.x, sums, last, [] { __syncthreads(); })) return;
 #pragma unroll
   for (uint32_t n = 0; n < TILES; n++) {
-    store_sums(p, work.product, work.block * BLOCK_ROWS + warp * TILE_ROWS, (blockIdx.x * TILES + n) * ROW_TILE, lane,
+    store_sums(p, work.product, work.block * BLOCK_ROWS + warp * TILE_ROWS, (first_tile + n) * ROW_TILE, lane,
                sums + 4 * n);
   }
 }
@@ -136,14 +138,15 @@ struct TileStage {
 
   // Tiles that are not there stay as they are: their sums go nowhere.
   static __device__ __forceinline__ void copy_rows(const Linear& p, const Work& work, uint8_t* stage, uint32_t chunk) {
-    const uint32_t tiles = (p.num_rows + ROW_TILE - 1) / ROW_TILE;
+    const uint32_t tiles = (p.num_rows + ROW_TILE - 1) / ROW_TILE, first = work.group * TILES;
+    const RowPlace place = place_of_rows(p.num_rows, work.chunks, first);
+    const size_t begin = place.start + (size_t)chunk * place.apart;
 #pragma unroll
     for (uint32_t i = 0; i < ROW_TILES * ROW_CHUNK_BYTES / (TILES_THREADS * 16); i++) {
       const uint32_t at = (i * TILES_THREADS + threadIdx.x) * 16, n = at / ROW_CHUNK_BYTES;
-      const uint32_t tile = blockIdx.x * TILES + n / OPERANDS;
       const uint8_t* from = n % OPERANDS ? p.rest : p.rows;
-      if (tile < tiles) {
-        copy_async(stage + WEIGHT_BYTES + at, from + row_chunk(work.chunks, tile, chunk) + at % ROW_CHUNK_BYTES);
+      if (first + n / OPERANDS < tiles) {
+        copy_async(stage + WEIGHT_BYTES + at, from + begin + n / OPERANDS * ROW_CHUNK_BYTES + at % ROW_CHUNK_BYTES);
       }
     }
   }
@@ -193,7 +196,7 @@ __device__ __forceinline__ void linear_tiles(const Linear& p) {
   DYNAMIC_SHARED(ring);
   __shared__ uint32_t last;
   const uint32_t lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-  const Work work = work_of(p, Stage::TILES * ROW_TILE);
+  const Work work = work_of(p);
   const uint32_t begin = work.begin(work.part), end = work.begin(work.end);
 #pragma unroll 1
   for (uint32_t i = 0; i < Stage::STAGES - 1; i++) {
@@ -205,7 +208,7 @@ __device__ __forceinline__ void linear_tiles(const Linear& p) {
     if (begin + i < end) Stage::copy_rows(p, work, ring + i * Stage::BYTES, begin + i);
     commit_copies();
   }
-  const uint32_t first_tile = blockIdx.x * Stage::TILES + warp / 4 * (WARP_ROWS / OPERANDS);
+  const uint32_t first_tile = work.group * Stage::TILES + warp / 4 * (WARP_ROWS / OPERANDS);
   const bool has_rows = first_tile * ROW_TILE < p.num_rows;
   float totals[VALUES], sums[VALUES] = {};
   uint32_t stage = 0, part = work.part, part_end = work.begin(part + 1);

@@ -9,7 +9,7 @@
 // Meaning: src/reference/mod.rs, `linear`.
 // Source:  PTX ISA 9.0, asynchronous warpgroup-level matrix multiply, and bulk copies. For sm_90a alone.
 //
-// One warp asks for chunks by bulk copies, into a ring of stages; warpgroups of 64 outs make bf16 of the codes, in registers,
+// One thread asks for chunks by bulk copies, into a ring of stages; warpgroups of 64 outs make bf16 of the codes, in registers,
 // and multiply. While a chunk is multiplied the next one is made. Weights are no kernel's work: they are asked for before the
 // kernel before this one has ended. Whatever else it may have read or written is touched only after rows have come, which are asked
 // for when it has ended.
@@ -72,31 +72,26 @@ struct Ring {
   __device__ __forceinline__ uint32_t& last() const { return *reinterpret_cast<uint32_t*>(start + bytes); }
 };
 
-// Fills the ring, by one thread of each of FILLERS warps, `filler` of them: a bulk copy is one thread's, and takes its arguments from
-// registers of the whole warp.
-template <uint32_t FILLERS, class Form, uint32_t ROWS, uint32_t GROUPS>
-__device__ __forceinline__ void fill(const Linear& p, const Work& work, const Ring<Form, ROWS, GROUPS>& ring, uint32_t filler) {
+// Fills the ring, by one thread: two copies a chunk and a warpgroup, as few as there can be.
+template <class Form, uint32_t ROWS, uint32_t GROUPS>
+__device__ __forceinline__ void fill(const Linear& p, const Work& work, const Ring<Form, ROWS, GROUPS>& ring) {
   constexpr uint32_t WEIGHT_BYTES = Ring<Form, ROWS, GROUPS>::WEIGHT_BYTES;
-  const uint32_t operands = p.rest ? 2 : 1, first = work.block * GROUPS, tile = blockIdx.x * (ROWS / ROW_TILE);
+  const uint32_t first = work.block * GROUPS, tile = work.group * (ROWS / ROW_TILE);
   const uint32_t groups = min(GROUPS, (work.product.weight.rows + BLOCK_ROWS - 1) / BLOCK_ROWS - first);
-  const uint32_t tiles = min(ROWS / ROW_TILE, (p.num_rows + ROW_TILE - 1) / ROW_TILE - tile);
+  const uint32_t row_bytes = min(ROWS / ROW_TILE, (p.num_rows + ROW_TILE - 1) / ROW_TILE - tile) * ROW_CHUNK_BYTES;
+  const RowPlace rows = place_of_rows(p.num_rows, work.chunks, tile);
   const auto ask_weights = [&](uint32_t chunk, uint32_t at) {
     Mbarrier& full = ring.full(at);
-    if (filler == 0) arrive_expecting(full, groups * WEIGHT_BYTES + operands * tiles * ROW_CHUNK_BYTES);
-    for (uint32_t g = filler; g < groups; g += FILLERS) {
+    arrive_expecting(full, groups * WEIGHT_BYTES + (p.rest ? 2 : 1) * row_bytes);
+    for (uint32_t g = 0; g < groups; g++) {
       const size_t record = record_number(work.chunks, first + g, chunk, 0);
       copy_bulk(ring.weights(at, g), work.product.weight.records + record * Form::RECORD, WEIGHT_BYTES, full);
     }
   };
   const auto ask_rows = [&](uint32_t chunk, uint32_t at) {
-    for (uint32_t operand = 0; operand < operands; operand++) {
-      const uint8_t* rows = operand ? p.rest : p.rows;
-#pragma unroll 4
-      for (uint32_t n = filler; n < tiles; n += FILLERS) {
-        copy_bulk(ring.rows(at, operand) + n * ROW_CHUNK_BYTES, rows + row_chunk(work.chunks, tile + n, chunk), ROW_CHUNK_BYTES,
-                  ring.full(at));
-      }
-    }
+    const size_t from = rows.start + (size_t)chunk * rows.apart;
+    copy_bulk(ring.rows(at, 0), p.rows + from, row_bytes, ring.full(at));
+    if (p.rest) copy_bulk(ring.rows(at, 1), p.rest + from, row_bytes, ring.full(at));
   };
   const uint32_t begin = work.begin(work.part), end = work.begin(work.end);
   uint32_t early = begin;
@@ -202,6 +197,94 @@ __device__ __forceinline__ void add_stored(const Linear& p, const Product& produ
   }
 }
 
+// Where the sums of a warp go: sixteen outs of ROWS rows, of which there may be fewer.
+template <uint32_t ROWS>
+struct WarpOuts {
+  static constexpr uint32_t FRAGMENTS = ROWS / ROW_TILE;
+  // Fragments that are asked for at once.
+  static constexpr uint32_t AHEAD = 8;
+
+  const Linear& p;
+  const Product& product;
+  uint32_t out, row, lane;
+
+  // Fragments all of whose rows and outs are there.
+  __device__ __forceinline__ uint32_t whole() const {
+    if (out + TILE_ROWS > product.weight.rows || row > p.num_rows) return 0;
+    return min(FRAGMENTS, (p.num_rows - row) / ROW_TILE);
+  }
+
+  // Those are kept until the next part is summed in the place of their rows, in words of four, where these are aligned.
+  __device__ __forceinline__ uint32_t num_kept() const { return product.weight.rows % 4 == 0 ? whole() : 0; }
+  __device__ __forceinline__ float4* kept(uint32_t fragment) const {
+    const size_t outs = product.weight.rows;
+    return reinterpret_cast<float4*>(product.out + (row + fragment * ROW_TILE + lane / 4) * outs + out) + lane % 4;
+  }
+
+  __device__ __forceinline__ void keep(const float (&sums)[ROWS / 2]) const {
+    const uint32_t num = num_kept();
+    Product unfinished = product;
+    unfinished.bias = nullptr;
+#pragma unroll
+    for (uint32_t n = 0; n < FRAGMENTS; n++) {
+      const float* mine = &sums[4 * n];
+      if (n < num) {
+        *kept(n) = {mine[0], mine[1], mine[2], mine[3]};
+      } else {
+        store_sums(p, unfinished, out, row + n * ROW_TILE, lane, mine);
+      }
+    }
+  }
+
+  // Adds what was kept.
+  __device__ __forceinline__ void add_kept(float (&sums)[ROWS / 2]) const {
+    const uint32_t num = num_kept();
+#pragma unroll
+    for (uint32_t first = 0; first < FRAGMENTS; first += AHEAD) {
+      // No more is read ahead than registers hold.
+      asm volatile("" ::: "memory");
+      float4 words[AHEAD];
+#pragma unroll
+      for (uint32_t i = 0; i < AHEAD; i++) {
+        if (first + i < num) words[i] = *kept(first + i);
+      }
+#pragma unroll
+      for (uint32_t i = 0; i < AHEAD; i++) {
+        float* mine = &sums[4 * (first + i)];
+        if (first + i < num) {
+          mine[0] = words[i].x + mine[0], mine[1] = words[i].y + mine[1];
+          mine[2] = words[i].z + mine[2], mine[3] = words[i].w + mine[3];
+        } else {
+          add_stored(p, product, out, row + (first + i) * ROW_TILE, lane, mine);
+        }
+      }
+    }
+    // Other lanes are done with what this one writes next.
+    __syncwarp();
+  }
+
+  // Writes what all parts come to.
+  __device__ __forceinline__ void store(float (&sums)[ROWS / 2]) const {
+    const uint32_t num = whole();
+    const size_t outs = product.weight.rows;
+    if (product.bias && num > 0) {
+      const float low = product.bias[out + lane / 4], high = product.bias[out + lane / 4 + 8];
+#pragma unroll
+      for (uint32_t i = 0; i < ROWS / 2; i++) sums[i] = i / 4 < num ? sums[i] + (i / 2 % 2 ? high : low) : sums[i];
+    }
+    float* at = product.out + (row + lane % 4 * 2) * outs + out + lane / 4;
+#pragma unroll
+    for (uint32_t n = 0; n < FRAGMENTS; n++, at += ROW_TILE * outs) {
+      const float* mine = &sums[4 * n];
+      if (n < num) {
+        at[0] = mine[0], at[outs] = mine[1], at[8] = mine[2], at[outs + 8] = mine[3];
+      } else {
+        store_sums(p, product, out, row + n * ROW_TILE, lane, mine);
+      }
+    }
+  }
+};
+
 // Sums the parts of a work and writes what they come to, by the warpgroups that multiply.
 template <class Form, uint32_t ROWS, uint32_t GROUPS>
 __device__ __forceinline__ void empty(const Linear& p, const Work& work, const Ring<Form, ROWS, GROUPS>& ring) {
@@ -209,30 +292,24 @@ __device__ __forceinline__ void empty(const Linear& p, const Work& work, const R
   Consumer<Form, ROWS, GROUPS> consumer = {
       ring, p.rest != nullptr, thread / WARPGROUP, thread % WARPGROUP / WARP, lane, {0, 0}, 0, 0};
   const uint32_t out = (work.block * GROUPS + consumer.group) * BLOCK_ROWS + consumer.warp * TILE_ROWS;
-  const uint32_t row = blockIdx.x * ROWS;
+  const WarpOuts<ROWS> outs = {p, work.product, out, work.group * ROWS, lane};
   if (work.chunks == 0) {
     wait_for_previous();
-    const float none[4] = {};
-    for (uint32_t n = 0; n < ROWS / ROW_TILE; n++) store_sums(p, work.product, out, row + n * ROW_TILE, lane, none);
+    float none[ROWS / 2] = {};
+    outs.store(none);
     return;
   }
-  // Registers hold both the sums of a part and those of the parts before, or else `out` does.
+  // Registers hold both the sums of a part and those of the parts before, or else the place of `out` does.
   constexpr bool HELD = ROWS <= HELD_ROWS;
   float sums[ROWS / 2], total[HELD ? ROWS / 2 : 4];
   for (uint32_t part = work.part; part < work.end; part++) {
     consumer.sum_part(sums, work.begin(part + 1) - work.begin(part));
-    Product unfinished = work.product;
-    unfinished.bias = nullptr;
+    if constexpr (HELD) {
 #pragma unroll
-    for (uint32_t n = 0; n < ROWS / ROW_TILE; n++) {
-      if (HELD) {
-        for (uint32_t i = 4 * n; i < 4 * n + 4; i++) total[i] = part == work.part ? sums[i] : total[i] + sums[i];
-      } else {
-        // One fragment after the other: what is read ahead has no registers.
-        asm volatile("" ::: "memory");
-        if (part > work.part) add_stored(p, work.product, out, row + n * ROW_TILE, lane, &sums[4 * n]);
-        if (part + 1 < work.end) store_sums(p, unfinished, out, row + n * ROW_TILE, lane, &sums[4 * n]);
-      }
+      for (uint32_t i = 0; i < ROWS / 2; i++) total[i] = part == work.part ? sums[i] : total[i] + sums[i];
+    } else {
+      if (part > work.part) outs.add_kept(sums);
+      if (part + 1 < work.end) outs.keep(sums);
     }
   }
   float(&all)[ROWS / 2] = either<HELD>(total, sums);
@@ -240,16 +317,13 @@ __device__ __forceinline__ void empty(const Linear& p, const Work& work, const R
     constexpr uint32_t CONSUMERS = GROUPS * WARPGROUP;
     if (!join_parts<CONSUMERS>(p, work, thread, all, ring.last(), [] { meet_first<CONSUMERS>(); })) return;
   }
-#pragma unroll
-  for (uint32_t n = 0; n < ROWS / ROW_TILE; n++) {
-    store_sums(p, work.product, out, row + n * ROW_TILE, lane, &all[4 * n]);
-  }
+  outs.store(all);
 }
 
 template <class Form, uint32_t ROWS, uint32_t GROUPS>
 __device__ __forceinline__ void linear_wgmma(const Linear& p) {
   DYNAMIC_SHARED(shared);
-  const Work work = work_of(p, ROWS);
+  const Work work = work_of(p);
   const auto ring = Ring<Form, ROWS, GROUPS>::make(shared, p.rest ? 2 : 1);
   constexpr uint32_t CONSUMERS = GROUPS * WARPGROUP;
   if (threadIdx.x < CONSUMERS) {
@@ -257,8 +331,7 @@ __device__ __forceinline__ void linear_wgmma(const Linear& p) {
     empty(p, work, ring);
   } else {
     if (GROUPS > 1) fewer_registers<56>();
-    constexpr uint32_t FILLERS = GROUPS > 1 ? WARPGROUP / WARP : 1;
-    if (threadIdx.x % WARP == 0) fill<FILLERS>(p, work, ring, threadIdx.x / WARP - CONSUMERS / WARP);
+    if (threadIdx.x == CONSUMERS) fill(p, work, ring);
   }
 }
 

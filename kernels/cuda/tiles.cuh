@@ -331,15 +331,25 @@ __device__ __forceinline__ float value_at(const Tiles& w, uint32_t row, uint32_t
   return Form::value(w.records + number * Form::RECORD, row % TILE_ROWS, col % CHUNK);
 }
 
-// Activations lie as the other operand: tiles of eight rows (tokens); in each, chunks of 64 columns; in each, eight groups of
-// eight columns; in each, row after row, eight bf16. So a group is 128 bytes, of which lane l has word l: row g, columns 2 t and
-// 2 t + 1. Rows beyond the last are anything: each row of a product is its own.
+// Activations lie as the other operand: bands of 32 tiles of eight rows (tokens), of which the last has what is left; in each band,
+// chunks of 64 columns; in each, tile after tile; in each, eight groups of eight columns; in each, row after row, eight bf16. So a
+// group is 128 bytes, of which lane l has word l: row g, columns 2 t and 2 t + 1. What a block multiplies of a chunk is one run.
+// Rows beyond the last are anything: each row of a product is its own.
 constexpr uint32_t ROW_TILE = 8;
 constexpr uint32_t ROW_CHUNK_BYTES = ROW_TILE * CHUNK * 2;
+constexpr uint32_t BAND_TILES = 32;
 
-// Byte at which the chunk of a tile of rows begins.
-__device__ __forceinline__ size_t row_chunk(uint32_t chunks, uint32_t row_tile, uint32_t chunk) {
-  return ((size_t)row_tile * chunks + chunk) * ROW_CHUNK_BYTES;
+// Where a tile of rows lies, in bytes: its first chunk, and how far apart its chunks are.
+struct RowPlace {
+  size_t start;
+  uint32_t apart;
+};
+
+// Of `num_rows` rows in all, in so many chunks.
+__device__ __forceinline__ RowPlace place_of_rows(uint32_t num_rows, uint32_t chunks, uint32_t row_tile) {
+  const uint32_t first = row_tile / BAND_TILES * BAND_TILES;
+  const uint32_t tiles = min(BAND_TILES, (num_rows + ROW_TILE - 1) / ROW_TILE - first);
+  return {((size_t)first * chunks + (row_tile - first)) * ROW_CHUNK_BYTES, tiles * ROW_CHUNK_BYTES};
 }
 
 // Byte of value (row, col), both counted from the beginning of the chunk.

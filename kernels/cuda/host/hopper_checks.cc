@@ -34,7 +34,7 @@ void check_product(const CheckProduct& p) {
       wait(empty[chunk], 1);
       arrive_expecting(full[chunk], STAGE);
       for (uint32_t i = 0; i < N / ROW_TILE; i++) {
-        copy_bulk(ring + chunk * STAGE + i * ROW_CHUNK_BYTES, p.b + row_chunk(CHECK_CHUNKS, i, chunk), ROW_CHUNK_BYTES, full[chunk]);
+        copy_bulk(ring + chunk * STAGE + i * ROW_CHUNK_BYTES, p.b + (i * CHECK_CHUNKS + chunk) * ROW_CHUNK_BYTES, ROW_CHUNK_BYTES, full[chunk]);
       }
     }
     wait(empty[0], 0);

@@ -28,8 +28,13 @@ impl<D: Driver> Cuda<D> {
             split: 0,
         };
         let input_params = InputParams { span: made.cols.max(1), ..made };
-        let params =
-            FewParams { linear, input: input_params, sums: 0, works: count(works), fine: fine.into() };
+        let params = FewParams {
+            linear,
+            input: input_params,
+            sums: 0,
+            works: count(works),
+            fine: fine.into(),
+        };
         let (grid, shared) = (self.few_blocks(kernel, works), count(kernel.shared));
         let [output] = **outputs else {
             return self.launch_shared(&kernel.name, [grid, 1, 1], FEW_THREADS, shared, &params);
@@ -43,7 +48,8 @@ impl<D: Driver> Cuda<D> {
 
     /// Blocks that fit on the card at once, or as many as there are works.
     pub(super) fn few_blocks(&self, kernel: &Kernel, works: usize) -> u32 {
-        let together = if 2 * (kernel.shared + DECLARED + RESERVED) <= self.limits.shared + RESERVED {
+        let together = if 2 * (kernel.shared + DECLARED + RESERVED) <= self.limits.shared + RESERVED
+        {
             2
         } else {
             1

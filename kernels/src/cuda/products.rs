@@ -7,7 +7,9 @@ use super::device::{Cuda, Scratch, count};
 use super::driver::Driver;
 use super::few::{ALONE_ROWS, DECLARED, FEW_THREADS, WARPS, few_shared};
 use super::image_has;
-use super::params::{FewParams, InputParams, InputRows, InputTiles, LinearF32, LinearParams, Product};
+use super::params::{
+    FewParams, InputParams, InputRows, InputTiles, LinearF32, LinearParams, Product,
+};
 use super::weights::Form;
 use crate::device::{DeviceError, Input, Linear};
 
@@ -24,8 +26,11 @@ pub struct ProductLimits {
     pub wgmma: bool,
     /// Of those, rows up to which a block has 64 outs, so that two are in a multiprocessor.
     pub narrow_rows: usize,
-    /// Of those, blocks from which on 256 rows go together: they want least of the second-level cache.
+    /// Of those, blocks from which on 256 rows go together.
     pub wide_blocks: usize,
+    /// Chunks that each part of a sum has then at least, where weights are multiplied as they are stored: what is summed so far
+    /// goes to memory and back behind each. To make bf16 of other weights costs more, and less for more rows.
+    pub wide_chunks: usize,
     /// Blocks from which on each of them sums all parts: fewer do not fill a card.
     pub whole_blocks: usize,
 }
@@ -44,7 +49,8 @@ impl ProductLimits {
             some_rows: 32,
             wgmma: architecture == 90 && image_has("90a"),
             narrow_rows: 64,
-            wide_blocks: 132,
+            wide_blocks: 128,
+            wide_chunks: 60,
             whole_blocks: 128,
         }
     }
@@ -292,7 +298,7 @@ impl Kernel {
             return Self::few(form, shared);
         }
         let mut kernel = match (limits.wgmma, rows <= limits.some_rows.max(limits.few_rows)) {
-            (true, _) => Self::wgmma(limits, form, outs, rows, fine),
+            (true, _) => Self::wgmma(limits, form, outs, cols, rows, fine),
             (false, true) => Self::stream(limits, form, rows),
             (false, false) => Self::tiles(form, fine),
         };
@@ -348,7 +354,14 @@ impl Kernel {
     }
 
     /// One of `linear_wgmma.cu`. Shared memory: a third, half or all of a multiprocessor's.
-    fn wgmma(limits: &ProductLimits, form: Form, outs: &[usize], rows: usize, fine: bool) -> Self {
+    fn wgmma(
+        limits: &ProductLimits,
+        form: Form,
+        outs: &[usize],
+        cols: usize,
+        rows: usize,
+        fine: bool,
+    ) -> Self {
         let with = |group_rows: usize, groups: usize, kibibytes: usize| {
             let (block_outs, operands) = (groups * BLOCK_ROWS, if fine { 2 } else { 1 });
             let operand = group_rows / ROW_TILE * ROW_CHUNK_BYTES;
@@ -364,6 +377,9 @@ impl Kernel {
                 split: group_rows == 8,
             }
         };
+        let parts_have = |chunks: usize| {
+            outs.iter().all(|outs| cols.div_ceil(CHUNK) / splits(*outs, cols) >= chunks)
+        };
         let wide = with(256, 2, 227);
         match rows {
             _ if rows <= limits.few_rows => with(8, 1, 72),
@@ -371,7 +387,8 @@ impl Kernel {
             _ if rows <= limits.narrow_rows => with(64, 1, 110),
             // It has all parts of a sum in a block.
             _ if !fine
-                && wide.blocks(outs, rows) >= limits.wide_blocks.max(limits.whole_blocks) =>
+                && wide.blocks(outs, rows) >= limits.wide_blocks.max(limits.whole_blocks)
+                && (form != Form::Bf16 || parts_have(limits.wide_chunks)) =>
             {
                 wide
             }

@@ -38,7 +38,7 @@ fn kernels() -> Vec<Cuda<Emulated>> {
         ProductLimits { narrow_rows: all, whole_blocks: all, ..wgmma },
         wgmma,
         ProductLimits { whole_blocks: all, ..wgmma },
-        ProductLimits { wide_blocks: 0, ..wgmma },
+        ProductLimits { wide_blocks: 0, wide_chunks: 0, ..wgmma },
     ]
     .map(|limits| Cuda::with_limits(Emulated::default(), limits))
     .into()

@@ -219,7 +219,7 @@ fn limits(way: &str, architecture: u32) -> ProductLimits {
         "wgmma, narrow, in parts" => ProductLimits { narrow_rows: all, whole_blocks: all, ..wgmma },
         "wgmma" => wgmma,
         "wgmma, in parts" => ProductLimits { whole_blocks: all, ..wgmma },
-        "wgmma, wide" => ProductLimits { wide_blocks: 0, ..wgmma },
+        "wgmma, wide" => ProductLimits { wide_blocks: 0, wide_chunks: 0, ..wgmma },
         _ => own,
     }
 }
