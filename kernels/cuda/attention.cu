@@ -2,9 +2,10 @@
 //   q, out [tokens, num_heads * head_dim] f32; cache of one layer; records [tokens of the launch, num_heads, max_spans, head_dim + 2] f32
 // Launch:  `attention_rows_<kind>_<width>`: block = 256; tokens `first_token..end_token` times the heads of a group are rows, grid =
 //          (rows / rows of a block rounded up, num_kv_heads, 1). A block has 128 rows, 64 where width is 256.
-//          `attention_token_<kind>_<width>`: block = 128; grid = (tokens, num_kv_heads * (heads of a group / 16 rounded up), 1).
-//          Where `records` is given, both take one z for a span of what a token (or the tokens of a block) sees, and
-//          `attention_join` follows. `width` is head_dim rounded up to 64, 128 or 256; dynamic shared memory: AttentionTile::BYTES.
+//          `attention_token_<kind>_<width>`: block = 256; grid = (tokens, num_kv_heads * (heads of a group / 16 rounded up), 1).
+//          Where `records` is given, both take one z for a span of what a token (or the tokens of a block) sees; of a token the
+//          block that comes last joins them, after `rows` `attention_join` follows. `width` is head_dim rounded up to 64, 128 or
+//          256; dynamic shared memory: AttentionTile::BYTES, or AttentionToken's RING_AT and `ring` of its places.
 // Bound:   a token each: memory, K and V of what is seen, once for 16 heads of a group. Many tokens: tensor cores and, at 16 rows for
 //          each fragment of K and V, shared memory (128 bytes a clock), about as much as sm_80's tensor cores take and half of sm_90's.
 // Meaning: src/reference/mod.rs, `attention`.
@@ -21,16 +22,24 @@
 //
 // Rounding: q becomes f16 where the cache is f16 or bytes (whose values, code * scale, do too), as f16 keeps 11 bits; bf16 where the
 // cache is bf16, which is chosen for its range. Weights, at most 1, are rounded to the same; their sum is of what they were before.
+//
+// Early: before the kernel before them has ended `attention_token` and `rope_store` read the step's arrays, and the former, where
+// `early` says so, K and V of positions before the token's own. A kernel begins when all blocks of the one before have begun, so
+// whatever a step starts begins after the copy that brought its arrays has ended (what is no kernel begins when all before it
+// has ended, and is waited for), and no kernel writes them. `early` is for graphs, in which every sequence has one token: a graph
+// begins when all that was asked for before has ended, steps before it and blocks that were cleared included, and in it a layer's
+// cache is written in the rows of the tokens' own positions alone. That a kernel has ended means that all before it have because every
+// thread of every block waits, also where it has nothing to do.
 #include "attention_tile.cuh"
+#include "attention_token.cuh"
 
 constexpr uint32_t ROWS_WARPS = 8;
-constexpr uint32_t TOKEN_WARPS = 4;
 
 template <class Kind, uint32_t DIM>
 __device__ __forceinline__ void attention_rows(const Attention& p) {
   using Tile = AttentionTile<Kind, DIM, (DIM > 128 ? 2 : 1), ROWS_WARPS>;
   DYNAMIC_SHARED(shared);
-  const uint32_t group = p.num_heads / p.cache.num_kv_heads, end = end_of_tokens(p);
+  const uint32_t group = p.group, end = end_of_tokens(p);
   const uint32_t blocks = ((p.end_token - p.first_token) * group + Tile::ROWS - 1) / Tile::ROWS;
   // Later tokens see more: the longest blocks begin first.
   const uint32_t skipped = (blocks - 1 - blockIdx.x) * Tile::ROWS;
@@ -41,25 +50,24 @@ __device__ __forceinline__ void attention_rows(const Attention& p) {
 
 template <class Kind, uint32_t DIM>
 __device__ __forceinline__ void attention_token(const Attention& p) {
-  using Tile = AttentionTile<Kind, DIM, TOKEN_WARPS, TOKEN_WARPS>;
+  using Token = AttentionToken<Kind, DIM>;
   DYNAMIC_SHARED(shared);
-  const uint32_t group = p.num_heads / p.cache.num_kv_heads, tiles = (group + Tile::ROWS - 1) / Tile::ROWS;
-  const uint32_t t = p.first_token + blockIdx.x, kv_head = blockIdx.y / tiles, first = blockIdx.y % tiles * Tile::ROWS;
-  if (t >= end_of_tokens(p)) return;
-  const Rows rows = {t, t + 1, kv_head, kv_head * group + first, min(Tile::ROWS, group - first), 0};
-  Tile(p, rows, shared).run(p.records != nullptr, blockIdx.z);
+  const uint32_t tiles = (p.group + Token::ROWS - 1) / Token::ROWS, kv_head = tiles == 1 ? blockIdx.y : blockIdx.y / tiles;
+  const uint32_t t = p.first_token + blockIdx.x, first = (blockIdx.y - kv_head * tiles) * Token::ROWS;
+  // All asked for at once; of a token that is none they are left from another step.
+  const Seen sees = seen_by(p, t);
+  const uint32_t sequence = p.step.sequences[t], end = end_of_tokens(p);
+  if (t >= end) return wait_for_previous();
+  Token(p, t, kv_head, first, shared).run(sees, sequence, blockIdx.z, blockIdx.x * p.cache.num_kv_heads * tiles + blockIdx.y);
 }
 
-// Both wait for the kernels before them at once; they are no `KERNEL` as fewer blocks of them fit.
-#define ATTENTION(kind, width)                                                                                  \
-  KERNEL_EARLY(ROWS_WARPS * WARP, 1, attention_rows_##kind##_##width, Attention) {                              \
-    wait_for_previous();                                                                                        \
-    attention_rows<cache_##kind, width>(p);                                                                     \
-  }                                                                                                             \
-  KERNEL_EARLY(TOKEN_WARPS * WARP, (width > 128 ? 2 : 3), attention_token_##kind##_##width, Attention) {        \
-    wait_for_previous();                                                                                        \
-    attention_token<cache_##kind, width>(p);                                                                    \
-  }
+// `rows` waits for the kernel before it at once; it is no `KERNEL` as fewer blocks of it fit.
+#define ATTENTION(kind, width)                                                            \
+  KERNEL_EARLY(ROWS_WARPS * WARP, 1, attention_rows_##kind##_##width, Attention) {        \
+    wait_for_previous();                                                                  \
+    attention_rows<cache_##kind, width>(p);                                               \
+  }                                                                                       \
+  KERNEL_EARLY(256, 2, attention_token_##kind##_##width, Attention) { attention_token<cache_##kind, width>(p); }
 #define ATTENTION_WIDTHS(kind) ATTENTION(kind, 64) ATTENTION(kind, 128) ATTENTION(kind, 256)
 ATTENTION_WIDTHS(f16)
 ATTENTION_WIDTHS(bf16)

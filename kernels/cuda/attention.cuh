@@ -16,12 +16,26 @@ struct Attention {
   uint32_t end_token;
   float scale;
   float softcap;         // 0: none
-  uint32_t unused;
+  uint32_t ring;         // of `attention_token`: tiles of K and V that are there or on their way, 2 or 4
+  uint32_t* tickets;     // of the same: one for each block's heads, zero before and after
+  uint32_t early;        // of the same: 1 where every sequence of the step has one token
+  uint32_t group;        // heads that share a K and V head
 };
-static_assert(sizeof(Attention) == 152, "src/cuda/params.rs asserts the same size");
+static_assert(sizeof(Attention) == 168, "src/cuda/params.rs asserts the same size");
 
 constexpr uint32_t SPAN = 256;
 constexpr float LOG2_E = 1.44269504088896340736f;
+
+// 2^x, within two units of the last place; exactly 1 of 0, and 0 of minus infinity.
+__device__ __forceinline__ float power_of_two(float x) {
+#ifdef CHRYSALIS_EMULATE
+  return std::exp2(x);
+#else
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#endif
+}
 
 // Positions that a token sees.
 struct Seen {
@@ -49,4 +63,18 @@ __device__ __forceinline__ Join join_of(float before, float next) {
 
 __device__ __forceinline__ float joined(const Join& join, float before, float next) {
   return fmaf(next, join.next, before * join.before);
+}
+
+// Value `i` of a head whose spans have records, from `record` on, joined in ascending order and divided by the weight.
+__device__ __forceinline__ float joined_records(const float* record, uint32_t spans, uint32_t dim, uint32_t i) {
+  float sum = __ldcg(&record[i]), weight = __ldcg(&record[dim]), largest = __ldcg(&record[dim + 1]);
+#pragma unroll 4
+  for (uint32_t span = 1; span < spans; span++) {
+    record += dim + 2;
+    const Join join = join_of(largest, __ldcg(&record[dim + 1]));
+    sum = joined(join, sum, __ldcg(&record[i]));
+    weight = joined(join, weight, __ldcg(&record[dim]));
+    largest = join.largest;
+  }
+  return sum / weight;
 }

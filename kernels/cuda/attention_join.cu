@@ -13,13 +13,5 @@ KERNEL(256, attention_join, Attention) {
   const Seen seen = seen_by(p, t);
   const uint32_t spans = (seen.end + SPAN - 1) / SPAN - seen.first / SPAN;
   const float* record = p.records + ((size_t)blockIdx.x * p.num_heads + head) * p.max_spans * (dim + 2);
-  float sum = record[i], weight = record[dim], largest = record[dim + 1];
-  for (uint32_t span = 1; span < spans; span++) {
-    record += dim + 2;
-    const Join join = join_of(largest, record[dim + 1]);
-    sum = joined(join, sum, record[i]);
-    weight = joined(join, weight, record[dim]);
-    largest = join.largest;
-  }
-  p.out[((size_t)t * p.num_heads + head) * dim + i] = sum / weight;
+  p.out[((size_t)t * p.num_heads + head) * dim + i] = joined_records(record, spans, dim, i);
 }

@@ -1,6 +1,6 @@
 // A block of attention on tensor cores: `WARPS / SHARE` tiles of 16 rows, a row a head of a token; all rows of a block share a K and V
 // head. `SHARE` warps work on a tile: each takes a part of a step's positions for the scores and a part of a head's values for the
-// sums. Order of sums: attention.cu; it is the same for every SHARE and WARPS.
+// sums. Order of sums: attention.cu; it is the same for every SHARE and WARPS, and in attention_token.cuh.
 #pragma once
 
 #include "attention.cuh"
@@ -13,17 +13,6 @@ struct Rows {
   uint32_t first_head, heads;
   uint32_t skipped;
 };
-
-// 2^x, within two units of the last place; exactly 1 of 0, and 0 of minus infinity.
-__device__ __forceinline__ float power_of_two(float x) {
-#ifdef CHRYSALIS_EMULATE
-  return std::exp2(x);
-#else
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-#endif
-}
 
 // The same number, and what follows from it is not computed before: the compiler would keep dozens of sums in registers from the
 // beginning on for the few times that they are used.
@@ -44,12 +33,12 @@ struct AttentionTile {
   static constexpr uint32_t STEP = DIM > 128 ? 32 : 64;
   static constexpr uint32_t UNITS = STEP / 16;
   // Units, and sixteens of values, that are a warp's.
-  static constexpr uint32_t MINE = UNITS > SHARE ? UNITS / SHARE : 1;
+  static constexpr uint32_t MINE = UNITS / SHARE;
   static constexpr uint32_t SLICES = DIM / 16 / SHARE;
   // K and V of steps that are there or on their way.
-  static constexpr uint32_t RING = DIM > 128 || SHARE == 1 ? 3 : 4;
+  static constexpr uint32_t RING = 3;
   // Sixteens of the queries' values that stay in registers, as many as there is room for.
-  static constexpr uint32_t KEPT = DIM > 128 ? 1 : DIM > 64 && SHARE == 1 ? 4 : DIM / 16;
+  static constexpr uint32_t KEPT = DIM > 128 ? 1 : DIM > 64 ? 4 : DIM / 16;
 
   static constexpr uint32_t PLACE_BYTES = Kind::bytes(STEP, DIM);
   static constexpr uint32_t READ_AT = RING * PLACE_BYTES;
@@ -89,7 +78,6 @@ struct AttentionTile {
 
   __device__ __forceinline__ uint8_t* told() const { return shared + SHARED_AT + tile * TILE_BYTES; }
   __device__ __forceinline__ uint32_t unit(uint32_t i) const { return part + i * SHARE; }
-  static __device__ __forceinline__ bool is_unit(uint32_t u) { return UNITS >= SHARE || u < UNITS; }
 
   // Queries, rounded to the 16 bits that multiply; rows that are none are zero.
   __device__ __forceinline__ void bring_queries() {
@@ -166,7 +154,6 @@ struct AttentionTile {
       const uint32_t(&a)[4] = k < KEPT ? q[k < KEPT ? k : 0] : loaded;
 #pragma unroll
       for (uint32_t i = 0; i < MINE; i++) {
-        if (!is_unit(unit(i))) continue;
         uint32_t b[4];
         load_matrices(b, shared + (at ^ k << 5) + unit(i) * 32 * DIM);
         Pair::multiply(s[i][0], a, b[0], b[1]);
@@ -183,7 +170,6 @@ struct AttentionTile {
     most[0] = most[1] = -INFINITY;
 #pragma unroll
     for (uint32_t i = 0; i < MINE; i++) {
-      if (!is_unit(unit(i))) continue;
 #pragma unroll
       for (uint32_t n = 0; n < 8; n++) {
         const uint32_t h = n % 4 / 2;
@@ -204,7 +190,7 @@ struct AttentionTile {
     }
     if constexpr (SHARE > 1) {
       float* told_largest = reinterpret_cast<float*>(told() + WEIGHTS_BYTES + SUMS_BYTES);
-      if (part < UNITS && lane % 4 == 0) {
+      if (lane % 4 == 0) {
         told_largest[part * 16 + lane / 4] = most[0];
         told_largest[part * 16 + lane / 4 + 8] = most[1];
       }
@@ -216,7 +202,7 @@ struct AttentionTile {
     if constexpr (SHARE > 1) {
       const float* told_largest = reinterpret_cast<const float*>(told() + WEIGHTS_BYTES + SUMS_BYTES);
 #pragma unroll
-      for (uint32_t i = 0; i < (SHARE < UNITS ? SHARE : UNITS); i++) {
+      for (uint32_t i = 0; i < SHARE; i++) {
         most[0] = fmaxf(most[0], told_largest[i * 16 + lane / 4]);
         most[1] = fmaxf(most[1], told_largest[i * 16 + lane / 4 + 8]);
       }
@@ -237,7 +223,6 @@ struct AttentionTile {
     }
 #pragma unroll
     for (uint32_t i = 0; i < MINE; i++) {
-      if (!is_unit(unit(i))) continue;
 #pragma unroll
       for (uint32_t n = 0; n < 8; n++) s[i][n / 4][n % 4] = power_of_two(s[i][n / 4][n % 4] - base[n % 4 / 2]);
 #pragma unroll

@@ -8,7 +8,8 @@
 #include "e4m3.cuh"
 #include "tensor.cuh"
 
-constexpr uint32_t NO_ROW = 0xffffffffu;
+// In the place of a row's number: it is none, or somebody brings it later.
+constexpr uint32_t NO_ROW = 0xffffffffu, LATER = 0xfffffffeu;
 
 // Where chunk `chunk` of row `row` lies in a tile of rows of DIM values, in bytes.
 template <uint32_t DIM>
@@ -51,6 +52,34 @@ struct cache_words {
       *reinterpret_cast<uint16_t*>(place + chunk_at<DIM>(r, at / 8) + at % 8 * 2) = there ? from[(size_t)row * dim + at] : 0;
     }
   }
+
+  // Begins to bring `COUNT` rows of `ROWS`, from `first` on, by one warp: each lane has the number of one, lane n of row n; LATER
+  // those that have none.
+  template <uint32_t COUNT, uint32_t ROWS, uint32_t DIM>
+  static __device__ __forceinline__ void bring_own(uint8_t* place, const uint8_t* values, const float*, uint32_t own, uint32_t first,
+                                                   uint32_t dim) {
+    const uint32_t lane = threadIdx.x % WARP;
+    if (dim % 8 == 0) {
+#pragma unroll 4
+      for (uint32_t i = 0; i < COUNT; i += WARP / (DIM / 8)) {
+        const uint32_t r = i + lane / (DIM / 8), at = lane % (DIM / 8) * 8, row = __shfl_sync(ALL_LANES, own, r);
+        const bool there = row < LATER && at < dim;
+        const uint8_t* from = values + (there ? ((size_t)row * dim + at) * 2 : 0);
+        if (row != LATER) copy_async(place + chunk_at<DIM>(first + r, at / 8), from, there ? 16 : 0);
+      }
+      return;
+    }
+#pragma unroll 1
+    for (uint32_t r = 0; r < COUNT; r++) {
+      const uint32_t row = __shfl_sync(ALL_LANES, own, r);
+      const uint16_t* from = reinterpret_cast<const uint16_t*>(values) + (size_t)row * dim;
+#pragma unroll 1
+      for (uint32_t at = lane; row != LATER && at < DIM; at += WARP) {
+        uint8_t* to = place + chunk_at<DIM>(first + r, at / 8) + at % 8 * 2;
+        *reinterpret_cast<uint16_t*>(to) = row < LATER && at < dim ? from[at] : 0;
+      }
+    }
+  }
 };
 
 // Bytes with a scale for 32: the codes of all rows, then their scales.
@@ -81,6 +110,38 @@ struct cache_bytes {
     for (uint32_t i = threadIdx.x; i < ROWS * DIM; i += THREADS) {
       const uint32_t at = i % DIM, row = rows[i / DIM];
       place[i] = row != NO_ROW && at < dim ? values[(size_t)row * dim + at] : 0;
+    }
+  }
+
+  // As above.
+  template <uint32_t COUNT, uint32_t ROWS, uint32_t DIM>
+  static __device__ __forceinline__ void bring_own(uint8_t* place, const uint8_t* values, const float* scales, uint32_t own,
+                                                   uint32_t first, uint32_t dim) {
+    constexpr uint32_t GROUPS = DIM / CACHE_GROUP;
+    const uint32_t lane = threadIdx.x % WARP, groups = (dim + CACHE_GROUP - 1) / CACHE_GROUP;
+#pragma unroll
+    for (uint32_t i = 0; i < COUNT; i += WARP / GROUPS) {
+      const uint32_t r = i + lane / GROUPS, group = lane % GROUPS, row = __shfl_sync(ALL_LANES, own, r);
+      const bool there = row < LATER && group < groups;
+      const float* from = scales + (there ? (size_t)row * groups + group : 0);
+      if (row != LATER) copy_async_word(place + ROWS * DIM + ((first + r) * GROUPS + group) * 4, from, there ? 4 : 0);
+    }
+    if (dim % 16 == 0) {
+#pragma unroll 4
+      for (uint32_t i = 0; i < COUNT; i += WARP / (DIM / 16)) {
+        const uint32_t r = i + lane / (DIM / 16), at = lane % (DIM / 16) * 16, row = __shfl_sync(ALL_LANES, own, r);
+        const bool there = row < LATER && at < dim;
+        if (row != LATER) copy_async(place + (first + r) * DIM + at, values + (there ? (size_t)row * dim + at : 0), there ? 16 : 0);
+      }
+      return;
+    }
+#pragma unroll 1
+    for (uint32_t r = 0; r < COUNT; r++) {
+      const uint32_t row = __shfl_sync(ALL_LANES, own, r);
+#pragma unroll 1
+      for (uint32_t at = lane; row != LATER && at < DIM; at += WARP) {
+        place[(first + r) * DIM + at] = row < LATER && at < dim ? values[(size_t)row * dim + at] : 0;
+      }
     }
   }
 

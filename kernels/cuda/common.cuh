@@ -40,7 +40,7 @@ __device__ __forceinline__ void let_next_begin() {
   __device__ __forceinline__ void name##_body(const Params& p)
 #define KERNEL(threads, name, Params) KERNEL_ENTRY(threads, threads <= 128 ? 3 : 2, name, Params, wait_for_previous())
 // Begins while the kernel before it runs: what its body does before it calls `wait_for_previous` touches nothing that a kernel
-// writes. For products, which have weights to read. `blocks` of it fit on a multiprocessor.
+// of the step writes (attention.cu, "Early"). `blocks` of it fit on a multiprocessor.
 #define KERNEL_EARLY(threads, blocks, name, Params) KERNEL_ENTRY(threads, blocks, name, Params, (void)0)
 #define EXPECT_SHARED(bytes) ((void)0)
 // `name` is shared memory of the size that the launch says, bytes, aligned to 1,024 as swizzled tiles want it.

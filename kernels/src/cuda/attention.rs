@@ -110,8 +110,8 @@ impl<D: Driver> Cuda<D> {
             eps: args.eps,
             unused: 0,
         };
-        let heads = num_heads + 2 * shape.num_kv_heads;
-        self.launch("rope_store", [count(step.num_tokens), count(heads), 1], 128, &params)
+        let blocks = (num_heads + 2 * shape.num_kv_heads).div_ceil(ROPE_HEADS);
+        self.launch("rope_store", [count(step.num_tokens), count(blocks), 1], 128, &params)
     }
 
     pub(super) fn try_clear(&self, cache: &Cache<D>, blocks: &[u32]) -> Result<(), DeviceError> {
@@ -129,8 +129,10 @@ impl<D: Driver> Cuda<D> {
     }
 }
 
-/// Of `attention.cu`.
+/// Of `attention.cu` and `rope_store.cu`.
 const HEAD_DIM_MAX: usize = 256;
+/// Heads of a block of `rope_store.cu`.
+const ROPE_HEADS: usize = 4;
 
 impl<D: Driver> fmt::Debug for Rope<D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

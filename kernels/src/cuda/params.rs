@@ -69,9 +69,10 @@ params! {
         num_heads: u32, pairs: u32, eps: f32, unused: u32,
     }
     /// `attention.cuh`.
-    AttentionParams, 152 {
+    AttentionParams, 168 {
         step: StepParams, cache: CacheLayer, q: u64, out: u64, records: u64, num_heads: u32, window: u32,
-        max_spans: u32, first_token: u32, end_token: u32, scale: f32, softcap: f32, unused: u32,
+        max_spans: u32, first_token: u32, end_token: u32, scale: f32, softcap: f32, ring: u32, tickets: u64, early: u32,
+        group: u32,
     }
 }
 

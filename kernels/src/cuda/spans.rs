@@ -20,12 +20,17 @@ struct Run {
 struct Plan {
     kernel: String,
     threads: u32,
-    /// Dynamic shared memory.
-    shared: u32,
+    /// Dynamic shared memory, beside the ring.
+    shared: usize,
+    /// What is there or on its way: bytes of K or V of a chunk of positions, and how many of them.
+    place: usize,
+    ring: usize,
     /// Blocks: of tokens, of heads.
     grid: [usize; 2],
     /// Blocks for each multiprocessor that keep it busy: where there are fewer, each span has its own.
     enough: usize,
+    /// Whether the kernel joins spans itself.
+    joins: bool,
 }
 
 impl<D: Driver> Cuda<D> {
@@ -59,13 +64,21 @@ impl<D: Driver> Cuda<D> {
         let (driver, shape) = (self.driver(), args.cache.shape);
         let num_heads = group * shape.num_kv_heads;
         let max_spans = step.max_spans(SPAN, args.window);
-        let plan = Plan::new(&shape, group, run);
+        let mut plan = Plan::new(&shape, group, run);
         let (tokens, blocks) = (run.end - run.first, plan.grid.iter().product::<usize>());
         let of_token = size_of::<f32>() * num_heads * max_spans * (shape.head_dim + 2);
         let records = tokens * of_token;
         let split = max_spans > 1
             && blocks < plan.enough * driver.multiprocessors()
             && records <= RECORDS_MAX;
+        // What the tokens of a block see may begin in one span more than what the last of them sees.
+        let more = usize::from(run.together && args.window.is_some());
+        let z = if split { max_spans + more } else { 1 };
+        let alone = blocks * z <= driver.multiprocessors();
+        if !run.together && alone && has_room(driver.architecture()) {
+            // A block has a multiprocessor to itself.
+            plan.ring *= 2;
+        }
         let mut scratch = self.scratch();
         if self.is_planning() && max_spans > 1 {
             // Fewer tokens, or nearer ones, may be split where these are not.
@@ -77,6 +90,7 @@ impl<D: Driver> Cuda<D> {
             q: args.q.address(driver),
             out: args.out.address(driver),
             records: if split { scratch.at_least(driver, records)? } else { 0 },
+            tickets: if split { scratch.tickets(driver, blocks)? } else { 0 },
             num_heads: count(num_heads),
             window: args.window.map_or(0, |window| u32::try_from(window).unwrap_or(u32::MAX)),
             max_spans: count(max_spans),
@@ -84,14 +98,15 @@ impl<D: Driver> Cuda<D> {
             end_token: count(run.end),
             scale: args.scale,
             softcap: args.softcap.unwrap_or(0.0),
-            unused: 0,
+            ring: count(plan.ring),
+            // In a graph every sequence has one token, and all that was asked for before it has ended when it begins.
+            early: step.bucket.is_some().into(),
+            group: count(group),
         };
-        // What the tokens of a block see may begin in one span more than what the last of them sees.
-        let more = usize::from(run.together && args.window.is_some());
-        let z = if split { count(max_spans + more) } else { 1 };
-        let grid = [count(plan.grid[0]), count(plan.grid[1]), z];
-        self.launch_shared(&plan.kernel, grid, plan.threads, plan.shared, &params)?;
-        if !split {
+        let grid = [count(plan.grid[0]), count(plan.grid[1]), count(z)];
+        let shared = count(plan.shared + plan.ring * plan.place);
+        self.launch_shared(&plan.kernel, grid, plan.threads, shared, &params)?;
+        if !split || plan.joins {
             return Ok(());
         }
         self.launch("attention_join", [count(tokens), params.num_heads, 1], 256, &params)
@@ -103,9 +118,16 @@ impl Plan {
         let (tokens, kv_heads) = (run.end - run.first, shape.num_kv_heads);
         let kind = match shape.dtype {
             CacheDtype::F32 => {
-                let grid = [tokens, kv_heads * group.div_ceil(F32_HEADS)];
-                let kernel = "attention_f32".to_owned();
-                return Self { kernel, threads: 256, shared: 0, grid, enough: 4 };
+                return Self {
+                    kernel: "attention_f32".to_owned(),
+                    threads: 256,
+                    shared: 0,
+                    place: 0,
+                    ring: 0,
+                    grid: [tokens, kv_heads * group.div_ceil(F32_HEADS)],
+                    enough: 4,
+                    joins: false,
+                };
             }
             CacheDtype::F16 => "f16",
             CacheDtype::Bf16 => "bf16",
@@ -115,18 +137,65 @@ impl Plan {
         let width = [64, 128].into_iter().find(|width| shape.head_dim <= *width).unwrap_or(256);
         let words = matches!(shape.dtype, CacheDtype::F16 | CacheDtype::Bf16);
         if run.together {
-            let share = if width > 128 { 2 } else { 1 };
-            let rows = 16 * ROWS_WARPS / share;
-            let kernel = format!("attention_rows_{kind}_{width}");
-            let grid = [(tokens * group).div_ceil(rows), kv_heads];
-            let (shared, threads) = (shared_bytes(words, width, share, ROWS_WARPS), 256);
-            return Self { kernel, threads, shared, grid, enough: 2 };
+            Self::rows(kind, words, width, [tokens * group, kv_heads])
+        } else {
+            Self::token(kind, words, width, [tokens, kv_heads * group.div_ceil(TOKEN_ROWS)])
         }
-        let kernel = format!("attention_token_{kind}_{width}");
-        let grid = [tokens, kv_heads * group.div_ceil(16)];
-        let shared = shared_bytes(words, width, TOKEN_WARPS, TOKEN_WARPS);
-        Self { kernel, threads: 128, shared, grid, enough: 4 }
     }
+
+    /// `AttentionTile` of `attention_tile.cuh`, whose `BYTES` the emulator holds it to.
+    fn rows(kind: &str, words: bool, width: usize, [rows, kv_heads]: [usize; 2]) -> Self {
+        let (share, step) = if width > 128 { (2, 32) } else { (1, 64) };
+        let (tiles, units, tile) = (ROWS_WARPS / share, step / 16, step * width * 2);
+        // Weights, their sums and the largest scores, which the warps of a tile tell each other.
+        let told = if share > 1 { tiles * units * (32 * 16 + 32 * 8 + 16 * 4) } else { 0 };
+        // What lies aside: two of sixteen bytes for each thread, one for each warp.
+        let aside = (2 * 32 + 1) * ROWS_WARPS * 16;
+        let numbers = 2 * SPAN * size_of::<u32>();
+        Self {
+            kernel: format!("attention_rows_{kind}_{width}"),
+            threads: 256,
+            shared: read_bytes(words, tile) + tiles * 16 * width * 2 + told + numbers + aside,
+            place: place_bytes(words, step, width),
+            ring: 3,
+            grid: [rows.div_ceil(16 * tiles), kv_heads],
+            enough: 2,
+            joins: false,
+        }
+    }
+
+    /// `AttentionToken` of `attention_token.cuh`, likewise.
+    fn token(kind: &str, words: bool, width: usize, grid: [usize; 2]) -> Self {
+        let chunk = 16384 / width;
+        let largest = if width > 128 { 2 * width } else { chunk / 16 * TOKEN_ROWS * 4 };
+        let told = chunk / 16 * (32 * 16 + 32 * 8) + largest;
+        Self {
+            kernel: format!("attention_token_{kind}_{width}"),
+            threads: 256,
+            shared: read_bytes(words, chunk * width * 2) + TOKEN_ROWS * width * 2 + told,
+            place: place_bytes(words, chunk, width),
+            ring: 2,
+            grid,
+            enough: 2,
+            joins: true,
+        }
+    }
+}
+
+/// K or V of so many positions as they are brought.
+fn place_bytes(words: bool, positions: usize, width: usize) -> usize {
+    let bytes = width + width / CACHE_GROUP * size_of::<f32>();
+    positions * if words { 2 * width } else { bytes }
+}
+
+/// What bytes are widened to.
+fn read_bytes(words: bool, tile: usize) -> usize {
+    if words { 0 } else { tile }
+}
+
+/// Whether a block may have 140 KiB of shared memory, as cards of this architecture have it in data centres.
+fn has_room(architecture: u32) -> bool {
+    matches!(architecture, 80 | 87 | 90 | 100 | 103)
 }
 
 /// Runs of sequences, given the tokens of each: long ones share blocks, where the kernel can.
@@ -143,28 +212,14 @@ fn runs(lengths: &[usize], can_share: bool) -> Vec<Run> {
     runs
 }
 
-/// `AttentionTile::BYTES` of `attention_tile.cuh`, which the emulator holds it to.
-fn shared_bytes(words: bool, width: usize, share: usize, warps: usize) -> u32 {
-    let step = if width > 128 { 32 } else { 64 };
-    let ring = if width > 128 || share == 1 { 3 } else { 4 };
-    let (tiles, units, tile) = (warps / share, step / 16, step * width * 2);
-    let bytes = step * (width + width / CACHE_GROUP * size_of::<f32>());
-    let places = if words { ring * tile } else { ring * bytes + tile };
-    // Weights, their sums and the largest scores, which the warps of a tile tell each other.
-    let told = if share > 1 { tiles * units * (32 * 16 + 32 * 8 + 16 * 4) } else { 0 };
-    // What lies aside: two of sixteen bytes for each thread, one for each warp.
-    let aside = (2 * 32 + 1) * warps * 16;
-    count(places + tiles * 16 * width * 2 + told + 2 * SPAN * size_of::<u32>() + aside)
-}
-
 /// Of `attention.cuh`.
 pub(super) const SPAN: usize = 256;
 /// Of `attention_f32.cu`.
 const F32_HEADS: usize = 4;
 /// Of `attention.cu`.
 const ROWS_WARPS: usize = 8;
-/// Of `attention.cu`.
-const TOKEN_WARPS: usize = 4;
+/// Of `attention_token.cuh`.
+const TOKEN_ROWS: usize = 16;
 /// Tokens of a sequence from which on they share blocks: fewer (drafts) read K and V once for each.
 const TOGETHER: usize = 8;
 /// Memory that splitting may take: 30 tokens of 32 heads of 128 values at 32,768 positions.
