@@ -61,11 +61,12 @@ __device__ __forceinline__ float warp_max(float x) {
   return x;
 }
 
-// Sum over the block: the sums of its warps, first to last. Every thread gets it. `warps` has a place for each warp.
+// Sum over the block, or over each THREADS of it, of which this is `thread`: the sums of the warps, first to last. Every thread gets
+// it. `warps` has a place for each warp.
 template <uint32_t THREADS>
-__device__ __forceinline__ float block_sum(float x, float* warps) {
+__device__ __forceinline__ float block_sum(float x, float* warps, uint32_t thread = threadIdx.x) {
   x = warp_sum(x);
-  if (threadIdx.x % WARP == 0) warps[threadIdx.x / WARP] = x;
+  if (thread % WARP == 0) warps[thread / WARP] = x;
   __syncthreads();
   x = warps[0];
   for (uint32_t w = 1; w < THREADS / WARP; w++) x += warps[w];

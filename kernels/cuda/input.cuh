@@ -28,49 +28,52 @@ __device__ __forceinline__ float activate(uint32_t kind, float x) {
   return 0.5f * x * (1.0f + erff(x * 0.70710678f));
 }
 
-template <class Use>
+// Blocks of more threads sum more than once, and each value is used once.
+template <uint32_t THREADS, class Use>
 __device__ __forceinline__ void normed_row(const Input& p, const float* x, Use use) {
-  __shared__ float warps[INPUT_THREADS / WARP];
+  constexpr uint32_t TIMES = THREADS / INPUT_THREADS;
+  __shared__ float warps[THREADS / WARP];
+  const uint32_t thread = threadIdx.x % INPUT_THREADS, time = threadIdx.x / INPUT_THREADS;
   float held[INPUT_HELD], weights[INPUT_HELD], sum = 0.0f;
 #pragma unroll
   for (uint32_t k = 0; k < INPUT_HELD; k++) {
-    const uint32_t i = k * INPUT_THREADS + threadIdx.x;
+    const uint32_t i = k * INPUT_THREADS + thread;
     held[k] = i < p.cols ? x[i] : 0.0f;
     weights[k] = i < p.cols ? p.other[i] : 0.0f;
   }
 #pragma unroll
   for (uint32_t k = 0; k < INPUT_HELD; k++) sum = fmaf(held[k], held[k], sum);
   constexpr uint32_t BEHIND = INPUT_HELD * INPUT_THREADS;
-  for (uint32_t i = BEHIND + threadIdx.x; i < p.cols; i += INPUT_THREADS) sum = fmaf(x[i], x[i], sum);
+  for (uint32_t i = BEHIND + thread; i < p.cols; i += INPUT_THREADS) sum = fmaf(x[i], x[i], sum);
   // `1 / sqrt(mean(x²) + eps)`
-  const float factor = 1.0f / sqrtf(block_sum<INPUT_THREADS>(sum, warps) / (float)p.cols + p.eps);
+  const float factor = 1.0f / sqrtf(block_sum<INPUT_THREADS>(sum, warps + time * (INPUT_THREADS / WARP), thread) / (float)p.cols + p.eps);
 #pragma unroll
   for (uint32_t k = 0; k < INPUT_HELD; k++) {
-    const uint32_t i = k * INPUT_THREADS + threadIdx.x;
-    if (i < p.cols) use(i, held[k] * factor * weights[k]);
+    const uint32_t i = k * INPUT_THREADS + thread;
+    if (k % TIMES == time && i < p.cols) use(i, held[k] * factor * weights[k]);
   }
-  for (uint32_t i = BEHIND + threadIdx.x; i < p.cols; i += INPUT_THREADS) use(i, x[i] * factor * p.other[i]);
+  for (uint32_t i = BEHIND + threadIdx.x; i < p.cols; i += THREADS) use(i, x[i] * factor * p.other[i]);
 }
 
 // Gives the values of row `row` that are this block's to `use(column, value)`, by all threads. A column is always the same
 // thread's.
-template <class Use>
+template <uint32_t THREADS = INPUT_THREADS, class Use>
 __device__ __forceinline__ void input_row(const Input& p, uint32_t row, Use use) {
   const float* x = p.x + (size_t)row * p.cols;
-  if (p.kind == 1) return normed_row(p, x, use);
+  if (p.kind == 1) return normed_row<THREADS>(p, x, use);
   const float* other = p.other + (size_t)row * p.cols;
   const uint32_t first = blockIdx.y * p.span, end = min(p.cols, first + p.span);
-  for (uint32_t at = first + threadIdx.x; at < end; at += GATE_HELD * INPUT_THREADS) {
+  for (uint32_t at = first + threadIdx.x; at < end; at += GATE_HELD * THREADS) {
     float held[GATE_HELD], others[GATE_HELD];
 #pragma unroll
     for (uint32_t k = 0; k < GATE_HELD; k++) {
-      const uint32_t i = at + k * INPUT_THREADS;
+      const uint32_t i = at + k * THREADS;
       held[k] = i < end ? x[i] : 0.0f;
       others[k] = i < end && p.kind != 0 ? other[i] : 0.0f;
     }
 #pragma unroll
     for (uint32_t k = 0; k < GATE_HELD; k++) {
-      const uint32_t i = at + k * INPUT_THREADS;
+      const uint32_t i = at + k * THREADS;
       if (i < end) use(i, p.kind == 0 ? held[k] : activate(p.kind, held[k]) * others[k]);
     }
   }

@@ -1,7 +1,8 @@
 // Products of few rows, at the speed of memory: out[r, j] = sum over i of x[r, i] * weight[j, i], + bias[j]; sums[r, j] += the same
 //   arguments, meaning and order of a sum: linear.cuh; every form of tiles.cuh; parts: a power of two, at most 8
-// Launch:  grid = as many blocks as fit on the card at once, or works if fewer; block = 256. Works: linear.cuh's numbers, a work
-//          is 8 / parts tiles of 16 outs. Shared memory: 64 KiB, and 128 bytes for each row and chunk, twice as much if `fine`.
+// Launch:  grid = as many blocks as there are multiprocessors, or works if fewer; block = 512. A work is what a group of warps has:
+//          `group` / parts tiles of 16 outs, all parts of their sums; `group` is the most parts of a product of the launch.
+//          Shared memory: 128 KiB, and 128 bytes for each row and chunk, twice as much if `fine`.
 // Bound:   memory, the stored bytes of weight once.
 // Meaning: src/reference/mod.rs, `linear`, and of what becomes of rows on the way, `input_row`.
 // Source:  none.
@@ -17,67 +18,83 @@ struct Few {
   Input input;
   float* sums;    // [num_rows, outs] of the first product, or none
   uint32_t works;
-  uint32_t fine;  // each value of a row is two bf16
+  uint32_t group;   // warps of a work
+  uint32_t fine;    // each value of a row is two bf16
+  uint32_t unused;
 };
-static_assert(sizeof(Few) == 208, "src/cuda/params.rs asserts the same size");
+static_assert(sizeof(Few) == 216, "src/cuda/params.rs asserts the same size");
 
-constexpr uint32_t FEW_WARPS = 8;
+// With more than one block on a multiprocessor, some have two of a launch and some none.
+constexpr uint32_t FEW_WARPS = 16;
 constexpr uint32_t FEW_THREADS = FEW_WARPS * WARP;
-static_assert(FEW_THREADS == INPUT_THREADS, "a block makes rows as the kernels of input.cu do");
 // Of a warp.
 constexpr uint32_t RING_BYTES = 8192;
 
-// One part of the sums of a tile; nothing, where the tile is behind the last.
+// One part of the sums of a tile; nothing, where there is no such work or the tile is behind the last.
 struct Unit {
   const Product& product;
+  bool there;
   uint32_t tile, part, begin, end;
 };
 
+// What the warp has of its group's work of this number.
 __device__ __forceinline__ Unit unit_of(const Few& p, uint32_t work, uint32_t warp) {
   const Product(&products)[PRODUCTS] = p.linear.products;
   const Product& product = products[work >= products[2].first ? 2 : work >= products[1].first ? 1 : 0];
   const uint32_t parts = product.parts, part = warp % parts, chunks = chunks_of(product.weight.cols);
-  const uint32_t tile = (work - product.first) * (FEW_WARPS / parts) + warp / parts;
-  const bool there = tile * TILE_ROWS < product.weight.rows;
-  return {product, tile, part, there ? chunks * part / parts : 0, there ? chunks * (part + 1) / parts : 0};
+  const uint32_t tile = (work - product.first) * (p.group / parts) + warp % p.group / parts;
+  const bool there = work < p.works && tile * TILE_ROWS < product.weight.rows;
+  return {product, there, tile, part, there ? chunks * part / parts : 0, there ? chunks * (part + 1) / parts : 0};
 }
 
-// Asks for the records of a warp, one after the other.
+// Neighbouring works are different blocks', so that all have as much to do.
+__device__ __forceinline__ uint32_t first_work(const Few& p, uint32_t warp) { return warp / p.group * gridDim.x + blockIdx.x; }
+__device__ __forceinline__ uint32_t works_apart(const Few& p) { return FEW_WARPS / p.group * gridDim.x; }
+
+// The records that a warp asks for, one after the other, of all its works.
 template <class Form>
 struct Asking {
   const Few& p;
   uint32_t warp, lane, work, left;
-  const uint8_t* record;
+  const uint8_t* record;  // the lane's first word of it
 
   static __device__ __forceinline__ Asking begin(const Few& p) {
-    Asking asking = {p, threadIdx.x / WARP, threadIdx.x % WARP, blockIdx.x, 0, nullptr};
+    const uint32_t warp = threadIdx.x / WARP;
+    Asking asking = {p, warp, threadIdx.x % WARP, first_work(p, warp), 0, nullptr};
     asking.find();
     return asking;
   }
 
+  // The first record of this work, or of the next one that has any.
   __device__ __forceinline__ void find() {
-    const Unit unit = unit_of(p, work, warp);
-    left = unit.end - unit.begin;
-    const Tiles& w = unit.product.weight;
-    const size_t number = record_number(chunks_of(w.cols), unit.tile / BLOCK_TILES, unit.begin, unit.tile % BLOCK_TILES);
-    record = w.records + number * Form::RECORD;
+    for (; work < p.works; work += works_apart(p)) {
+      const Unit unit = unit_of(p, work, warp);
+      left = unit.end - unit.begin;
+      if (left == 0) continue;
+      const Tiles& w = unit.product.weight;
+      const size_t number = record_number(chunks_of(w.cols), unit.tile / BLOCK_TILES, unit.begin, unit.tile % BLOCK_TILES);
+      record = w.records + number * Form::RECORD + lane * 16;
+      return;
+    }
   }
 
-  // One group of copies, of the next record or of nothing.
+  __device__ __forceinline__ bool any() const { return work < p.works; }
+
+  // So many were asked for.
+  __device__ __forceinline__ void had(uint32_t count) {
+    left -= count;
+    if (left > 0 || !any()) return;
+    work += works_apart(p);
+    find();
+  }
+
+  // Copies of the next record.
   __device__ __forceinline__ void next(uint8_t* to) {
-    while (left == 0 && work + gridDim.x < p.works) {
-      work += gridDim.x;
-      find();
-    }
-    if (left > 0) {
 #pragma unroll
-      for (uint32_t at = 0; at < Form::RECORD; at += WARP * 16) {
-        if (at + lane * 16 < Form::RECORD) copy_async(to + at + lane * 16, record + at + lane * 16);
-      }
-      record += BLOCK_TILES * Form::RECORD;
-      left--;
+    for (uint32_t at = 0; at < Form::RECORD; at += WARP * 16) {
+      if (at + WARP * 16 <= Form::RECORD || lane * 16 < Form::RECORD - at) copy_async(to + at, record + at);
     }
-    commit_copies();
+    record += BLOCK_TILES * Form::RECORD;
   }
 };
 
@@ -116,60 +133,105 @@ struct FewRows {
     }
     const bool fine = p.fine;
     for (uint32_t row = 0; row < rows; row++) {
-      input_row(p.input, row, [this, row, fine](uint32_t col, float value) { put(row, col, value, fine); });
+      input_row<FEW_THREADS>(p.input, row, [this, row, fine](uint32_t col, float value) { put(row, col, value, fine); });
       const uint32_t col = p.input.cols + threadIdx.x;
       if (col < chunks * CHUNK) put(row, col, 0.0f, fine);
     }
   }
 
-  // What a lane multiplies of a chunk: of its row g, or nothing.
-  __device__ __forceinline__ void load(uint32_t (&out)[CHUNK / 8], const uint32_t* from, uint32_t chunk, uint32_t lane) const {
-    uint4 low = {}, high = {};
-    if (lane / 4 < rows) {
-      const uint4* at = reinterpret_cast<const uint4*>(from + ((chunk * rows + lane / 4) * 4 + lane % 4) * 8);
-      low = at[0], high = at[1];
+  // Words from one chunk to the next.
+  __device__ __forceinline__ uint32_t apart() const { return rows * (CHUNK / 2); }
+};
+
+// What a lane multiplies of a chunk, of which `from` has its eight words; nothing, where it has no row.
+__device__ __forceinline__ void load_row(uint32_t (&out)[CHUNK / 8], const uint32_t* from, bool there) {
+  uint4 low = {}, high = {};
+  if (there) {
+    low = *reinterpret_cast<const uint4*>(from);
+    high = *reinterpret_cast<const uint4*>(from + 4);
+  }
+  out[0] = low.x, out[1] = low.y, out[2] = low.z, out[3] = low.w;
+  out[4] = high.x, out[5] = high.y, out[6] = high.z, out[7] = high.w;
+}
+
+// A warp's way through its ring.
+template <class Form, bool FINE>
+struct FewSums {
+  static constexpr uint32_t STAGES = RING_BYTES / Form::RECORD, END = STAGES * Form::RECORD;
+  const FewRows& rows;
+  uint8_t* const ring;
+  const uint32_t lane;
+  uint32_t at;  // of the record that is next
+
+  // Adds COUNT chunks, the first of which `row` is at, and asks for as many behind them if `ASK`.
+  template <uint32_t COUNT, bool ASK>
+  __device__ __forceinline__ void add(float (&sums)[4], const uint32_t*& row, Asking<Form>& asking) {
+    const bool there = lane / 4 < rows.rows;
+    typename Form::Raw raw[COUNT];
+    uint32_t words[COUNT][CHUNK / 8], rest[COUNT][CHUNK / 8], places[COUNT];
+    wait_copies<STAGES - COUNT>();
+    __syncwarp();
+#pragma unroll
+    for (uint32_t i = 0; i < COUNT; i++) {
+      raw[i] = Form::load(ring + at, lane);
+      load_row(words[i], row, there);
+      if (FINE) load_row(rest[i], row + rows.rest_at(), there);
+      places[i] = at;
+      at = at + Form::RECORD == END ? 0 : at + Form::RECORD;
+      row += rows.apart();
     }
-    out[0] = low.x, out[1] = low.y, out[2] = low.z, out[3] = low.w;
-    out[4] = high.x, out[5] = high.y, out[6] = high.z, out[7] = high.w;
+    // All lanes have theirs before other records take their places.
+    __syncwarp();
+#pragma unroll
+    for (uint32_t i = 0; i < COUNT; i++) {
+      if (ASK) asking.next(ring + places[i] + lane * 16);
+      commit_copies();
+    }
+#pragma unroll
+    for (uint32_t s = 0; s < COUNT * STEPS; s++) {
+      const Fragment weight = Form::fragment(raw[s / STEPS], s % STEPS);
+      const uint32_t(&mine)[CHUNK / 8] = words[s / STEPS], (&left)[CHUNK / 8] = rest[s / STEPS];
+      bf16_pair::multiply(sums, weight.words, mine[2 * (s % STEPS)], mine[2 * (s % STEPS) + 1]);
+      if (FINE) bf16_pair::multiply(sums, weight.words, left[2 * (s % STEPS)], left[2 * (s % STEPS) + 1]);
+    }
+  }
+
+  template <bool ASK>
+  __device__ __forceinline__ void add(float (&sums)[4], uint32_t chunks, const uint32_t*& row, Asking<Form>& asking) {
+#pragma unroll 1
+    for (; chunks > 1; chunks -= 2) add<2, ASK>(sums, row, asking);
+    if (chunks > 0) add<1, ASK>(sums, row, asking);
   }
 };
 
 template <class Form, bool FINE>
 __device__ __forceinline__ void few_works(const Few& p, const FewRows& rows, Asking<Form>& asking, uint8_t* ring,
                                           float4 (&joined)[2][FEW_THREADS]) {
-  constexpr uint32_t STAGES = RING_BYTES / Form::RECORD;
   const uint32_t lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-  uint32_t stage = 0, side = 0;
+  FewSums<Form, FINE> way = {rows, ring, lane, 0};
+  uint32_t side = 0;
 #pragma unroll 1
-  for (uint32_t work = blockIdx.x; work < p.works; work += gridDim.x) {
-    const Unit unit = unit_of(p, work, warp);
+  for (uint32_t before = 0; before < p.works; before += works_apart(p)) {
+    const Unit unit = unit_of(p, before + first_work(p, warp), warp);
     float sums[4] = {};
+    const uint32_t* row = rows.words + (unit.begin * rows.rows + lane / 4) * (CHUNK / 2) + lane % 4 * 8;
 #pragma unroll 1
-    for (uint32_t chunk = unit.begin; chunk < unit.end; chunk++) {
-      wait_copies<STAGES - 1>();
-      __syncwarp();
-      uint8_t* record = ring + stage * Form::RECORD;
-      const typename Form::Raw raw = Form::load(record, lane);
-      uint32_t words[CHUNK / 8], rest[CHUNK / 8];
-      rows.load(words, rows.words, chunk, lane);
-      if (FINE) rows.load(rest, rows.words + rows.rest_at(), chunk, lane);
-      // All lanes have theirs before another record takes its place.
-      __syncwarp();
-      asking.next(record);
-#pragma unroll
-      for (uint32_t s = 0; s < STEPS; s++) {
-        const Fragment weight = Form::fragment(raw, s);
-        bf16_pair::multiply(sums, weight.words, words[2 * s], words[2 * s + 1]);
-        if (FINE) bf16_pair::multiply(sums, weight.words, rest[2 * s], rest[2 * s + 1]);
+    for (uint32_t left = unit.end - unit.begin; left > 0;) {
+      const bool ask = asking.any();
+      const uint32_t count = ask ? min(left, asking.left) : left;
+      if (ask) {
+        way.template add<true>(sums, count, row, asking);
+        asking.had(count);
+      } else {
+        way.template add<false>(sums, count, row, asking);
       }
-      stage = stage + 1 == STAGES ? 0 : stage + 1;
+      left -= count;
     }
-    const uint32_t parts = unit.product.parts;
-    if (parts > 1) {
+    if (p.group > 1) {
       joined[side][threadIdx.x] = {sums[0], sums[1], sums[2], sums[3]};
       __syncthreads();
       if (unit.part == 0) {
-        for (uint32_t part = 1; part < parts; part++) {
+        for (uint32_t part = 1; part < unit.product.parts; part++) {
           const float4 more = joined[side][threadIdx.x + part * WARP];
           sums[0] += more.x, sums[1] += more.y, sums[2] += more.z, sums[3] += more.w;
         }
@@ -177,7 +239,7 @@ __device__ __forceinline__ void few_works(const Few& p, const FewRows& rows, Ask
       // Who is a work ahead writes to the other side.
       side ^= 1;
     }
-    if (unit.part == 0) store_sums(p.linear, unit.product, unit.tile * TILE_ROWS, 0, lane, sums, p.sums);
+    if (unit.part == 0 && unit.there) store_sums(p.linear, unit.product, unit.tile * TILE_ROWS, 0, lane, sums, p.sums);
   }
 }
 
@@ -189,7 +251,13 @@ __device__ __forceinline__ void linear_few(const Few& p) {
   uint8_t* ring = shared + threadIdx.x / WARP * RING_BYTES;
   Asking<Form> asking = Asking<Form>::begin(p);
 #pragma unroll 1
-  for (uint32_t i = 0; i < STAGES; i++) asking.next(ring + i * Form::RECORD);
+  for (uint32_t i = 0; i < STAGES; i++) {
+    if (asking.any()) {
+      asking.next(ring + i * Form::RECORD + threadIdx.x % WARP * 16);
+      asking.had(1);
+    }
+    commit_copies();
+  }
   wait_for_previous();
   const FewRows rows = {reinterpret_cast<uint32_t*>(shared + FEW_WARPS * RING_BYTES), p.linear.num_rows,
                         chunks_of(p.linear.products[0].weight.cols)};
@@ -203,7 +271,7 @@ __device__ __forceinline__ void linear_few(const Few& p) {
 }
 
 #define LINEAR(form) \
-  KERNEL_EARLY(FEW_THREADS, 2, linear_few_##form, Few) { linear_few<tile_##form>(p); }
+  KERNEL_EARLY(FEW_THREADS, 1, linear_few_##form, Few) { linear_few<tile_##form>(p); }
 LINEAR(bf16)
 LINEAR(f16)
 LINEAR(q8_0)

@@ -3,39 +3,44 @@
 use super::device::{Cuda, count};
 use super::driver::Driver;
 use super::params::{FewParams, InputParams, LinearParams};
-use super::products::{CHUNK, Kernel, Launch};
+use super::products::{CHUNK, Launch, Space};
 use super::residual::{Product, memory_of};
 use crate::device::{DeviceError, Input};
 
 impl<D: Driver> Cuda<D> {
-    /// Products of rows that every block makes for itself. One of a single matrix waits for what is done with it.
-    pub(super) fn multiply_alone(
+    /// Products of rows that every block makes for itself, as `made` says, or of those in `space`. One of a single matrix waits for
+    /// what is done with it.
+    pub(super) fn multiply_few(
         &self,
         rows: usize,
         input: Input<'_, Self>,
-        made: InputParams,
-        fine: bool,
+        made: Option<InputParams>,
+        space: &Space,
         Launch { kernel, outputs }: &Launch<'_, D>,
     ) -> Result<(), DeviceError> {
         let (products, works) = self.products(kernel, outputs);
+        let none = InputParams { x: 0, other: 0, kind: 0, cols: 0, span: 0, eps: 0.0 };
         let linear = LinearParams {
-            rows: 0,
-            rest: 0,
+            rows: if made.is_some() { 0 } else { space.tiles },
+            rest: space.rest,
             partials: 0,
             tickets: 0,
             products,
             num_rows: count(rows),
             split: 0,
         };
-        let input_params = InputParams { span: made.cols.max(1), ..made };
         let params = FewParams {
             linear,
-            input: input_params,
+            input: made.map_or(none, |made| InputParams { span: made.cols.max(1), ..made }),
             sums: 0,
             works: count(works),
-            fine: fine.into(),
+            group: count(kernel.group),
+            fine: u32::from(space.rest != 0),
+            unused: 0,
         };
-        let (grid, shared) = (self.few_blocks(kernel, works), count(kernel.shared));
+        // A block fills a multiprocessor.
+        let grid = count(works.min(self.driver().multiprocessors()).max(1));
+        let shared = count(kernel.shared);
         let [output] = **outputs else {
             return self.launch_shared(&kernel.name, [grid, 1, 1], FEW_THREADS, shared, &params);
         };
@@ -45,17 +50,11 @@ impl<D: Driver> Cuda<D> {
         let (kernel, out) = (kernel.name.clone(), output.out.memory.clone());
         self.wait_to_multiply(Product { kernel, grid, shared, params, rows, out, reads })
     }
+}
 
-    /// Blocks that fit on the card at once, or as many as there are works.
-    pub(super) fn few_blocks(&self, kernel: &Kernel, works: usize) -> u32 {
-        let together = if 2 * (kernel.shared + DECLARED + RESERVED) <= self.limits.shared + RESERVED
-        {
-            2
-        } else {
-            1
-        };
-        count(works.min(together * self.driver().multiprocessors()).max(1))
-    }
+/// Whether blocks make these rows for themselves: one or two, unless each value is dear.
+pub(super) fn makes_rows<D: Driver>(rows: usize, input: Input<'_, Cuda<D>>) -> bool {
+    rows <= 2 && !matches!(input, Input::Gated { .. })
 }
 
 /// Bytes of shared memory of a block that has so many rows, and each `operands` times.
@@ -64,14 +63,10 @@ pub(super) fn few_shared(rows: usize, cols: usize, operands: usize) -> usize {
 }
 
 /// Threads of a block.
-pub(super) const FEW_THREADS: u32 = 256;
+pub(super) const FEW_THREADS: u32 = 512;
 /// Of `linear_few.cu`.
-pub(super) const WARPS: usize = 8;
+const WARPS: usize = 16;
 /// Of `linear_few.cu`.
 const RING_BYTES: usize = 8192;
-/// Shared memory that the kernel declares.
-pub(super) const DECLARED: usize = 9 << 10;
-/// What the driver takes of it for each block.
-const RESERVED: usize = 1 << 10;
-/// Rows that blocks make for themselves.
-pub(super) const ALONE_ROWS: usize = 2;
+/// Shared memory that the kernel declares, and what the driver takes for itself.
+pub(super) const DECLARED: usize = 18 << 10;

@@ -5,11 +5,9 @@
 
 use super::device::{Cuda, Scratch, count};
 use super::driver::Driver;
-use super::few::{ALONE_ROWS, DECLARED, FEW_THREADS, WARPS, few_shared};
+use super::few::{DECLARED, FEW_THREADS, few_shared, makes_rows};
 use super::image_has;
-use super::params::{
-    FewParams, InputParams, InputRows, InputTiles, LinearF32, LinearParams, Product,
-};
+use super::params::{InputParams, InputRows, InputTiles, LinearF32, LinearParams, Product};
 use super::weights::Form;
 use crate::device::{DeviceError, Input, Linear};
 
@@ -56,12 +54,13 @@ impl ProductLimits {
     }
 }
 
-/// Parts of a sum, by the matrix' shape alone: as many as give a large card some 256 blocks of 64 outs, each of four chunks of
-/// 64 columns at least, eight at most, and a power of two.
+/// Parts of a sum, by the matrix' shape alone: a power of two, eight at most, with which there are 256 blocks of 64 outs or fewer, and
+/// each part has four chunks of 64 columns or more. A matrix with as many blocks as that has whole sums: parts cost time where there
+/// are many rows.
 pub(super) fn splits(outs: usize, cols: usize) -> usize {
-    let wanted = 256_usize.div_ceil(outs.div_ceil(BLOCK_ROWS).max(1)).next_power_of_two();
-    let most = (cols.div_ceil(CHUNK) / 4).clamp(1, 8);
-    wanted.min(1 << most.ilog2())
+    let wanted = 256 / outs.div_ceil(BLOCK_ROWS).max(1);
+    let most = wanted.min(cols.div_ceil(CHUNK) / 4).clamp(1, 8);
+    1 << most.ilog2()
 }
 
 impl<D: Driver> Cuda<D> {
@@ -94,18 +93,21 @@ impl<D: Driver> Cuda<D> {
                 split = (split.0.max(other.0), split.1.max(other.1));
             }
         }
-        // Blocks make one or two rows for themselves, and sooner than another launch.
-        let alone = rows <= ALONE_ROWS && launches.iter().all(|launch| launch.kernel.few);
+        let few = launches.iter().all(|launch| launch.kernel.few);
+        let alone = few && makes_rows(rows, input);
         let operand = if tiled.is_empty() || alone { 0 } else { operand_bytes(rows, cols) };
         let f32_rows = if exact.is_empty() { 0 } else { 4 * rows * cols };
+        // It may have the scratch memory, which may now grow.
+        self.multiply_what_waits()?;
         let mut scratch = self.scratch();
         let space = self.space(&mut scratch, operand, fine, split, f32_rows)?;
         if !launches.is_empty() && !alone {
             self.make_tiles(rows, input, made, &space)?;
         }
         for launch in &launches {
-            if alone {
-                self.multiply_alone(rows, input, made, fine, launch)?;
+            if few {
+                let made = alone.then_some(made);
+                self.multiply_few(rows, input, made, &space, launch)?;
             } else {
                 self.multiply(rows, launch, &space)?;
             }
@@ -193,19 +195,6 @@ impl<D: Driver> Cuda<D> {
             num_rows: count(rows),
             split: u32::from(kernel.split),
         };
-        if kernel.few {
-            let fine = u32::from(space.rest != 0);
-            let input = InputParams { x: 0, other: 0, kind: 0, cols: 0, span: 0, eps: 0.0 };
-            let params = FewParams { linear: params, input, sums: 0, works: count(works), fine };
-            let grid = [self.few_blocks(kernel, works), 1, 1];
-            return self.launch_shared(
-                &kernel.name,
-                grid,
-                kernel.threads,
-                count(kernel.shared),
-                &params,
-            );
-        }
         let grid = [count(rows.div_ceil(kernel.group_rows)), count(works), 1];
         self.launch_shared(&kernel.name, grid, kernel.threads, count(kernel.shared), &params)
     }
@@ -275,6 +264,8 @@ pub(super) struct Kernel {
     pub(super) shared: usize,
     /// One of `linear_few.cu`, which has works of its own kind.
     few: bool,
+    /// Its warps of a work.
+    pub(super) group: usize,
     group_rows: usize,
     block_outs: usize,
     /// Sums of a block, in f32.
@@ -295,7 +286,7 @@ impl Kernel {
     ) -> Self {
         let shared = few_shared(rows, cols, if fine { 2 } else { 1 });
         if rows <= limits.few_rows.min(ROW_TILE) && shared + DECLARED <= limits.shared {
-            return Self::few(form, shared);
+            return Self::few(form, outs, cols, shared);
         }
         let mut kernel = match (limits.wgmma, rows <= limits.some_rows.max(limits.few_rows)) {
             (true, _) => Self::wgmma(limits, form, outs, cols, rows, fine),
@@ -307,12 +298,14 @@ impl Kernel {
     }
 
     /// One of `linear_few.cu`.
-    fn few(form: Form, shared: usize) -> Self {
+    fn few(form: Form, outs: &[usize], cols: usize, shared: usize) -> Self {
+        let group = outs.iter().map(|outs| splits(*outs, cols)).max().unwrap_or(1);
         Self {
             name: format!("linear_few_{}", form.name()),
             threads: FEW_THREADS,
             shared,
             few: true,
+            group,
             group_rows: ROW_TILE,
             block_outs: BLOCK_ROWS,
             slot_bytes: 0,
@@ -328,6 +321,7 @@ impl Kernel {
             threads: 128,
             shared: 0,
             few: false,
+            group: 0,
             group_rows,
             block_outs: BLOCK_ROWS,
             slot_bytes: 4 * BLOCK_ROWS * group_rows,
@@ -346,6 +340,7 @@ impl Kernel {
             threads: 256,
             shared: stages * stage,
             few: false,
+            group: 0,
             group_rows,
             block_outs,
             slot_bytes: 4 * block_outs * group_rows,
@@ -371,6 +366,7 @@ impl Kernel {
                 threads: if groups == 1 { 160 } else { 384 },
                 shared: (kibibytes * 1024 - 16) / stage * stage + 16,
                 few: false,
+                group: 0,
                 group_rows,
                 block_outs,
                 slot_bytes: 4 * block_outs * group_rows,
@@ -404,7 +400,7 @@ impl Kernel {
 
     fn works<D: Driver>(&self, output: &Linear<'_, Cuda<D>>) -> usize {
         if self.few {
-            return output.weight.rows.div_ceil(TILE_ROWS).div_ceil(WARPS / parts(output));
+            return output.weight.rows.div_ceil(TILE_ROWS).div_ceil(self.group / parts(output));
         }
         output.weight.rows.div_ceil(self.block_outs) * if self.split { parts(output) } else { 1 }
     }
@@ -442,9 +438,9 @@ fn parts<D: Driver>(output: &Linear<'_, Cuda<D>>) -> usize {
 }
 
 /// Addresses of what products need beside their arguments.
-struct Space {
-    tiles: u64,
-    rest: u64,
+pub(super) struct Space {
+    pub(super) tiles: u64,
+    pub(super) rest: u64,
     partials: u64,
     tickets: u64,
     f32_rows: u64,
@@ -472,7 +468,8 @@ mod tests {
         let cases = [
             ((4096, 4096), 4),
             ((1024, 4096), 8),
-            ((14_336, 4096), 2),
+            ((14_336, 4096), 1),
+            ((3000, 4096), 4),
             ((4096, 14_336), 4),
             ((128_256, 4096), 1),
             ((576, 576), 2),

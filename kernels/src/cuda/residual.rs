@@ -114,6 +114,20 @@ impl<D: Driver> Cuda<D> {
         }
     }
 
+    /// Before anything that may move memory which it uses.
+    pub(super) fn multiply_what_waits(&self) -> Result<(), DeviceError> {
+        match self.residual.replace(None) {
+            waiting @ Some(Waiting::Product(_)) => {
+                self.residual.replace(waiting);
+                self.do_what_waits()
+            }
+            waiting => {
+                self.residual.replace(waiting);
+                Ok(())
+            }
+        }
+    }
+
     /// Before anything that does not take it along.
     pub(super) fn do_what_waits(&self) -> Result<(), DeviceError> {
         match self.residual.replace(None) {

@@ -98,6 +98,7 @@ impl<D: Driver> Cuda<D> {
         assert!(drawn.rows <= logits.rows, "rows of {}", logits.rows);
         assert!(drawn.tokens <= logits.cols, "edits of {} tokens", logits.cols);
         out.fill(None);
+        self.do_what_waits()?;
         if out.is_empty() || logits.cols == 0 {
             return driver.finish();
         }

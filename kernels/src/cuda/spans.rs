@@ -79,6 +79,7 @@ impl<D: Driver> Cuda<D> {
             // A block has a multiprocessor to itself.
             plan.ring *= 2;
         }
+        self.do_what_waits()?;
         let mut scratch = self.scratch();
         if self.is_planning() && max_spans > 1 {
             // Fewer tokens, or nearer ones, may be split where these are not.
