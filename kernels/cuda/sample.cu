@@ -37,12 +37,11 @@ KERNEL(256, sample_largest, Sample) {
   __shared__ unsigned long long warps[SAMPLE_THREADS / WARP];
   const uint32_t draw = blockIdx.y;
   const float* x = p.x + (size_t)p.draws[draw].row * p.cols;
-  const uint32_t first = blockIdx.x * PIECE, end = min(p.cols, first + PIECE);
   unsigned long long best = 0;
-  for (uint32_t i = first + threadIdx.x; i < end; i += SAMPLE_THREADS) {
-    const unsigned long long key = order_key(x[i], i);
+  each_value(x, p.cols, [&best](uint32_t i, float value) {
+    const unsigned long long key = order_key(value, i);
     if (key > best) best = key;
-  }
+  });
   for (int apart = 16; apart > 0; apart /= 2) {
     const unsigned long long other = __shfl_xor_sync(ALL_LANES, best, apart);
     if (other > best) best = other;
@@ -96,10 +95,9 @@ KERNEL(256, sample_bins, Sample) {
   const float* x = p.x + (size_t)draw.row * p.cols;
   const float max = value_of(key), scale = draw.scale;
   const bool weighs = draw.part < 1ull << 32;
-  const uint32_t first = blockIdx.x * PIECE, end = min(p.cols, first + PIECE);
-  for (uint32_t i = first + threadIdx.x; i < end; i += SAMPLE_THREADS) {
-    const uint32_t distance = distance_of(x[i], max, scale);
-    if (distance >= FAR) continue;
+  each_value(x, p.cols, [&](uint32_t, float value) {
+    const uint32_t distance = distance_of(value, max, scale);
+    if (distance >= FAR) return;
     const uint32_t bin = distance >> NEAR_BITS;
     atomicAdd(&counts[bin], 1u);
     if (weighs) {
@@ -107,7 +105,7 @@ KERNEL(256, sample_bins, Sample) {
       atomicAdd(&low[bin], (uint32_t)share & 0xfffffu);
       atomicAdd(&high[bin], (uint32_t)(share >> 20));
     }
-  }
+  });
   __syncthreads();
   Bins& bins = p.bins[blockIdx.y];
   for (uint32_t bin = threadIdx.x; bin < BINS; bin += SAMPLE_THREADS) {
@@ -148,11 +146,10 @@ KERNEL(256, sample_near, Sample) {
   const Draw& draw = p.draws[blockIdx.y];
   const float* x = p.x + (size_t)draw.row * p.cols;
   const float max = value_of(p.keys[blockIdx.y]), scale = draw.scale;
-  const uint32_t first = blockIdx.x * PIECE, end = min(p.cols, first + PIECE);
-  for (uint32_t i = first + threadIdx.x; i < end; i += SAMPLE_THREADS) {
-    const uint32_t distance = distance_of(x[i], max, scale);
+  each_value(x, p.cols, [&](uint32_t, float value) {
+    const uint32_t distance = distance_of(value, max, scale);
     if (distance >> NEAR_BITS == bin) atomicAdd(&counts[distance % NEAR], 1u);
-  }
+  });
   __syncthreads();
   Bins& bins = p.bins[blockIdx.y];
   for (uint32_t i = threadIdx.x; i < NEAR; i += SAMPLE_THREADS) {
@@ -226,13 +223,13 @@ KERNEL(256, sample_draw, Sample) {
   Cut& cut = p.cuts[blockIdx.y];
   const float* x = p.x + (size_t)draw.row * p.cols;
   const float max = value_of(key), scale = draw.scale, min_p = draw.min_p;
-  const uint32_t first = blockIdx.x * PIECE, end = min(p.cols, first + PIECE), limit = cut.limit;
+  const uint32_t limit = cut.limit;
   unsigned long long sum = 0, equal = 0;
-  for (uint32_t i = first + threadIdx.x; i < end; i += SAMPLE_THREADS) {
-    const uint32_t distance = distance_of(x[i], max, scale);
+  each_value(x, p.cols, [&](uint32_t, float value) {
+    const uint32_t distance = distance_of(value, max, scale);
     if (distance < limit) sum += share_of(distance, min_p);
     equal += distance == limit;
-  }
+  });
   sum = sum_of_block(sum);
   equal = sum_of_block(equal);
   const uint32_t count = pieces_of(p.cols);

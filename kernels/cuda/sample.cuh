@@ -83,6 +83,20 @@ constexpr uint32_t PIECES_MAX = 256;
 
 __device__ __forceinline__ uint32_t pieces_of(uint32_t cols) { return (cols + PIECE - 1) / PIECE; }
 
+// Gives the block's values of a row to `use(column, value)`. A thread asks for all of its own before it has the first.
+template <class Use>
+__device__ __forceinline__ void each_value(const float* x, uint32_t cols, Use use) {
+  constexpr uint32_t MINE = PIECE / SAMPLE_THREADS;
+  const uint32_t first = blockIdx.x * PIECE + threadIdx.x;
+  float held[MINE];
+#pragma unroll
+  for (uint32_t k = 0; k < MINE; k++) held[k] = first + k * SAMPLE_THREADS < cols ? x[first + k * SAMPLE_THREADS] : 0.0f;
+#pragma unroll
+  for (uint32_t k = 0; k < MINE; k++) {
+    if (first + k * SAMPLE_THREADS < cols) use(first + k * SAMPLE_THREADS, held[k]);
+  }
+}
+
 constexpr unsigned long long NO_TOKEN = ~0ull;
 
 // A value's order above its column's, reversed; all ones where it is not finite. Adding zero makes one zero of two.

@@ -2,6 +2,7 @@
 //! kernels pack them from there (`cuda/pack.cu`). The host keeps nothing but what it has of strips that are not whole.
 
 use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use super::device::{count, start};
@@ -20,12 +21,14 @@ pub struct Pending<D: Driver> {
     strips: Strips,
 }
 
-/// Where stored bytes lie until they are packed: one area for all matrices of a load. What comes next may take its place at
-/// once, as the driver copies and computes in the order in which it was asked.
+/// Where stored bytes lie until they are packed: a few areas for all matrices of a load, so that as many threads copy at the same
+/// time. What comes next may take the place of what was there at once, as the driver copies and computes in the order in which it
+/// was asked.
 pub(super) struct Staging<D: Driver> {
     driver: Arc<D>,
     /// Nobody may write between a copy and the kernel that takes it.
-    area: Mutex<Area<D>>,
+    areas: [Mutex<Area<D>>; AREAS],
+    next: AtomicUsize,
 }
 
 struct Area<D: Driver> {
@@ -44,15 +47,18 @@ impl<D: Driver> Staging<D> {
         let mut current = current.lock().unwrap_or_else(PoisonError::into_inner);
         let bytes = least.max(STAGING);
         if let Some(staging) = current.upgrade() {
-            let mut area = staging.area.lock().unwrap_or_else(PoisonError::into_inner);
-            if area.bytes < bytes {
-                *area = Area::new(&**driver, bytes)?;
+            for area in &staging.areas {
+                let mut area = area.lock().unwrap_or_else(PoisonError::into_inner);
+                if area.bytes < bytes {
+                    *area = Area::new(&**driver, bytes)?;
+                }
             }
-            drop(area);
             return Ok(staging);
         }
-        let area = Mutex::new(Area::new(&**driver, bytes)?);
-        let staging = Arc::new(Self { driver: driver.clone(), area });
+        let area = || Area::new(&**driver, bytes).map(Mutex::new);
+        let areas = [area()?, area()?, area()?, area()?];
+        let next = AtomicUsize::new(0);
+        let staging = Arc::new(Self { driver: driver.clone(), areas, next });
         *current = Arc::downgrade(&staging);
         Ok(staging)
     }
@@ -61,7 +67,8 @@ impl<D: Driver> Staging<D> {
     fn pack(&self, upload: &Pending<D>, first: usize, stored: &[u8]) -> Result<(), DeviceError> {
         let (driver, matrix) = (&*self.driver, &upload.matrix);
         let strip_bytes = upload.strips.strip_bytes();
-        let area = self.area.lock().unwrap_or_else(PoisonError::into_inner);
+        let turn = self.next.fetch_add(1, Ordering::Relaxed) % AREAS;
+        let area = self.areas[turn].lock().unwrap_or_else(PoisonError::into_inner);
         let together = area.bytes / strip_bytes * strip_bytes;
         for (n, part) in stored.chunks(together).enumerate() {
             driver.write(&area.memory, 0, part)?;
@@ -145,6 +152,8 @@ const STRIP: usize = 16;
 const BLOCK: usize = 64;
 /// The largest piece that a load comes in, a segment of a package.
 const STAGING: usize = 4 << 20;
+/// As many as there are pinned buffers.
+const AREAS: usize = 4;
 
 impl<D: Driver> fmt::Debug for Pending<D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -233,12 +242,12 @@ mod tests {
     fn an_area_grows_to_the_longest_strip_and_takes_more_than_it_holds() {
         let device = Cuda::new(Emulated::default());
         let narrow = device.begin_matrix(Dtype::Bf16, 16, 64).unwrap();
-        assert_eq!(narrow.staging.area.lock().unwrap().bytes, STAGING);
+        assert_eq!(narrow.staging.areas[3].lock().unwrap().bytes, STAGING);
         // A strip of more than 4 MiB, twice, in one piece.
         let cols = 70_001;
         let bytes = stored(Dtype::F32, 32, cols);
         let wide = device.begin_matrix(Dtype::F32, 32, cols).unwrap();
-        assert_eq!(narrow.staging.area.lock().unwrap().bytes, 16 * 4 * cols);
+        assert_eq!(narrow.staging.areas[3].lock().unwrap().bytes, 16 * 4 * cols);
         wide.write(0, &bytes).unwrap();
         let matrix = wide.finish().unwrap();
         let expected = layout::packed(Dtype::F32, 32, cols, &bytes);
