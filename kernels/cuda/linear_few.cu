@@ -1,7 +1,8 @@
 // Products of few rows, at the speed of memory: out[r, j] = sum over i of x[r, i] * weight[j, i], + bias[j]; sums[r, j] += the same
 //   arguments, meaning and order of a sum: linear.cuh; every form of tiles.cuh; parts: a power of two, at most 8
 // Launch:  grid = as many blocks as there are multiprocessors, or works if fewer; block = 512. A work is what a group of warps has:
-//          `group` / parts tiles of 16 outs, all parts of their sums; `group` is the most parts of a product of the launch.
+//          `group` / parts tiles of 16 outs, all parts of their sums; `group` is the most parts of a product of the launch. With
+//          a `gate` a work is one tile of both products, and `group` twice their parts.
 //          Shared memory: 128 KiB, and 128 bytes for each row and chunk, twice as much if `fine`.
 // Bound:   memory, the stored bytes of weight once.
 // Meaning: src/reference/mod.rs, `linear`, and of what becomes of rows on the way, `input_row`.
@@ -16,13 +17,14 @@
 struct Few {
   Linear linear;  // without `rows`, the input is made here; `split`, `partials` and `tickets` are not used
   Input input;
-  float* sums;    // [num_rows, outs] of the first product, or none
+  float* sums;     // [num_rows, outs] of the first product, or none
+  uint8_t* gated;  // where there is a `gate`: tiles of what it makes of the two products, which have one shape and no bias
   uint32_t works;
-  uint32_t group;   // warps of a work
-  uint32_t fine;    // each value of a row is two bf16
-  uint32_t unused;
+  uint32_t group;  // warps of a work
+  uint32_t fine;   // each value of a row is two bf16
+  uint32_t gate;   // kind of the input that the next product takes of these two (input.cuh), or zero
 };
-static_assert(sizeof(Few) == 216, "src/cuda/params.rs asserts the same size");
+static_assert(sizeof(Few) == 224, "src/cuda/params.rs asserts the same size");
 
 // With more than one block on a multiprocessor, some have two of a launch and some none.
 constexpr uint32_t FEW_WARPS = 16;
@@ -40,9 +42,10 @@ struct Unit {
 // What the warp has of its group's work of this number.
 __device__ __forceinline__ Unit unit_of(const Few& p, uint32_t work, uint32_t warp) {
   const Product(&products)[PRODUCTS] = p.linear.products;
-  const Product& product = products[work >= products[2].first ? 2 : work >= products[1].first ? 1 : 0];
+  const uint32_t mine = warp % p.group, first = p.gate ? 2 * mine / p.group : work >= products[1].first;
+  const Product& product = products[work >= products[2].first ? 2 : first];
   const uint32_t parts = product.parts, part = warp % parts, chunks = chunks_of(product.weight.cols);
-  const uint32_t tile = (work - product.first) * (p.group / parts) + warp % p.group / parts;
+  const uint32_t tile = p.gate ? work : (work - product.first) * (p.group / parts) + mine / parts;
   const bool there = work < p.works && tile * TILE_ROWS < product.weight.rows;
   return {product, there, tile, part, there ? chunks * part / parts : 0, there ? chunks * (part + 1) / parts : 0};
 }
@@ -204,6 +207,26 @@ struct FewSums {
   }
 };
 
+// Adds the sums of parts `first` to `end` of a work to these.
+__device__ __forceinline__ void add_parts(float (&sums)[4], const float4* joined, uint32_t first, uint32_t end) {
+  for (uint32_t part = first; part < end; part++) {
+    const float4 more = joined[part * WARP];
+    sums[0] += more.x, sums[1] += more.y, sums[2] += more.z, sums[3] += more.w;
+  }
+}
+
+// What the next product takes of a tile of the first product and of the second, as the kernels of input.cu make it.
+__device__ __forceinline__ void store_gated(const Few& p, uint32_t tile, uint32_t lane, const float (&gate)[4], const float (&up)[4]) {
+#pragma unroll
+  for (uint32_t i = 0; i < 4; i++) {
+    const uint32_t col = tile * TILE_ROWS + lane / 4 + i / 2 * 8, row = lane % 4 * 2 + i % 2;
+    if (row >= p.linear.num_rows) continue;
+    const float value = activate(p.gate, gate[i]) * up[i];
+    *reinterpret_cast<uint16_t*>(p.gated + col / CHUNK * ROW_CHUNK_BYTES + row_place(row, col % CHUNK)) =
+        (uint16_t)pack_bf16(value, 0.0f);
+  }
+}
+
 template <class Form, bool FINE>
 __device__ __forceinline__ void few_works(const Few& p, const FewRows& rows, Asking<Form>& asking, uint8_t* ring,
                                           float4 (&joined)[2][FEW_THREADS]) {
@@ -227,19 +250,23 @@ __device__ __forceinline__ void few_works(const Few& p, const FewRows& rows, Ask
       }
       left -= count;
     }
+    const float4* mine = &joined[side][threadIdx.x];
     if (p.group > 1) {
       joined[side][threadIdx.x] = {sums[0], sums[1], sums[2], sums[3]};
-      __syncthreads();
-      if (unit.part == 0) {
-        for (uint32_t part = 1; part < unit.product.parts; part++) {
-          const float4 more = joined[side][threadIdx.x + part * WARP];
-          sums[0] += more.x, sums[1] += more.y, sums[2] += more.z, sums[3] += more.w;
-        }
-      }
       // Who is a work ahead writes to the other side.
       side ^= 1;
+      __syncthreads();
     }
-    if (unit.part == 0 && unit.there) store_sums(p.linear, unit.product, unit.tile * TILE_ROWS, 0, lane, sums, p.sums);
+    if (unit.part > 0 || !unit.there) continue;
+    const uint32_t parts = unit.product.parts;
+    add_parts(sums, mine, 1, parts);
+    store_sums(p.linear, unit.product, unit.tile * TILE_ROWS, 0, lane, sums, p.sums);
+    if (p.gate && warp % p.group == 0) {
+      const float4 first = mine[parts * WARP];
+      float up[4] = {first.x, first.y, first.z, first.w};
+      add_parts(up, mine, parts + 1, 2 * parts);
+      store_gated(p, unit.tile, lane, sums, up);
+    }
   }
 }
 

@@ -5,11 +5,11 @@ use super::driver::Driver;
 use super::params::{FewParams, InputParams, LinearParams};
 use super::products::{CHUNK, Launch, Space};
 use super::residual::{Product, memory_of};
-use crate::device::{DeviceError, Input};
+use crate::device::{DeviceError, Input, Linear};
 
 impl<D: Driver> Cuda<D> {
     /// Products of rows that every block makes for itself, as `made` says, or of those in `space`. One of a single matrix waits for
-    /// what is done with it.
+    /// what is done with it, and so do two of which one may gate the other.
     pub(super) fn multiply_few(
         &self,
         rows: usize,
@@ -33,23 +33,52 @@ impl<D: Driver> Cuda<D> {
             linear,
             input: made.map_or(none, |made| InputParams { span: made.cols.max(1), ..made }),
             sums: 0,
+            gated: 0,
             works: count(works),
             group: count(kernel.group),
             fine: u32::from(space.rest != 0),
-            unused: 0,
+            gate: 0,
         };
-        // A block fills a multiprocessor.
-        let grid = count(works.min(self.driver().multiprocessors()).max(1));
-        let shared = count(kernel.shared);
-        let [output] = **outputs else {
+        let (grid, shared) = (self.few_blocks(works), count(kernel.shared));
+        let waits = match **outputs {
+            [_] => true,
+            [gate, up] => made.is_some() && may_gate(gate, up),
+            _ => false,
+        };
+        if !waits {
             return self.launch_shared(&kernel.name, [grid, 1, 1], FEW_THREADS, shared, &params);
-        };
+        }
         let mut reads = memory_of(input);
-        reads.push(output.weight.memory().clone());
-        reads.extend(output.bias.map(|bias| bias.memory.clone()));
-        let (kernel, out) = (kernel.name.clone(), output.out.memory.clone());
-        self.wait_to_multiply(Product { kernel, grid, shared, params, rows, out, reads })
+        for output in outputs {
+            reads.push(output.weight.memory().clone());
+            reads.extend(output.bias.map(|bias| bias.memory.clone()));
+        }
+        let outs = outputs.iter().map(|output| output.out.memory.clone()).collect();
+        let kernel = kernel.name.clone();
+        self.wait_to_multiply(Product { kernel, grid, shared, params, rows, outs, reads })
     }
+
+    /// One fills a multiprocessor.
+    fn few_blocks(&self, works: usize) -> u32 {
+        count(works.min(self.driver().multiprocessors()).max(1))
+    }
+
+    /// Has the two products that wait make their gate, as tiles at this address.
+    pub(super) fn make_gate(&self, product: &mut Product<D>, kind: u32, tiles: u64) {
+        let FewParams { linear: LinearParams { products: [first, ..], .. }, .. } = product.params;
+        let works = first.weight.rows / TILE_ROWS;
+        product.params.gate = kind;
+        product.params.gated = tiles;
+        product.params.group = 2 * first.parts;
+        product.params.works = works;
+        product.grid = self.few_blocks(works as usize);
+    }
+}
+
+/// Whether the kernel could make a gate of them: whole chunks, and two sums at the same place.
+fn may_gate<D: Driver>(gate: &Linear<'_, Cuda<D>>, up: &Linear<'_, Cuda<D>>) -> bool {
+    let rows = gate.weight.rows;
+    rows == up.weight.rows && rows.is_multiple_of(CHUNK) && gate.bias.is_none() && up.bias.is_none()
 }
 
 /// Whether blocks make these rows for themselves: one or two, unless each value is dear.
@@ -64,6 +93,8 @@ pub(super) fn few_shared(rows: usize, cols: usize, operands: usize) -> usize {
 
 /// Threads of a block.
 pub(super) const FEW_THREADS: u32 = 512;
+/// Of `tiles.cuh`.
+const TILE_ROWS: u32 = 16;
 /// Of `linear_few.cu`.
 const WARPS: usize = 16;
 /// Of `linear_few.cu`.

@@ -49,8 +49,8 @@ params! {
         rows: u64, rest: u64, partials: u64, tickets: u64, products: [Product; 3], num_rows: u32, split: u32,
     }
     /// `linear_few.cu`.
-    FewParams, 216 {
-        linear: LinearParams, input: InputParams, sums: u64, works: u32, group: u32, fine: u32, unused: u32,
+    FewParams, 224 {
+        linear: LinearParams, input: InputParams, sums: u64, gated: u64, works: u32, group: u32, fine: u32, gate: u32,
     }
     /// `select.cu`.
     Select, 32 { x: u64, rows: u64, out: u64, cols: u32, unused: u32 }

@@ -97,11 +97,16 @@ impl<D: Driver> Cuda<D> {
         let alone = few && makes_rows(rows, input);
         let operand = if tiled.is_empty() || alone { 0 } else { operand_bytes(rows, cols) };
         let f32_rows = if exact.is_empty() { 0 } else { 4 * rows * cols };
-        // It may have the scratch memory, which may now grow.
-        self.multiply_what_waits()?;
+        self.leave_scratch()?;
         let mut scratch = self.scratch();
         let space = self.space(&mut scratch, operand, fine, split, f32_rows)?;
-        if !launches.is_empty() && !alone {
+        if few
+            && !fine
+            && !launches.is_empty()
+            && self.products_gate(rows, input, made, space.tiles)
+        {
+            self.do_what_waits()?;
+        } else if !launches.is_empty() && !alone {
             self.make_tiles(rows, input, made, &space)?;
         }
         for launch in &launches {

@@ -27,14 +27,14 @@ pub(super) struct Addition<D: Driver> {
     _input: Vec<Arc<D::Memory>>,
 }
 
-/// A product of one matrix by `linear_few.cu`, with all memory that it reads and writes.
+/// A launch of `linear_few.cu` for one matrix or two, with all memory that it reads and writes.
 pub(super) struct Product<D: Driver> {
     pub(super) kernel: String,
     pub(super) grid: u32,
     pub(super) shared: u32,
     pub(super) params: FewParams,
     pub(super) rows: usize,
-    pub(super) out: Arc<D::Memory>,
+    pub(super) outs: Vec<Arc<D::Memory>>,
     /// What it reads.
     pub(super) reads: Vec<Arc<D::Memory>>,
 }
@@ -47,6 +47,25 @@ impl<D: Driver> Residual<D> {
     fn replace(&self, waiting: Option<Waiting<D>>) -> Option<Waiting<D>> {
         let mut slot = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         std::mem::replace(&mut slot, waiting)
+    }
+
+    /// False where no product waits.
+    fn with_product(&self, then: impl FnOnce(&mut Product<D>) -> bool) -> bool {
+        let mut slot = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match &mut *slot {
+            Some(Waiting::Product(product)) => then(product),
+            _ => false,
+        }
+    }
+}
+
+impl<D: Driver> Product<D> {
+    /// Whether it writes so many rows of these, and nothing else.
+    fn writes(&self, rows: usize, buffers: &[&Buffer<D>]) -> bool {
+        let same = |(out, buffer): (&Arc<_>, &&Buffer<D>)| Arc::ptr_eq(out, &buffer.memory);
+        self.rows == rows
+            && self.outs.len() == buffers.len()
+            && self.outs.iter().zip(buffers).all(same)
     }
 }
 
@@ -76,19 +95,33 @@ impl<D: Driver> Cuda<D> {
     /// Whether the product that waits is what is added, and will add itself: where it reads nothing of the sum.
     fn product_adds(&self, rows: usize, input: Input<'_, Self>, sum: &Buffer<D>) -> bool {
         let Input::Rows(x) = input else { return false };
-        let waiting = self.residual.replace(None);
-        let Some(Waiting::Product(mut product)) = waiting else {
-            self.residual.replace(waiting);
-            return false;
-        };
-        let reads_it = product.reads.iter().any(|memory| Arc::ptr_eq(memory, &sum.memory));
-        let adds = Arc::ptr_eq(&product.out, &x.memory) && product.rows == rows && !reads_it;
-        if adds {
-            product.params.sums = sum.address(self.driver());
-            product.reads.push(sum.memory.clone());
-        }
-        self.residual.replace(Some(Waiting::Product(product)));
-        adds
+        self.residual.with_product(|product| {
+            let reads_it = product.reads.iter().any(|memory| Arc::ptr_eq(memory, &sum.memory));
+            let adds = product.writes(rows, &[x]) && !reads_it;
+            if adds {
+                product.params.sums = sum.address(self.driver());
+                product.reads.push(sum.memory.clone());
+            }
+            adds
+        })
+    }
+
+    /// Whether the products that wait are a gate and what it gates, and will make these rows of them, as tiles at this address.
+    pub(super) fn products_gate(
+        &self,
+        rows: usize,
+        input: Input<'_, Self>,
+        made: InputParams,
+        tiles: u64,
+    ) -> bool {
+        let Input::Gated { gate, up, .. } = input else { return false };
+        self.residual.with_product(|product| {
+            let gates = product.writes(rows, &[gate, up]);
+            if gates {
+                self.make_gate(product, made.kind, tiles);
+            }
+            gates
+        })
     }
 
     /// Keeps a product for an addition of it.
@@ -115,17 +148,9 @@ impl<D: Driver> Cuda<D> {
     }
 
     /// Before anything that may move memory which it uses.
-    pub(super) fn multiply_what_waits(&self) -> Result<(), DeviceError> {
-        match self.residual.replace(None) {
-            waiting @ Some(Waiting::Product(_)) => {
-                self.residual.replace(waiting);
-                self.do_what_waits()
-            }
-            waiting => {
-                self.residual.replace(waiting);
-                Ok(())
-            }
-        }
+    pub(super) fn leave_scratch(&self) -> Result<(), DeviceError> {
+        let uses_it = self.residual.with_product(|product| product.params.linear.rows != 0);
+        if uses_it { self.do_what_waits() } else { Ok(()) }
     }
 
     /// Before anything that does not take it along.

@@ -11,6 +11,8 @@ mod cuda;
 #[cfg(feature = "cuda-host")]
 mod cuda_attention;
 #[cfg(feature = "cuda-host")]
+mod cuda_layers;
+#[cfg(feature = "cuda-host")]
 mod cuda_products;
 mod linear;
 mod operations;
