@@ -54,11 +54,13 @@ __device__ __forceinline__ void attention_token(const Attention& p) {
   DYNAMIC_SHARED(shared);
   const uint32_t tiles = (p.group + Token::ROWS - 1) / Token::ROWS, kv_head = tiles == 1 ? blockIdx.y : blockIdx.y / tiles;
   const uint32_t t = p.first_token + blockIdx.x, first = (blockIdx.y - kv_head * tiles) * Token::ROWS;
-  // All asked for at once; of a token that is none they are left from another step.
+  // All asked for at once; of a token that is none, which only graphs have, they are left from another step. Their sequences have one
+  // token each.
   const Seen sees = seen_by(p, t);
-  const uint32_t sequence = p.step.sequences[t], end = end_of_tokens(p);
+  const uint32_t end = end_of_tokens(p), first_block = p.step.cu_blocks[p.early ? t : p.step.sequences[t]];
   if (t >= end) return wait_for_previous();
-  Token(p, t, kv_head, first, shared).run(sees, sequence, blockIdx.z, blockIdx.x * p.cache.num_kv_heads * tiles + blockIdx.y);
+  const uint32_t ticket = blockIdx.x * p.cache.num_kv_heads * tiles + blockIdx.y;
+  Token(p, p.step.block_tables + first_block, t, kv_head, first, shared).run(sees, blockIdx.z, ticket);
 }
 
 // `rows` waits for the kernel before it at once; it is no `KERNEL` as fewer blocks of it fit.

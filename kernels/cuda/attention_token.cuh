@@ -35,12 +35,12 @@ struct AttentionToken {
 
   const Attention& p;
   uint8_t* const shared;
+  const uint32_t* const table;  // of its sequence
   const uint32_t token, kv_head, first_head, heads;
   const uint32_t lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
 
-  // Positions that this block sees, and where its sequence's table begins.
+  // Positions that this block sees.
   Seen seen;
-  const uint32_t* table;
   // Of the ring's items, which are K of chunk n / 2, or V where n is odd: the next that is brought and the first that is none; the
   // place of the next that arrives.
   uint32_t next, last, there = 0;
@@ -51,8 +51,9 @@ struct AttentionToken {
   float o[SLICES][2][4], weight[2], largest[2];
   float all[SLICES][2][4], all_weight[2], all_largest[2];
 
-  __device__ __forceinline__ AttentionToken(const Attention& p, uint32_t token, uint32_t kv_head, uint32_t first, uint8_t* shared)
-      : p(p), shared(shared), token(token), kv_head(kv_head), first_head(kv_head * p.group + first),
+  __device__ __forceinline__ AttentionToken(const Attention& p, const uint32_t* table, uint32_t token, uint32_t kv_head,
+                                            uint32_t first, uint8_t* shared)
+      : p(p), shared(shared), table(table), token(token), kv_head(kv_head), first_head(kv_head * p.group + first),
         heads(min(ROWS, p.group - first)) {}
 
   __device__ __forceinline__ uint32_t unit(uint32_t i) const { return warp + i * WARPS; }
@@ -375,7 +376,7 @@ struct AttentionToken {
   }
 
   // All that the token sees, or of it span number `only` where spans have blocks of their own.
-  __device__ __forceinline__ void run(const Seen& sees, uint32_t sequence, uint32_t only, uint32_t ticket) {
+  __device__ __forceinline__ void run(const Seen& sees, uint32_t only, uint32_t ticket) {
     EXPECT_SHARED(RING_AT + p.ring * PLACE_BYTES);
     const uint32_t first_span = sees.first / SPAN, spans = (sees.end + SPAN - 1) / SPAN - first_span;
     seen = sees;
@@ -383,7 +384,6 @@ struct AttentionToken {
       if (only >= spans) return wait_for_previous();
       seen = {max(seen.first, (first_span + only) * SPAN), min(seen.end, (first_span + only + 1) * SPAN)};
     }
-    table = p.step.block_tables + p.step.cu_blocks[sequence];
     next = seen.first / CHUNK * 2;
     last = (seen.end + CHUNK - 1) / CHUNK * 2;
     const uint32_t begin = next;

@@ -60,6 +60,11 @@ impl<D: Driver> Graphs<D> {
         self.made.last().map(|(_, graph)| graph)
     }
 
+    /// Whether what is asked for becomes part of a graph.
+    pub(super) fn is_recording(&self) -> bool {
+        self.recording.is_some()
+    }
+
     fn keep(&mut self, key: Key, graph: D::Graph) {
         if self.made.len() == GRAPHS_MAX {
             self.made.remove(0);

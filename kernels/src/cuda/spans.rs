@@ -74,10 +74,10 @@ impl<D: Driver> Cuda<D> {
         // What the tokens of a block see may begin in one span more than what the last of them sees.
         let more = usize::from(run.together && args.window.is_some());
         let z = if split { max_spans + more } else { 1 };
-        let alone = blocks * z <= driver.multiprocessors();
-        if !run.together && alone && has_room(driver.architecture()) {
+        let longer = plan.shared + 4 * plan.place;
+        if plan.joins && blocks * z <= driver.multiprocessors() && longer <= self.limits.shared {
             // A block has a multiprocessor to itself.
-            plan.ring *= 2;
+            plan.ring = 4;
         }
         self.do_what_waits()?;
         let mut scratch = self.scratch();
@@ -101,7 +101,7 @@ impl<D: Driver> Cuda<D> {
             softcap: args.softcap.unwrap_or(0.0),
             ring: count(plan.ring),
             // In a graph every sequence has one token, and all that was asked for before it has ended when it begins.
-            early: step.bucket.is_some().into(),
+            early: step.graphs.is_recording().into(),
             group: count(group),
         };
         let grid = [count(plan.grid[0]), count(plan.grid[1]), count(z)];
@@ -192,11 +192,6 @@ fn place_bytes(words: bool, positions: usize, width: usize) -> usize {
 /// What bytes are widened to.
 fn read_bytes(words: bool, tile: usize) -> usize {
     if words { 0 } else { tile }
-}
-
-/// Whether a block may have 140 KiB of shared memory, as cards of this architecture have it in data centres.
-fn has_room(architecture: u32) -> bool {
-    matches!(architecture, 80 | 87 | 90 | 100 | 103)
 }
 
 /// Runs of sequences, given the tokens of each: long ones share blocks, where the kernel can.
