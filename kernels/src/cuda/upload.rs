@@ -151,7 +151,7 @@ const STRIP: usize = 16;
 /// Rows up to whose next multiple there are records.
 const BLOCK: usize = 64;
 /// The largest piece that a load comes in, a segment of a package.
-const STAGING: usize = 4 << 20;
+const STAGING: usize = 1 << 20;
 /// As many as there are pinned buffers.
 const AREAS: usize = 4;
 
