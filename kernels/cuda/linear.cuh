@@ -54,23 +54,37 @@ struct Work {
 // those who need the same rows, and what they all need fits the second-level cache.
 constexpr uint32_t NEAR_GROUPS = 8;
 
-// Grid: x as many as there are groups of rows, y as there are works.
-__device__ __forceinline__ Work work_of(const Linear& p) {
-  const uint32_t groups = gridDim.x, place = blockIdx.y * groups + blockIdx.x, near = NEAR_GROUPS * gridDim.y;
+// The `place`-th of all, of so many groups of rows and works.
+__device__ __forceinline__ Work work_of(const Linear& p, uint32_t place, uint32_t groups, uint32_t works) {
+  const uint32_t near = NEAR_GROUPS * works;
   const uint32_t first = place / near * NEAR_GROUPS, width = min(NEAR_GROUPS, groups - first);
   const uint32_t group = first + place % near % width, number = place % near / width;
   const uint32_t which = number >= p.products[2].first ? 2 : number >= p.products[1].first ? 1 : 0;
   const Product& product = p.products[which];
-  const uint32_t mine = number - product.first, works = p.split ? product.parts : 1;
-  const uint32_t part = mine % works;
+  const uint32_t mine = number - product.first, apart = p.split ? product.parts : 1;
+  const uint32_t part = mine % apart;
   return {product,
           chunks_of(product.weight.cols),
           group,
-          mine / works,
+          mine / apart,
           part,
           p.split ? part + 1 : product.parts,
           (number - part) * groups + group,
           groups};
+}
+
+// How many works there are.
+__device__ __forceinline__ uint32_t works_of(const Linear& p, uint32_t block_outs) {
+  uint32_t works = 0;
+  for (uint32_t i = 0; i < PRODUCTS; i++) {
+    works += (p.products[i].weight.rows + block_outs - 1) / block_outs * (p.split ? p.products[i].parts : 1);
+  }
+  return works;
+}
+
+// That of this block, where the grid is groups of rows by works.
+__device__ __forceinline__ Work work_of(const Linear& p) {
+  return work_of(p, blockIdx.y * gridDim.x + blockIdx.x, gridDim.x, gridDim.y);
 }
 
 // Joins the parts that blocks have summed apart: whoever comes last gets the sums of all and true, others have done their share.

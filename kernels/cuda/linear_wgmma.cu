@@ -1,9 +1,9 @@
 // Products on Hopper's tensor cores: out[r, j] = sum over i of x[r, i] * weight[j, i], + bias[j]
 //   arguments, meaning and order of a sum: linear.cuh; every form of tiles.cuh
 // Launch:  `linear_wgmma_<form>_<ROWS>`, ROWS 8, 32, 64, 128 or 256 (256 without `rest`, and with all parts of a sum in one
-//          work). Up to 64: block = 160, 64 outs; above: block = 384, 128 outs. Grid as linear.cuh has it. Shared memory: two
-//          stages and 16 bytes, or more; a stage is 128 bytes, a chunk of the weights and one of the rows, and of their rest where
-//          there is one.
+//          work). Up to 64: block = 160, 64 outs; above: block = 384, 128 outs. Grid: groups of rows by works, as linear.cuh has
+//          it; or fewer blocks in x, of 256 rows no others, each with a slot of `partials`. Shared memory: two stages and 16 bytes, or
+//          more; a stage is 128 bytes, a chunk of the weights and one of the rows, and of their rest where there is one.
 // Bound:   memory up to some hundred rows (the stored bytes of weight once for ROWS rows), then arithmetic; above 64 rows
 //          what the second-level cache gives, unless ROWS is 256.
 // Meaning: src/reference/mod.rs, `linear`.
@@ -72,9 +72,11 @@ struct Ring {
   __device__ __forceinline__ uint32_t& last() const { return *reinterpret_cast<uint32_t*>(start + bytes); }
 };
 
-// Fills the ring, by one thread: two copies a chunk and a warpgroup, as few as there can be.
+// Asks for the chunks of a work, `place` being that of the first, by one thread; in as few copies as there can be. Of the block's first
+// work weights come before the kernel before has ended.
 template <class Form, uint32_t ROWS, uint32_t GROUPS>
-__device__ __forceinline__ void fill(const Linear& p, const Work& work, const Ring<Form, ROWS, GROUPS>& ring) {
+__device__ __forceinline__ void ask(const Linear& p, const Work& work, const Ring<Form, ROWS, GROUPS>& ring, RingPlace& place,
+                                    bool first_work) {
   constexpr uint32_t WEIGHT_BYTES = Ring<Form, ROWS, GROUPS>::WEIGHT_BYTES;
   const uint32_t first = work.block * GROUPS, tile = work.group * (ROWS / ROW_TILE);
   const uint32_t groups = min(GROUPS, (work.product.weight.rows + BLOCK_ROWS - 1) / BLOCK_ROWS - first);
@@ -93,14 +95,16 @@ __device__ __forceinline__ void fill(const Linear& p, const Work& work, const Ri
     copy_bulk(ring.rows(at, 0), p.rows + from, row_bytes, ring.full(at));
     if (p.rest) copy_bulk(ring.rows(at, 1), p.rest + from, row_bytes, ring.full(at));
   };
-  const uint32_t begin = work.begin(work.part), end = work.begin(work.end);
-  uint32_t early = begin;
-  for (uint32_t at = 0; at < ring.bytes && early < end; at += ring.stage_bytes) ask_weights(early++, at);
-  wait_for_previous();
-  RingPlace place = {0, 0};
-  for (uint32_t chunk = begin; chunk < early; chunk++) ask_rows(chunk, place.at), ring.next(place);
-  for (uint32_t chunk = early; chunk < end; chunk++) {
-    // The stage's first phase of emptiness ends when what was filled early is used up.
+  uint32_t chunk = work.begin(work.part);
+  const uint32_t end = work.begin(work.end);
+  if (first_work) {
+    uint32_t early = chunk;
+    for (uint32_t at = 0; at < ring.bytes && early < end; at += ring.stage_bytes) ask_weights(early++, at);
+    wait_for_previous();
+    for (; chunk < early; chunk++) ask_rows(chunk, place.at), ring.next(place);
+  }
+  for (; chunk < end; chunk++) {
+    // Nobody has used a stage in the phase before its first.
     wait(ring.empty(place.at), place.parity ^ 1);
     ask_weights(chunk, place.at);
     ask_rows(chunk, place.at);
@@ -197,89 +201,64 @@ __device__ __forceinline__ void add_stored(const Linear& p, const Product& produ
   }
 }
 
-// Where the sums of a warp go: sixteen outs of ROWS rows, of which there may be fewer.
+// Writes what all parts come to: the sums of a warp, of sixteen outs and ROWS rows, of which there may be fewer.
 template <uint32_t ROWS>
-struct WarpOuts {
-  static constexpr uint32_t FRAGMENTS = ROWS / ROW_TILE;
-  // Fragments that are asked for at once.
-  static constexpr uint32_t AHEAD = 8;
-
-  const Linear& p;
-  const Product& product;
-  uint32_t out, row, lane;
-
-  // Fragments all of whose rows and outs are there.
-  __device__ __forceinline__ uint32_t whole() const {
-    if (out + TILE_ROWS > product.weight.rows || row > p.num_rows) return 0;
-    return min(FRAGMENTS, (p.num_rows - row) / ROW_TILE);
-  }
-
-  // Those are kept until the next part is summed in the place of their rows, in words of four, where these are aligned.
-  __device__ __forceinline__ uint32_t num_kept() const { return product.weight.rows % 4 == 0 ? whole() : 0; }
-  __device__ __forceinline__ float4* kept(uint32_t fragment) const {
-    const size_t outs = product.weight.rows;
-    return reinterpret_cast<float4*>(product.out + (row + fragment * ROW_TILE + lane / 4) * outs + out) + lane % 4;
-  }
-
-  __device__ __forceinline__ void keep(const float (&sums)[ROWS / 2]) const {
-    const uint32_t num = num_kept();
-    Product unfinished = product;
-    unfinished.bias = nullptr;
+__device__ __forceinline__ void store_all(const Linear& p, const Product& product, uint32_t first_out, uint32_t first_row, uint32_t lane,
+                                          float (&sums)[ROWS / 2]) {
+  const size_t outs = product.weight.rows;
+  const bool whole = first_out + TILE_ROWS <= outs && first_row + ROWS <= p.num_rows;
+  const uint32_t out = first_out + lane / 4;
+  if (!whole) {
 #pragma unroll
-    for (uint32_t n = 0; n < FRAGMENTS; n++) {
-      const float* mine = &sums[4 * n];
-      if (n < num) {
-        *kept(n) = {mine[0], mine[1], mine[2], mine[3]};
-      } else {
-        store_sums(p, unfinished, out, row + n * ROW_TILE, lane, mine);
-      }
+    for (uint32_t n = 0; n < ROWS / ROW_TILE; n++) {
+      store_sums(p, product, first_out, first_row + n * ROW_TILE, lane, &sums[4 * n]);
     }
+    return;
+  }
+  if (product.bias) {
+    const float low = product.bias[out], high = product.bias[out + 8];
+#pragma unroll
+    for (uint32_t i = 0; i < ROWS / 2; i++) sums[i] += i / 2 % 2 ? high : low;
+  }
+  float* at = product.out + (first_row + lane % 4 * 2) * outs + out;
+#pragma unroll
+  for (uint32_t n = 0; n < ROWS / ROW_TILE; n++, at += ROW_TILE * outs) {
+    const float* mine = &sums[4 * n];
+    at[0] = mine[0], at[outs] = mine[1], at[8] = mine[2], at[outs + 8] = mine[3];
+  }
+}
+
+// Where the sums of parts stay that registers have no room for: a slot of each block, which the second-level cache keeps. A thread
+// reads what itself has written.
+template <uint32_t ROWS, uint32_t THREADS>
+struct Kept {
+  static constexpr uint32_t WORDS = ROWS / ROW_TILE;
+  // Words that are asked for at once.
+  static constexpr uint32_t AHEAD = 8;
+  float4* words;
+
+  static __device__ __forceinline__ Kept of(const Linear& p, uint32_t thread) {
+    return {reinterpret_cast<float4*>(p.partials) + (size_t)blockIdx.x * WORDS * THREADS + thread};
   }
 
-  // Adds what was kept.
-  __device__ __forceinline__ void add_kept(float (&sums)[ROWS / 2]) const {
-    const uint32_t num = num_kept();
+  __device__ __forceinline__ void put(const float (&sums)[ROWS / 2]) const {
 #pragma unroll
-    for (uint32_t first = 0; first < FRAGMENTS; first += AHEAD) {
+    for (uint32_t n = 0; n < WORDS; n++) words[n * THREADS] = {sums[4 * n], sums[4 * n + 1], sums[4 * n + 2], sums[4 * n + 3]};
+  }
+
+  __device__ __forceinline__ void add(float (&sums)[ROWS / 2]) const {
+#pragma unroll
+    for (uint32_t first = 0; first < WORDS; first += AHEAD) {
       // No more is read ahead than registers hold.
       asm volatile("" ::: "memory");
-      float4 words[AHEAD];
+      float4 before[AHEAD];
 #pragma unroll
-      for (uint32_t i = 0; i < AHEAD; i++) {
-        if (first + i < num) words[i] = *kept(first + i);
-      }
+      for (uint32_t i = 0; i < AHEAD; i++) before[i] = __ldcg(words + (first + i) * THREADS);
 #pragma unroll
       for (uint32_t i = 0; i < AHEAD; i++) {
         float* mine = &sums[4 * (first + i)];
-        if (first + i < num) {
-          mine[0] = words[i].x + mine[0], mine[1] = words[i].y + mine[1];
-          mine[2] = words[i].z + mine[2], mine[3] = words[i].w + mine[3];
-        } else {
-          add_stored(p, product, out, row + (first + i) * ROW_TILE, lane, mine);
-        }
-      }
-    }
-    // Other lanes are done with what this one writes next.
-    __syncwarp();
-  }
-
-  // Writes what all parts come to.
-  __device__ __forceinline__ void store(float (&sums)[ROWS / 2]) const {
-    const uint32_t num = whole();
-    const size_t outs = product.weight.rows;
-    if (product.bias && num > 0) {
-      const float low = product.bias[out + lane / 4], high = product.bias[out + lane / 4 + 8];
-#pragma unroll
-      for (uint32_t i = 0; i < ROWS / 2; i++) sums[i] = i / 4 < num ? sums[i] + (i / 2 % 2 ? high : low) : sums[i];
-    }
-    float* at = product.out + (row + lane % 4 * 2) * outs + out + lane / 4;
-#pragma unroll
-    for (uint32_t n = 0; n < FRAGMENTS; n++, at += ROW_TILE * outs) {
-      const float* mine = &sums[4 * n];
-      if (n < num) {
-        at[0] = mine[0], at[outs] = mine[1], at[8] = mine[2], at[outs + 8] = mine[3];
-      } else {
-        store_sums(p, product, out, row + n * ROW_TILE, lane, mine);
+        mine[0] = before[i].x + mine[0], mine[1] = before[i].y + mine[1];
+        mine[2] = before[i].z + mine[2], mine[3] = before[i].w + mine[3];
       }
     }
   }
@@ -287,57 +266,62 @@ struct WarpOuts {
 
 // Sums the parts of a work and writes what they come to, by the warpgroups that multiply.
 template <class Form, uint32_t ROWS, uint32_t GROUPS>
-__device__ __forceinline__ void empty(const Linear& p, const Work& work, const Ring<Form, ROWS, GROUPS>& ring) {
-  const uint32_t thread = threadIdx.x, lane = thread % WARP;
-  Consumer<Form, ROWS, GROUPS> consumer = {
-      ring, p.rest != nullptr, thread / WARPGROUP, thread % WARPGROUP / WARP, lane, {0, 0}, 0, 0};
-  const uint32_t out = (work.block * GROUPS + consumer.group) * BLOCK_ROWS + consumer.warp * TILE_ROWS;
-  const WarpOuts<ROWS> outs = {p, work.product, out, work.group * ROWS, lane};
-  if (work.chunks == 0) {
-    wait_for_previous();
-    float none[ROWS / 2] = {};
-    outs.store(none);
-    return;
-  }
-  // Registers hold both the sums of a part and those of the parts before, or else the place of `out` does.
+__device__ __forceinline__ void finish(const Linear& p, const Work& work, Consumer<Form, ROWS, GROUPS>& consumer) {
+  constexpr uint32_t CONSUMERS = GROUPS * WARPGROUP;
+  const uint32_t thread = threadIdx.x;
+  // Registers hold both the sums of a part and those of the parts before, or else memory does.
   constexpr bool HELD = ROWS <= HELD_ROWS;
-  float sums[ROWS / 2], total[HELD ? ROWS / 2 : 4];
-  for (uint32_t part = work.part; part < work.end; part++) {
+  float sums[ROWS / 2] = {}, total[HELD ? ROWS / 2 : 4] = {};
+  if (work.chunks == 0) wait_for_previous();
+  for (uint32_t part = work.part; part < work.end && work.chunks > 0; part++) {
     consumer.sum_part(sums, work.begin(part + 1) - work.begin(part));
     if constexpr (HELD) {
 #pragma unroll
       for (uint32_t i = 0; i < ROWS / 2; i++) total[i] = part == work.part ? sums[i] : total[i] + sums[i];
     } else {
-      if (part > work.part) outs.add_kept(sums);
-      if (part + 1 < work.end) outs.keep(sums);
+      const auto kept = Kept<ROWS, CONSUMERS>::of(p, thread);
+      if (part > work.part) kept.add(sums);
+      if (part + 1 < work.end) kept.put(sums);
     }
   }
   float(&all)[ROWS / 2] = either<HELD>(total, sums);
   if constexpr (HELD) {
-    constexpr uint32_t CONSUMERS = GROUPS * WARPGROUP;
-    if (!join_parts<CONSUMERS>(p, work, thread, all, ring.last(), [] { meet_first<CONSUMERS>(); })) return;
+    uint32_t& last = consumer.ring.last();
+    if (!join_parts<CONSUMERS>(p, work, thread, all, last, [] { meet_first<CONSUMERS>(); })) return;
   }
-  outs.store(all);
+  const uint32_t out = (work.block * GROUPS + consumer.group) * BLOCK_ROWS + consumer.warp * TILE_ROWS;
+  store_all<ROWS>(p, work.product, out, work.group * ROWS, consumer.lane, all);
 }
 
+// Blocks take works in turn. What fills the ring is ahead by as much as it holds, also of the next work, while one is finished.
 template <class Form, uint32_t ROWS, uint32_t GROUPS>
 __device__ __forceinline__ void linear_wgmma(const Linear& p) {
   DYNAMIC_SHARED(shared);
-  const Work work = work_of(p);
   const auto ring = Ring<Form, ROWS, GROUPS>::make(shared, p.rest ? 2 : 1);
   constexpr uint32_t CONSUMERS = GROUPS * WARPGROUP;
+  const uint32_t groups = (p.num_rows + ROWS - 1) / ROWS, works = works_of(p, GROUPS * BLOCK_ROWS);
+  const uint32_t begin = blockIdx.y * gridDim.x + blockIdx.x, step = gridDim.x * gridDim.y;
   if (threadIdx.x < CONSUMERS) {
     if (GROUPS > 1) more_registers<224>();
-    empty(p, work, ring);
+    const uint32_t thread = threadIdx.x;
+    Consumer<Form, ROWS, GROUPS> consumer = {
+        ring, p.rest != nullptr, thread / WARPGROUP, thread % WARPGROUP / WARP, thread % WARP, {0, 0}, 0, 0};
+    for (uint32_t place = begin; place < groups * works; place += step) {
+      finish(p, work_of(p, place, groups, works), consumer);
+    }
   } else {
     if (GROUPS > 1) fewer_registers<56>();
-    if (threadIdx.x == CONSUMERS) fill(p, work, ring);
+    if (threadIdx.x > CONSUMERS) return;
+    RingPlace at = {0, 0};
+    for (uint32_t place = begin; place < groups * works; place += step) {
+      ask(p, work_of(p, place, groups, works), ring, at, place == begin);
+    }
   }
 }
 
 #define LINEAR(form)                                                                                        \
   KERNEL_EARLY(160, 3, linear_wgmma_##form##_8, Linear) { linear_wgmma<tile_##form, 8, 1>(p); }     \
-  KERNEL_EARLY(160, 2, linear_wgmma_##form##_32, Linear) { linear_wgmma<tile_##form, 32, 1>(p); }   \
+  KERNEL_EARLY(160, 3, linear_wgmma_##form##_32, Linear) { linear_wgmma<tile_##form, 32, 1>(p); }   \
   KERNEL_EARLY(160, 2, linear_wgmma_##form##_64, Linear) { linear_wgmma<tile_##form, 64, 1>(p); }   \
   KERNEL_EARLY(384, 1, linear_wgmma_##form##_128, Linear) { linear_wgmma<tile_##form, 128, 2>(p); } \
   KERNEL_EARLY(384, 1, linear_wgmma_##form##_256, Linear) { linear_wgmma<tile_##form, 256, 2>(p); }

@@ -26,8 +26,8 @@ pub struct ProductLimits {
     pub narrow_rows: usize,
     /// Of those, blocks from which on 256 rows go together.
     pub wide_blocks: usize,
-    /// Chunks that each part of a sum has then at least, where weights are multiplied as they are stored: what is summed so far
-    /// goes to memory and back behind each. To make bf16 of other weights costs more, and less for more rows.
+    /// Chunks that each part of a sum has then at least where weights are multiplied as they are stored, half as many where there
+    /// are no more rows: sums go to memory and back behind each part. To make bf16 of other weights costs more than that.
     pub wide_chunks: usize,
     /// Blocks from which on each of them sums all parts: fewer do not fill a card.
     pub whole_blocks: usize,
@@ -37,6 +37,7 @@ impl ProductLimits {
     /// For a card of this architecture ([`Driver::architecture`]). An image that was cut to other cards runs on it as PTX, and has
     /// no kernels of Hopper's.
     pub fn of(architecture: u32) -> Self {
+        let wgmma = architecture == 90 && image_has("90a");
         Self {
             few_rows: 8,
             shared: match architecture {
@@ -45,11 +46,11 @@ impl ProductLimits {
                 _ => 99 << 10,
             },
             some_rows: 32,
-            wgmma: architecture == 90 && image_has("90a"),
+            wgmma,
             narrow_rows: 64,
             wide_blocks: 128,
             wide_chunks: 60,
-            whole_blocks: 128,
+            whole_blocks: if wgmma { 96 } else { 128 },
         }
     }
 }
@@ -85,11 +86,11 @@ impl<D: Driver> Cuda<D> {
         let (exact, tiled): (Vec<_>, Vec<_>) =
             there.partition(|output| output.weight.form == Form::F32);
         let launches = self.launches(rows, fine, &tiled);
-        let mut split = split(&launches, rows);
+        let mut split = self.split(&launches, rows);
         if self.is_planning() {
             // Fewer rows may be split where more are not.
             for fewer in (1..rows).step_by(ROW_TILE) {
-                let other = self::split(&self.launches(fewer, fine, &tiled), fewer);
+                let other = self.split(&self.launches(fewer, fine, &tiled), fewer);
                 split = (split.0.max(other.0), split.1.max(other.1));
             }
         }
@@ -147,6 +148,25 @@ impl<D: Driver> Cuda<D> {
         launches.collect()
     }
 
+    /// Slots for sums that are split or kept, and the bytes of all: what the largest of these launches needs.
+    fn split(&self, launches: &[Launch<'_, D>], rows: usize) -> (usize, usize) {
+        launches.iter().fold((0, 0), |(slots, bytes), Launch { kernel, outputs }| {
+            let works: usize = outputs.iter().map(|output| kernel.works(output)).sum();
+            let [x, y, _] = self.grid(kernel, works, rows);
+            let more = if kernel.split || kernel.keeps() { (x * y) as usize } else { 0 };
+            (slots.max(more), bytes.max(more * kernel.slot_bytes))
+        })
+    }
+
+    /// Groups of rows by works; or as many blocks as there are multiprocessors.
+    fn grid(&self, kernel: &Kernel, works: usize, rows: usize) -> [u32; 3] {
+        let (groups, most) = (rows.div_ceil(kernel.group_rows), self.driver().multiprocessors());
+        match kernel.keeps() {
+            true => [count((groups * works).min(most).max(1)), 1, 1],
+            false => [count(groups), count(works), 1],
+        }
+    }
+
     /// Memory for the rows as they are multiplied, and for sums that are split: so many, in so many bytes.
     fn space(
         &self,
@@ -200,7 +220,7 @@ impl<D: Driver> Cuda<D> {
             num_rows: count(rows),
             split: u32::from(kernel.split),
         };
-        let grid = [count(rows.div_ceil(kernel.group_rows)), count(works), 1];
+        let grid = self.grid(kernel, works, rows);
         self.launch_shared(&kernel.name, grid, kernel.threads, count(kernel.shared), &params)
     }
 
@@ -378,23 +398,29 @@ impl Kernel {
                 split: group_rows == 8,
             }
         };
-        let parts_have = |chunks: usize| {
-            outs.iter().all(|outs| cols.div_ceil(CHUNK) / splits(*outs, cols) >= chunks)
-        };
         let wide = with(256, 2, 227);
+        let enough = limits.wide_chunks / if rows <= wide.group_rows { 2 } else { 1 };
+        let long = outs.iter().all(|outs| cols.div_ceil(CHUNK) / splits(*outs, cols) >= enough);
+        let thirds = if form.record_bytes() < Form::Bf16.record_bytes() { 72 } else { 110 };
         match rows {
             _ if rows <= limits.few_rows => with(8, 1, 72),
-            _ if rows <= limits.some_rows => with(32, 1, 110),
+            // More warps hide what it takes to make bf16.
+            _ if rows <= limits.some_rows => with(32, 1, thirds),
             _ if rows <= limits.narrow_rows => with(64, 1, 110),
             // It has all parts of a sum in a block.
             _ if !fine
                 && wide.blocks(outs, rows) >= limits.wide_blocks.max(limits.whole_blocks)
-                && (form != Form::Bf16 || parts_have(limits.wide_chunks)) =>
+                && (form != Form::Bf16 || long) =>
             {
                 wide
             }
             _ => with(128, 2, 227),
         }
+    }
+
+    /// Its blocks go from work to work, and keep sums of parts in slots of their own.
+    fn keeps(&self) -> bool {
+        self.group_rows == 256
     }
 
     /// Blocks with all parts of a sum in one.
@@ -415,23 +441,6 @@ impl Kernel {
 pub(super) struct Launch<'a, D: Driver> {
     pub(super) kernel: Kernel,
     pub(super) outputs: Vec<&'a Linear<'a, Cuda<D>>>,
-}
-
-impl<D: Driver> Launch<'_, D> {
-    /// Works of all groups of rows.
-    fn slots(&self, rows: usize) -> usize {
-        let works: usize = self.outputs.iter().map(|output| self.kernel.works(output)).sum();
-        works * rows.div_ceil(self.kernel.group_rows)
-    }
-}
-
-/// Slots for sums that are split, and the bytes of all: what the largest of these launches needs.
-fn split<D: Driver>(launches: &[Launch<'_, D>], rows: usize) -> (usize, usize) {
-    let split = launches.iter().filter(|launch| launch.kernel.split);
-    split.fold((0, 0), |(slots, bytes), launch| {
-        let more = launch.slots(rows);
-        (slots.max(more), bytes.max(more * launch.kernel.slot_bytes))
-    })
 }
 
 fn operand_bytes(rows: usize, cols: usize) -> usize {

@@ -40,7 +40,8 @@ fn kernels() -> Vec<Cuda<Emulated>> {
         ProductLimits { whole_blocks: all, ..wgmma },
         ProductLimits { wide_blocks: 0, wide_chunks: 0, ..wgmma },
     ]
-    .map(|limits| Cuda::with_limits(Emulated::default(), limits))
+    // So few that blocks which go from work to work have more than one.
+    .map(|limits| Cuda::with_limits(Emulated::with_multiprocessors(2), limits))
     .into()
 }
 
