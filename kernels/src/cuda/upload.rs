@@ -243,7 +243,7 @@ mod tests {
         let device = Cuda::new(Emulated::default());
         let narrow = device.begin_matrix(Dtype::Bf16, 16, 64).unwrap();
         assert_eq!(narrow.staging.areas[3].lock().unwrap().bytes, STAGING);
-        // A strip of more than 4 MiB, twice, in one piece.
+        // A strip of more than that, twice, in one piece.
         let cols = 70_001;
         let bytes = stored(Dtype::F32, 32, cols);
         let wide = device.begin_matrix(Dtype::F32, 32, cols).unwrap();
