@@ -401,14 +401,13 @@ impl Kernel {
         let wide = with(256, 2, 227);
         let enough = limits.wide_chunks / if rows <= wide.group_rows { 2 } else { 1 };
         let long = outs.iter().all(|outs| cols.div_ceil(CHUNK) / splits(*outs, cols) >= enough);
-        let thirds = if form.record_bytes() < Form::Bf16.record_bytes() { 72 } else { 110 };
         match rows {
             _ if rows <= limits.few_rows => with(8, 1, 72),
-            // More warps hide what it takes to make bf16.
-            _ if rows <= limits.some_rows => with(32, 1, thirds),
+            _ if rows <= limits.some_rows => with(32, 1, 110),
             _ if rows <= limits.narrow_rows => with(64, 1, 110),
             // It has all parts of a sum in a block.
             _ if !fine
+                && rows > 128
                 && wide.blocks(outs, rows) >= limits.wide_blocks.max(limits.whole_blocks)
                 && (form != Form::Bf16 || long) =>
             {
