@@ -263,6 +263,8 @@ impl<D: Driver> Device for Cuda<D> {
     }
 
     fn plan(&self, enqueue: impl FnOnce()) -> Result<(), DeviceError> {
+        // What was asked for before is no part of the plan.
+        self.note(self.do_what_waits());
         self.planning.store(true, Ordering::Relaxed);
         enqueue();
         self.note(self.do_what_waits());

@@ -109,7 +109,7 @@ impl<D: Driver> Cuda<D> {
 
     pub(super) fn try_end(&self, step: &mut Step<D>) -> Result<(), DeviceError> {
         let Some(key) = step.graphs.recording.take() else {
-            return Ok(());
+            return self.do_what_waits();
         };
         let driver = self.driver();
         let added = self.do_what_waits();

@@ -88,8 +88,9 @@ impl<D: Driver> Cuda<D> {
         let launches = self.launches(rows, fine, &tiled);
         let mut split = self.split(&launches, rows);
         if self.is_planning() {
-            // Fewer rows may be split where more are not.
-            for fewer in (1..rows).step_by(ROW_TILE) {
+            // Fewer rows may be split where more are not: the first of every tile, and the most that are few.
+            let few = Some(self.limits.few_rows).filter(|few| *few < rows);
+            for fewer in (1..rows).step_by(ROW_TILE).chain(few) {
                 let other = self.split(&self.launches(fewer, fine, &tiled), fewer);
                 split = (split.0.max(other.0), split.1.max(other.1));
             }

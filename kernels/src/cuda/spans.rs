@@ -101,7 +101,7 @@ impl<D: Driver> Cuda<D> {
             softcap: args.softcap.unwrap_or(0.0),
             ring: count(plan.ring),
             // In a graph every sequence has one token, and all that was asked for before it has ended when it begins.
-            early: step.graphs.is_recording().into(),
+            early: (step.graphs.is_recording() && reads_past_the_first_cache(&shape)).into(),
             group: count(group),
         };
         let grid = [count(plan.grid[0]), count(plan.grid[1]), count(z)];
@@ -220,6 +220,12 @@ const TOKEN_ROWS: usize = 16;
 const TOGETHER: usize = 8;
 /// Memory that splitting may take: 30 tokens of 32 heads of 128 values at 32,768 positions.
 const RECORDS_MAX: usize = 64 << 20;
+
+/// Whether what is read early of this cache leaves nothing in the first-level cache, where the newest position's share of a sector
+/// would then be an old one.
+fn reads_past_the_first_cache(shape: &CacheShape) -> bool {
+    matches!(shape.dtype, CacheDtype::F16 | CacheDtype::Bf16) && shape.head_dim.is_multiple_of(8)
+}
 
 #[cfg(test)]
 mod tests {

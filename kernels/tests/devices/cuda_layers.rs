@@ -3,7 +3,7 @@
 
 use crate::common::{Random, bits, buffer, matrix, read, relative_error};
 use chrysalis_kernels::Dtype;
-use chrysalis_kernels::cuda::{Cuda, Emulated};
+use chrysalis_kernels::cuda::{Cuda, Driver, Emulated};
 use chrysalis_kernels::device::{Activation, Device, Input, Linear};
 use chrysalis_kernels::reference::Reference;
 
@@ -106,6 +106,91 @@ fn a_product_that_reads_what_it_is_added_to_is_added_apart() {
         let (sum, out) = (read(&device, &sum, 1, cols), read(&device, &out, 1, cols));
         let expected: Vec<f32> = start.iter().zip(&out).map(|(start, out)| start + out).collect();
         assert_eq!(bits(&sum), bits(&expected), "{apart}");
+    }
+}
+
+#[test]
+fn what_waits_is_no_part_of_a_plan() {
+    let (device, mut random, cols) = (Cuda::new(Emulated::default()), Random(44), 192);
+    let x = buffer(&device, 1, cols, &random.values(cols));
+    let values = random.matrix(Dtype::Bf16, cols, cols);
+    let weight = matrix(&device, Dtype::Bf16, cols, cols, &values);
+    let mut out = device.buffer(1, cols).unwrap();
+    let output = Linear { weight: &weight, bias: None, out: &mut out };
+    device.linear(1, Input::Rows(&x), &mut [output]);
+    device.plan(|| ()).unwrap();
+    // Memory begins as NaN.
+    assert!(read(&device, &out, 1, cols).iter().all(|x| x.is_finite()));
+}
+
+#[test]
+fn logits_hold_no_memory_of_what_is_dropped() {
+    let (device, mut random, cols) = (Cuda::new(Emulated::default()), Random(45), 192);
+    let x = buffer(&device, 1, cols, &random.values(cols));
+    let values = random.matrix(Dtype::Bf16, cols, cols);
+    let weight = matrix(&device, Dtype::Bf16, cols, cols, &values);
+    let mut out = device.buffer(1, cols).unwrap();
+    device.logits(1, Input::Rows(&x), &weight, &mut out);
+    let before = device.driver().given_back();
+    drop((x, weight, out));
+    assert_eq!(device.driver().given_back() - before, 3);
+}
+
+/// Operations on four buffers in an order drawn by lot, on few multiprocessors or more; what the buffers hold then. `apart`: each
+/// is waited for.
+fn drawn_by_lot(seed: u64, apart: bool) -> Vec<Vec<u32>> {
+    let mut random = Random(seed);
+    let mut below = |n: usize| random.next() as usize % n;
+    let (processors, cols, rows) = (1 + below(4), 64 * (1 + below(3)), 1 + below(3));
+    let device = Cuda::new(Emulated::with_multiprocessors(processors));
+    let mut buffers: Vec<_> =
+        (0..4).map(|_| buffer(&device, rows, cols, &random.values(rows * cols))).collect();
+    let weights = [Dtype::Bf16, Dtype::Bf16, Dtype::F16, Dtype::F32].map(|dtype| {
+        let values = random.matrix(dtype, cols, cols);
+        matrix(&device, dtype, cols, cols, &values)
+    });
+    let norm = device.vector(&random.values(cols)).unwrap();
+    for _ in 0..12 {
+        let mut below = |n: usize| random.next() as usize % n;
+        // Which buffer is which, by lot: two that may be written, two that are read.
+        (1..4).rev().for_each(|i| buffers.swap(i, below(i + 1)));
+        let [out, also, x, other] = &mut buffers[..] else { unreachable!() };
+        let (some, first, second) = (1 + below(rows), &weights[below(4)], &weights[below(4)]);
+        let input = match below(3) {
+            0 => Input::Rows(x),
+            1 => Input::Normed { x, weight: &norm, eps: 1e-5 },
+            _ => Input::Gated { activation: Activation::GeluTanh, gate: x, up: other },
+        };
+        let bias = (below(2) == 0).then_some(&norm);
+        match below(7) {
+            0 | 1 => device.linear(some, input, &mut [Linear { weight: first, bias, out }]),
+            2 | 3 => {
+                let second = Linear { weight: second, bias: None, out: also };
+                device.linear(
+                    some,
+                    input,
+                    &mut [Linear { weight: first, bias: None, out }, second],
+                );
+            }
+            4 | 5 => device.add(some, input, out),
+            _ => device.logits(some, input, first, out),
+        }
+        // Values stay small.
+        if below(4) == 0 {
+            device.softcap(rows, 2.0, out);
+            device.softcap(rows, 2.0, also);
+        }
+        if apart {
+            device.finish().unwrap();
+        }
+    }
+    buffers.iter().map(|x| bits(&read(&device, x, rows, cols))).collect()
+}
+
+#[test]
+fn whatever_is_asked_in_whatever_order_has_the_bits_of_one_after_the_other() {
+    for seed in 1..=60 {
+        assert!(drawn_by_lot(seed, false) == drawn_by_lot(seed, true), "{seed}");
     }
 }
 
