@@ -190,17 +190,6 @@ __device__ __forceinline__ auto& either(A& a, B& b) {
   else return b;
 }
 
-// Adds what `store_sums` wrote before.
-__device__ __forceinline__ void add_stored(const Linear& p, const Product& product, uint32_t first_out, uint32_t first_row,
-                                           uint32_t lane, float* sums) {
-  const uint32_t outs = product.weight.rows;
-#pragma unroll
-  for (uint32_t i = 0; i < 4; i++) {
-    const uint32_t out = first_out + lane / 4 + i / 2 * 8, row = first_row + lane % 4 * 2 + i % 2;
-    if (out < outs && row < p.num_rows) sums[i] = product.out[(size_t)row * outs + out] + sums[i];
-  }
-}
-
 // Writes what all parts come to: the sums of a warp, of sixteen outs and ROWS rows, of which there may be fewer.
 template <uint32_t ROWS>
 __device__ __forceinline__ void store_all(const Linear& p, const Product& product, uint32_t first_out, uint32_t first_row, uint32_t lane,
