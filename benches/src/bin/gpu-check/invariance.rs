@@ -98,7 +98,7 @@ fn attention<D: Subject>(context: &Context<'_, D>) -> Outcome {
 fn model<D: Subject>(context: &Context<'_, D>, dtype: Dtype) -> Outcome {
     let (run, strip) = Run::new(context, dtype)?;
     let tokens = run.tokens;
-    let mut model = run.open(&context.device, dtype, &strip)?;
+    let mut model = run.open(&context.device, dtype, &strip, CacheDtype::F16)?;
     let whole = run.chunks(&mut model, &[tokens])?;
     for &chunk in context.size.pick(&[1, 7][..], &[1, 7, 64, 128], &[1, 7, 64, 128]) {
         let chunks: Vec<_> = (0..tokens).step_by(chunk).map(|at| chunk.min(tokens - at)).collect();
@@ -123,10 +123,18 @@ fn model<D: Subject>(context: &Context<'_, D>, dtype: Dtype) -> Outcome {
 fn recorded<D: Subject>(place: &Place) -> Outcome {
     let (run, strip) = Run::new(place, Dtype::Bf16)?;
     let last = [vec![run.tokens - 9], vec![1; 9]].concat();
-    let recorded = run.chunks(&mut run.open(&Arc::new(D::open()?), Dtype::Bf16, &strip)?, &last)?;
-    let counted = Arc::new(Profiled::new(D::open()?));
-    let one_by_one = run.chunks(&mut run.open(&counted, Dtype::Bf16, &strip)?, &last)?;
-    place.note(&Row::holds("recorded steps and single operations", recorded == one_by_one))?;
+    for cache in D::CACHES {
+        // One device is gone before the next takes the card's memory.
+        let recorded = {
+            let device = Arc::new(D::open()?);
+            run.chunks(&mut run.open(&device, Dtype::Bf16, &strip, *cache)?, &last)?
+        };
+        let counted = Arc::new(Profiled::new(D::open()?));
+        let one_by_one =
+            run.chunks(&mut run.open(&counted, Dtype::Bf16, &strip, *cache)?, &last)?;
+        let what = format!("recorded steps and single operations, cache {cache:?}");
+        place.note(&Row::holds(what, recorded == one_by_one))?;
+    }
     Ok(())
 }
 
@@ -150,15 +158,11 @@ impl Run {
         device: &Arc<D>,
         dtype: Dtype,
         strip: &Strip,
+        cache: CacheDtype,
     ) -> Result<Decoder<D>, Box<dyn Error>> {
         let (weights, _) = weights(&**device, &self.shape, dtype, strip)?;
         let positions = MOST * self.blocks * BLOCK;
-        decoder(
-            device,
-            &self.shape,
-            weights,
-            room(self.tokens.max(MOST), MOST, positions, CacheDtype::F16),
-        )
+        decoder(device, &self.shape, weights, room(self.tokens.max(MOST), MOST, positions, cache))
     }
 
     fn chunks(&self, model: &mut impl Model, chunks: &[usize]) -> Result<Vec<u32>, Box<dyn Error>> {

@@ -12,6 +12,9 @@ use crate::report::Row;
 
 /// A device that can be checked.
 pub(crate) trait Subject: Device {
+    /// Caches of 16 bits or fewer that it has.
+    const CACHES: &'static [CacheDtype] = &[CacheDtype::F16, CacheDtype::I8];
+
     /// The device, with all its memory to give away.
     fn open() -> Result<Self, DeviceError>;
 
@@ -103,6 +106,8 @@ fn card() -> Result<Card, DeviceError> {
 
 #[cfg(any(feature = "cuda", feature = "cuda-host"))]
 impl Subject for Cuda<Card> {
+    const CACHES: &'static [CacheDtype] = &CARD_CACHES;
+
     fn open() -> Result<Self, DeviceError> {
         Ok(Self::new(card()?))
     }
@@ -152,6 +157,8 @@ impl Subject for Cuda<Card> {
 
 #[cfg(feature = "cuda-host")]
 impl Subject for Cuda<Emulated> {
+    const CACHES: &'static [CacheDtype] = &CARD_CACHES;
+
     fn open() -> Result<Self, DeviceError> {
         Ok(Self::new(Emulated::default()))
     }
@@ -183,6 +190,10 @@ fn rounded_error(dtype: Dtype) -> f64 {
         2.0 * crate::linear::ONE_BF16_ERROR
     }
 }
+
+#[cfg(any(feature = "cuda", feature = "cuda-host"))]
+const CARD_CACHES: [CacheDtype; 4] =
+    [CacheDtype::F16, CacheDtype::Bf16, CacheDtype::I8, CacheDtype::F8];
 
 /// Both families of kernels, each for every number of rows, with sums in parts and whole.
 #[cfg(any(feature = "cuda", feature = "cuda-host"))]
