@@ -3,7 +3,7 @@
 use super::device::{Cuda, count};
 use super::driver::Driver;
 use super::params::{FewParams, InputParams, LinearParams};
-use super::products::{CHUNK, Launch, Space};
+use super::products::{CHUNK, Launch, Space, TILE_ROWS};
 use super::residual::{Product, memory_of};
 use crate::device::{DeviceError, Input, Linear};
 
@@ -67,12 +67,12 @@ impl<D: Driver> Cuda<D> {
     /// Has the two products that wait make their gate, as tiles at this address.
     pub(super) fn make_gate(&self, product: &mut Product<D>, kind: u32, tiles: u64) {
         let FewParams { linear: LinearParams { products: [first, ..], .. }, .. } = product.params;
-        let works = first.weight.rows / TILE_ROWS;
+        let works = first.weight.rows as usize / TILE_ROWS;
         product.params.gate = kind;
         product.params.gated = tiles;
         product.params.group = 2 * first.parts;
-        product.params.works = works;
-        product.grid = self.few_blocks(works as usize);
+        product.params.works = count(works);
+        product.grid = self.few_blocks(works);
     }
 }
 
@@ -94,8 +94,6 @@ pub(super) fn few_shared(rows: usize, cols: usize, operands: usize) -> usize {
 
 /// Threads of a block.
 pub(super) const FEW_THREADS: u32 = 512;
-/// Of `tiles.cuh`.
-const TILE_ROWS: u32 = 16;
 /// Of `linear_few.cu`.
 const WARPS: usize = 16;
 /// Of `linear_few.cu`.

@@ -95,7 +95,7 @@ impl<D: Driver> Cuda<D> {
                 split = (split.0.max(other.0), split.1.max(other.1));
             }
         }
-        let few = launches.iter().all(|launch| launch.kernel.few);
+        let few = launches.iter().all(|launch| launch.kernel.group > 0);
         let alone = few && makes_rows(rows, input);
         let operand = if tiled.is_empty() || alone { 0 } else { operand_bytes(rows, cols) };
         let f32_rows = if exact.is_empty() { 0 } else { 4 * rows * cols };
@@ -288,9 +288,7 @@ pub(super) struct Kernel {
     pub(super) name: String,
     threads: u32,
     pub(super) shared: usize,
-    /// One of `linear_few.cu`, which has works of its own kind.
-    few: bool,
-    /// Its warps of a work.
+    /// Warps of a work of `linear_few.cu`, which has works of its own kind; zero of the others.
     pub(super) group: usize,
     group_rows: usize,
     block_outs: usize,
@@ -330,7 +328,6 @@ impl Kernel {
             name: format!("linear_few_{}", form.name()),
             threads: FEW_THREADS,
             shared,
-            few: true,
             group,
             group_rows: ROW_TILE,
             block_outs: BLOCK_ROWS,
@@ -346,7 +343,6 @@ impl Kernel {
             name: format!("linear_stream_{}_{group_rows}", form.name()),
             threads: 128,
             shared: 0,
-            few: false,
             group: 0,
             group_rows,
             block_outs: BLOCK_ROWS,
@@ -365,7 +361,6 @@ impl Kernel {
             name: format!("linear_tiles_{}_{operands}", form.name()),
             threads: 256,
             shared: stages * stage,
-            few: false,
             group: 0,
             group_rows,
             block_outs,
@@ -391,7 +386,6 @@ impl Kernel {
                 name: format!("linear_wgmma_{}_{group_rows}", form.name()),
                 threads: if groups == 1 { 160 } else { 384 },
                 shared: (kibibytes * 1024 - 16) / stage * stage + 16,
-                few: false,
                 group: 0,
                 group_rows,
                 block_outs,
@@ -430,7 +424,7 @@ impl Kernel {
     }
 
     fn works<D: Driver>(&self, output: &Linear<'_, Cuda<D>>) -> usize {
-        if self.few {
+        if self.group > 0 {
             return output.weight.rows.div_ceil(TILE_ROWS).div_ceil(self.group / parts(output));
         }
         output.weight.rows.div_ceil(self.block_outs) * if self.split { parts(output) } else { 1 }
@@ -467,7 +461,7 @@ const BLOCK_ROWS: usize = 64;
 /// Of `tiles.cuh`.
 pub(super) const CHUNK: usize = 64;
 /// Of `tiles.cuh`.
-const TILE_ROWS: usize = 16;
+pub(super) const TILE_ROWS: usize = 16;
 /// Of `tiles.cuh`.
 const ROW_TILE: usize = 8;
 /// Of `tiles.cuh`.
