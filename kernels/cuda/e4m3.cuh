@@ -3,13 +3,26 @@
 // bits are the same; `quant/e4m3.rs` is the host's.
 #pragma once
 
-#include "common.cuh"
+#include "halves.cuh"
+
+// The two values of the lower and upper byte as f16, each exactly. What is not a number stays so where the instruction is, and
+// becomes 480 elsewhere.
+__device__ __forceinline__ uint32_t e4m3_to_halves(uint32_t pair) {
+#if !defined(CHRYSALIS_EMULATE) && __CUDA_ARCH__ >= 890
+  uint32_t halves;
+  asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(halves) : "h"((uint16_t)pair));
+  return halves;
+#else
+  // In an f16's place the exponent is 8 too low.
+  const uint32_t high = __byte_perm(pair, 0, 0x1404);
+  return multiply_halves((high >> 1 & 0x3f803f80u) | (high & 0x80008000u), twice(256.0f));
+#endif
+}
 
 // The two values of the lower and upper byte. What is not a number stays so.
 __device__ __forceinline__ float2 e4m3_to_floats(uint32_t pair) {
 #if !defined(CHRYSALIS_EMULATE) && __CUDA_ARCH__ >= 890
-  uint32_t halves;
-  asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(halves) : "h"((uint16_t)pair));
+  const uint32_t halves = e4m3_to_halves(pair);
   return {half_to_float((uint16_t)halves), half_to_float((uint16_t)(halves >> 16))};
 #else
   float out[2];

@@ -163,15 +163,15 @@ __device__ __forceinline__ void wait_products() {
 #endif
 }
 
-// Begins sums = (add ? sums : 0) + a * b by the 128 threads of a warpgroup: a [64, 16] in registers, b [16, N] in shared memory, sums
+// Begins sums = (add ? sums : 0) + a * b, values of the pair's type, by the 128 threads of a warpgroup: a [64, 16] in registers, b [16, N] in shared memory, sums
 // [64, N]. With w = warp % 4, g = lane / 4 and t = lane % 4:
 //   a[0] = rows 16 w + g, k 2 t and 2 t + 1; a[1] = row + 8; a[2] = k + 8; a[3] = both
 //   sums[4 j + i] = row 16 w + g + 8 (i / 2), column 8 j + 2 t + i % 2
 // Until it was waited for nobody may touch `sums`, `a` or b.
 #ifdef CHRYSALIS_EMULATE
-template <uint32_t N>
+template <uint32_t N, class Pair>
 void begin_product(float (&sums)[N / 2], const uint32_t (&a)[4], Descriptor b, bool add) {
-  emulate::begin_product(sums, N, a, (uint64_t)b.high << 32 | b.low, add);
+  emulate::begin_product(sums, N, a, (uint64_t)b.high << 32 | b.low, add, Pair::unpack);
 }
 #else
 // Operands 10 d to 10 d + 9, and those of eight sums.
@@ -179,16 +179,17 @@ void begin_product(float (&sums)[N / 2], const uint32_t (&a)[4], Descriptor b, b
 #define EIGHT_SUMS(i)                                                                                           \
   "+f"(sums[i]), "+f"(sums[i + 1]), "+f"(sums[i + 2]), "+f"(sums[i + 3]), "+f"(sums[i + 4]), "+f"(sums[i + 5]), \
       "+f"(sums[i + 6]), "+f"(sums[i + 7])
-#define BEGIN_PRODUCT(n, sums_list, a_list, low_operand, high_operand, add_operand, ...)                                              \
+#define BEGIN_PRODUCT(...) BEGIN_PRODUCT_OF(half_pair, "f16.f16", __VA_ARGS__) BEGIN_PRODUCT_OF(bf16_pair, "bf16.bf16", __VA_ARGS__)
+#define BEGIN_PRODUCT_OF(pair, types, n, sums_list, a_list, low_operand, high_operand, add_operand, ...)                              \
   template <>                                                                                                                         \
-  __device__ __forceinline__ void begin_product<n>(float(&sums)[n / 2], const uint32_t (&a)[4], Descriptor b, bool add) {             \
+  __device__ __forceinline__ void begin_product<n, pair>(float(&sums)[n / 2], const uint32_t (&a)[4], Descriptor b, bool add) {       \
     asm volatile("{\n.reg .pred add;\n.reg .b64 b;\nsetp.ne.b32 add, " add_operand ", 0;\nmov.b64 b, {" low_operand ", " high_operand \
-                 "};\nwgmma.mma_async.sync.aligned.m64n" #n "k16.f32.bf16.bf16 {" sums_list "}, {" a_list                             \
+                 "};\nwgmma.mma_async.sync.aligned.m64n" #n "k16.f32." types " {" sums_list "}, {" a_list                             \
                  "}, b, add, 1, 1, 0;\n}"                                                                                             \
                  : __VA_ARGS__                                                                                                        \
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b.low), "r"(b.high), "r"((uint32_t)add));                          \
   }
-template <uint32_t N>
+template <uint32_t N, class Pair>
 __device__ __forceinline__ void begin_product(float (&sums)[N / 2], const uint32_t (&a)[4], Descriptor b, bool add);
 BEGIN_PRODUCT(8, "%0, %1, %2, %3", "%4, %5, %6, %7", "%8", "%9", "%10", "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3]))
 BEGIN_PRODUCT(32, TEN() "%10, %11, %12, %13, %14, %15", "%16, %17, %18, %19", "%20", "%21", "%22", EIGHT_SUMS(0), EIGHT_SUMS(8))
@@ -203,6 +204,7 @@ BEGIN_PRODUCT(256, TEN() TEN(1) TEN(2) TEN(3) TEN(4) TEN(5) TEN(6) TEN(7) TEN(8)
               EIGHT_SUMS(64), EIGHT_SUMS(72), EIGHT_SUMS(80), EIGHT_SUMS(88), EIGHT_SUMS(96), EIGHT_SUMS(104), EIGHT_SUMS(112),
               EIGHT_SUMS(120))
 #undef BEGIN_PRODUCT
+#undef BEGIN_PRODUCT_OF
 #undef EIGHT_SUMS
 #undef TEN
 #endif

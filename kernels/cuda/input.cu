@@ -1,5 +1,5 @@
 // Rows as a product takes them: out[r, :] = x[r, :], or its norm, or its gate (input.cuh); and sum[r, :] += the same
-//   x, out, sum [rows, cols] f32; tiles, rest: bf16 as tiles.cuh has them, `rest` nearest to what rounding to `tiles` left
+//   x, out, sum [rows, cols] f32; tiles, rest: as tiles.cuh has them, `rest` nearest to what rounding to `tiles` left
 // Launch:  grid = (rows, cols / span rounded up), block = 256.
 // Bound:   memory; 6 to 14 bytes a value.
 // Meaning: src/reference/mod.rs, `input_row` and `add`.
@@ -32,15 +32,17 @@ struct InputTiles {
   float* sum;
   uint8_t* tiles;
   uint8_t* rest;  // or none
+  uint32_t half;  // f16, or bf16
+  uint32_t unused;
 };
-static_assert(sizeof(InputTiles) == 88, "src/cuda/params.rs asserts the same size");
+static_assert(sizeof(InputTiles) == 96, "src/cuda/params.rs asserts the same size");
 
 __device__ __forceinline__ void put_value(const InputTiles& p, uint32_t row, uint32_t col, float value) {
   const RowPlace place = place_of_rows(gridDim.x, chunks_of(p.input.cols), row / ROW_TILE);
   const size_t at = place.start + (size_t)(col / CHUNK) * place.apart + row_place(row, col % CHUNK);
-  const uint32_t bits = pack_bf16(value, 0.0f) & 0xffff;
+  const uint32_t bits = row_bits(value, p.half);
   *reinterpret_cast<uint16_t*>(p.tiles + at) = (uint16_t)bits;
-  if (p.rest) *reinterpret_cast<uint16_t*>(p.rest + at) = (uint16_t)pack_bf16(value - __uint_as_float(bits << 16), 0.0f);
+  if (p.rest) *reinterpret_cast<uint16_t*>(p.rest + at) = (uint16_t)row_bits(value - row_value(bits, p.half), p.half);
 }
 
 KERNEL(INPUT_THREADS, input_tiles, InputTiles) {

@@ -25,7 +25,7 @@ static_assert(sizeof(Product) == 40, "src/cuda/params.rs asserts the same size")
 constexpr uint32_t PRODUCTS = 3;
 
 struct Linear {
-  const uint8_t* rows;  // tiles of bf16 rows (tiles.cuh)
+  const uint8_t* rows;  // tiles of rows, as the form wants them (tiles.cuh)
   const uint8_t* rest;  // what rounding them left, in the same layout, or none
   float* partials;      // a slot for each work, where sums are split
   uint32_t* tickets;    // one for each work, zero before and after

@@ -9,7 +9,7 @@
 // Source:  none.
 //
 // A warp has one part of the sums of a tile. Its records come through a ring of its own, which is full before the kernel that writes
-// the rows has ended, and begins with the next work before this one is joined. Every block makes bf16 of all rows for itself, from
+// the rows has ended, and begins with the next work before this one is joined. Every block makes operands of all rows for itself, from
 // what an `Input` has or from tiles: that saves a launch where rows are one or two, and costs reads of the second-level cache.
 #include "input.cuh"
 #include "linear.cuh"
@@ -21,10 +21,12 @@ struct Few {
   uint8_t* gated;  // where there is a `gate`: tiles of what it makes of the two products, which have one shape and no bias
   uint32_t works;
   uint32_t group;  // warps of a work
-  uint32_t fine;   // each value of a row is two bf16
+  uint32_t fine;   // each value of a row is two
   uint32_t gate;   // kind of the input that the next product takes of these two (input.cuh), or zero
+  uint32_t half;   // it takes f16, or bf16
+  uint32_t unused;
 };
-static_assert(sizeof(Few) == 224, "src/cuda/params.rs asserts the same size");
+static_assert(sizeof(Few) == 232, "src/cuda/params.rs asserts the same size");
 
 // With more than one block on a multiprocessor, some have two of a launch and some none.
 constexpr uint32_t FEW_WARPS = 16;
@@ -102,6 +104,7 @@ struct Asking {
 };
 
 // Rows in shared memory: in each chunk row after row; in a row, for each t the eight words that lanes of this t multiply.
+template <bool HALF>
 struct FewRows {
   uint32_t* words;
   uint32_t rows, chunks;
@@ -110,11 +113,11 @@ struct FewRows {
 
   __device__ __forceinline__ void put(uint32_t row, uint32_t col, float value, bool fine) const {
     const uint32_t at = ((col / CHUNK * rows + row) * 4 + col % 8 / 2) * 8 + col % CHUNK / 8;
-    const uint32_t bits = pack_bf16(value, 0.0f) & 0xffff;
+    const uint32_t bits = row_bits(value, HALF);
     reinterpret_cast<uint16_t*>(words + at)[col % 2] = (uint16_t)bits;
     if (fine) {
-      const float rest = value - __uint_as_float(bits << 16);
-      reinterpret_cast<uint16_t*>(words + rest_at() + at)[col % 2] = (uint16_t)pack_bf16(rest, 0.0f);
+      const uint32_t rest = row_bits(value - row_value(bits, HALF), HALF);
+      reinterpret_cast<uint16_t*>(words + rest_at() + at)[col % 2] = (uint16_t)rest;
     }
   }
 
@@ -146,13 +149,9 @@ struct FewRows {
   __device__ __forceinline__ uint32_t apart() const { return rows * (CHUNK / 2); }
 };
 
-// What a lane multiplies of a chunk, of which `from` has its eight words; nothing, where it has no row.
-__device__ __forceinline__ void load_row(uint32_t (&out)[CHUNK / 8], const uint32_t* from, bool there) {
-  uint4 low = {}, high = {};
-  if (there) {
-    low = *reinterpret_cast<const uint4*>(from);
-    high = *reinterpret_cast<const uint4*>(from + 4);
-  }
+// What a lane multiplies of a chunk, of which `from` has its eight words.
+__device__ __forceinline__ void load_row(uint32_t (&out)[CHUNK / 8], const uint32_t* from) {
+  const uint4 low = *reinterpret_cast<const uint4*>(from), high = *reinterpret_cast<const uint4*>(from + 4);
   out[0] = low.x, out[1] = low.y, out[2] = low.z, out[3] = low.w;
   out[4] = high.x, out[5] = high.y, out[6] = high.z, out[7] = high.w;
 }
@@ -161,7 +160,7 @@ __device__ __forceinline__ void load_row(uint32_t (&out)[CHUNK / 8], const uint3
 template <class Form, bool FINE>
 struct FewSums {
   static constexpr uint32_t STAGES = RING_BYTES / Form::RECORD, END = STAGES * Form::RECORD;
-  const FewRows& rows;
+  const FewRows<IS_HALF<Form>>& rows;
   uint8_t* const ring;
   const uint32_t lane;
   uint32_t at;  // of the record that is next
@@ -169,7 +168,6 @@ struct FewSums {
   // Adds COUNT chunks, the first of which `row` is at, and asks for as many behind them if `ASK`.
   template <uint32_t COUNT, bool ASK>
   __device__ __forceinline__ void add(float (&sums)[4], const uint32_t*& row, Asking<Form>& asking) {
-    const bool there = lane / 4 < rows.rows;
     typename Form::Raw raw[COUNT];
     uint32_t words[COUNT][CHUNK / 8], rest[COUNT][CHUNK / 8], places[COUNT];
     wait_copies<STAGES - COUNT>();
@@ -177,8 +175,8 @@ struct FewSums {
 #pragma unroll
     for (uint32_t i = 0; i < COUNT; i++) {
       raw[i] = Form::load(ring + at, lane);
-      load_row(words[i], row, there);
-      if (FINE) load_row(rest[i], row + rows.rest_at(), there);
+      load_row(words[i], row);
+      if (FINE) load_row(rest[i], row + rows.rest_at());
       places[i] = at;
       at = at + Form::RECORD == END ? 0 : at + Form::RECORD;
       row += rows.apart();
@@ -194,8 +192,8 @@ struct FewSums {
     for (uint32_t s = 0; s < COUNT * STEPS; s++) {
       const Fragment weight = Form::fragment(raw[s / STEPS], s % STEPS);
       const uint32_t(&mine)[CHUNK / 8] = words[s / STEPS], (&left)[CHUNK / 8] = rest[s / STEPS];
-      bf16_pair::multiply(sums, weight.words, mine[2 * (s % STEPS)], mine[2 * (s % STEPS) + 1]);
-      if (FINE) bf16_pair::multiply(sums, weight.words, left[2 * (s % STEPS)], left[2 * (s % STEPS) + 1]);
+      Form::Pair::multiply(sums, weight.words, mine[2 * (s % STEPS)], mine[2 * (s % STEPS) + 1]);
+      if (FINE) Form::Pair::multiply(sums, weight.words, left[2 * (s % STEPS)], left[2 * (s % STEPS) + 1]);
     }
   }
 
@@ -223,12 +221,12 @@ __device__ __forceinline__ void store_gated(const Few& p, uint32_t tile, uint32_
     if (row >= p.linear.num_rows) continue;
     const float value = activate(p.gate, gate[i]) * up[i];
     *reinterpret_cast<uint16_t*>(p.gated + col / CHUNK * ROW_CHUNK_BYTES + row_place(row, col % CHUNK)) =
-        (uint16_t)pack_bf16(value, 0.0f);
+        (uint16_t)row_bits(value, p.half);
   }
 }
 
 template <class Form, bool FINE>
-__device__ __forceinline__ void few_works(const Few& p, const FewRows& rows, Asking<Form>& asking, uint8_t* ring,
+__device__ __forceinline__ void few_works(const Few& p, const FewRows<IS_HALF<Form>>& rows, Asking<Form>& asking, uint8_t* ring,
                                           float4 (&joined)[2][FEW_THREADS]) {
   const uint32_t lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
   FewSums<Form, FINE> way = {rows, ring, lane, 0};
@@ -237,7 +235,8 @@ __device__ __forceinline__ void few_works(const Few& p, const FewRows& rows, Ask
   for (uint32_t before = 0; before < p.works; before += works_apart(p)) {
     const Unit unit = unit_of(p, before + first_work(p, warp), warp);
     float sums[4] = {};
-    const uint32_t* row = rows.words + (unit.begin * rows.rows + lane / 4) * (CHUNK / 2) + lane % 4 * 8;
+    // Lanes that have no row take the last one: what comes of it goes nowhere.
+    const uint32_t* row = rows.words + (unit.begin * rows.rows + min(lane / 4, rows.rows - 1)) * (CHUNK / 2) + lane % 4 * 8;
 #pragma unroll 1
     for (uint32_t left = unit.end - unit.begin; left > 0;) {
       const bool ask = asking.any();
@@ -286,7 +285,7 @@ __device__ __forceinline__ void linear_few(const Few& p) {
     commit_copies();
   }
   wait_for_previous();
-  const FewRows rows = {reinterpret_cast<uint32_t*>(shared + FEW_WARPS * RING_BYTES), p.linear.num_rows,
+  const FewRows<IS_HALF<Form>> rows = {reinterpret_cast<uint32_t*>(shared + FEW_WARPS * RING_BYTES), p.linear.num_rows,
                         chunks_of(p.linear.products[0].weight.cols)};
   rows.make(p);
   __syncthreads();

@@ -1,4 +1,4 @@
-// Products on tensor cores, for any card from sm_80 on: out[r, j] = sum over i of bf16(x[r, i]) * bf16(weight[j, i]), + bias[j]
+// Products on tensor cores, for any card from sm_80 on: out[r, j] = sum over i of x[r, i] * weight[j, i], + bias[j]
 //   x: tiles of rows, with what rounding left of them or without; weight of any tiled form (tiles.cuh); bias, out f32
 // Launch:  grid = (rows / group rounded up, works), block = 128 (`linear_stream_<form>_<rows of a group>`) or 256
 //          (`linear_tiles_<form>_<operands of a row>`, shared memory as src/cuda/products.rs says).
@@ -55,10 +55,10 @@ __device__ __forceinline__ void stream_sums(const Linear& p, typename Form::Raw 
 #pragma unroll
         for (uint32_t n = 0; n < TILES; n++) {
           float(&c)[4] = reinterpret_cast<float(&)[4]>(sums[4 * n]);
-          bf16_pair::multiply(c, weight.words, words[n].words[2 * s], words[n].words[2 * s + 1]);
+          Form::Pair::multiply(c, weight.words, words[n].words[2 * s], words[n].words[2 * s + 1]);
           if (OPERANDS == 2) {
             const uint8_t* rest = rows[n] + to_rest + i * apart;
-            bf16_pair::multiply(c, weight.words, row_word(rest, 2 * s, lane), row_word(rest, 2 * s + 1, lane));
+            Form::Pair::multiply(c, weight.words, row_word(rest, 2 * s, lane), row_word(rest, 2 * s + 1, lane));
           }
         }
       }
@@ -181,7 +181,7 @@ __device__ __forceinline__ void multiply_stage(const uint8_t* stage, uint32_t la
         for (uint32_t k = 0; k < 2; k++) {
 #pragma unroll
           for (uint32_t o = 0; o < OPERANDS; o++) {
-            bf16_pair::multiply(c, weights[m][k].words, words[o][2 * k], words[o][2 * k + 1]);
+            Form::Pair::multiply(c, weights[m][k].words, words[o][2 * k], words[o][2 * k + 1]);
           }
         }
       }

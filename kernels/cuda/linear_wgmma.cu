@@ -9,7 +9,7 @@
 // Meaning: src/reference/mod.rs, `linear`.
 // Source:  PTX ISA 9.0, asynchronous warpgroup-level matrix multiply, and bulk copies. For sm_90a alone.
 //
-// One thread asks for chunks by bulk copies, into a ring of stages; warpgroups of 64 outs make bf16 of the codes, in registers,
+// One thread asks for chunks by bulk copies, into a ring of stages; warpgroups of 64 outs make operands of the codes, in registers,
 // and multiply. While a chunk is multiplied the next one is made. Weights are no kernel's work: they are asked for before the
 // kernel before this one has ended. Whatever else it may have read or written is touched only after rows have come, which are asked
 // for when it has ended.
@@ -140,15 +140,15 @@ struct Consumer {
       fence_products();
 #pragma unroll
       for (uint32_t s = 0; s < STEPS; s++) {
-        begin_product<ROWS>(sums, weights[s].words, rows.further(s * STEP_BYTES), s > 0 || add);
-        begin_product<ROWS>(sums, weights[s].words, rest.further(s * STEP_BYTES), true);
+        begin_product<ROWS, typename Form::Pair>(sums, weights[s].words, rows.further(s * STEP_BYTES), s > 0 || add);
+        begin_product<ROWS, typename Form::Pair>(sums, weights[s].words, rest.further(s * STEP_BYTES), true);
       }
       commit_products();
     } else {
       fence_products();
 #pragma unroll
       for (uint32_t s = 0; s < STEPS; s++) {
-        begin_product<ROWS>(sums, weights[s].words, rows.further(s * STEP_BYTES), s > 0 || add);
+        begin_product<ROWS, typename Form::Pair>(sums, weights[s].words, rows.further(s * STEP_BYTES), s > 0 || add);
       }
       commit_products();
     }

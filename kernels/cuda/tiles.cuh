@@ -1,4 +1,4 @@
-// How matrices lie on the device for tensor cores, and how a lane's share of sixteen columns becomes bf16.
+// How matrices and rows lie on the device for tensor cores, and how a lane's share of sixteen columns becomes what they multiply.
 //
 // A matrix is blocks of 64 rows; a block is chunks of 64 columns; a chunk is four tiles of 16 rows; a tile is one record of
 // `Form::RECORD` bytes. So 64 rows are one stream from the first column to the last, read in whole aligned words, in any
@@ -9,10 +9,16 @@
 // 2 t + 9, where t = l % 4. Value n of a lane is row g + 8 (n / 2 % 2), column 2 t + n % 2 + 8 (n / 4). Then come the scales, as
 // lanes of the same g want them: one aligned word for both rows.
 //
-// `bf16(value)` is what is multiplied: before it is rounded, each value is exactly that of `quant::dequantize`.
+// Matrices of bf16 are multiplied as they are, with rows in bf16. All others become f16 (`FACTOR` times, so that those which are small
+// are not below what it has), with rows in f16 that are divided by as much: two codes take as many instructions as one does in f32,
+// and f16 has three bits more. A weight is rounded once from that of `quant::dequantize`, but where groups have codes of scales:
+// there scale and minimum are rounded too. Weights reach to 4,094 and rows to a million; what is beyond becomes infinite.
 #pragma once
 
-#include "common.cuh"
+#include <type_traits>
+
+#include "e4m3.cuh"
+#include "tensor.cuh"
 
 constexpr uint32_t BLOCK_ROWS = 64;
 constexpr uint32_t TILE_ROWS = 16;
@@ -45,58 +51,81 @@ __device__ __forceinline__ Place place_of(uint32_t row, uint32_t col) {
   return {row % 8 * 4 + col % 8 / 2, (col / 8 * 2 + row / 8) * 2 + col % 2};
 }
 
-// What a lane multiplies of sixteen columns: eight bf16, in the order above.
+// What a lane multiplies of sixteen columns: eight values of 16 bits, in the order above.
 struct Fragment {
   uint32_t words[4];
 };
 
-// Of sixteen columns the scales and minima of rows g and g + 8.
+// Of f16 operands. A power of two: nothing is rounded by it.
+constexpr float FACTOR = 16.0f;
+
+// A value of a row as it is multiplied, with f16 or with bf16; and what these bits stand for.
+__device__ __forceinline__ uint32_t row_bits(float value, bool half) {
+  return half ? float_to_half(value * (1.0f / FACTOR)) : pack_bf16(value, 0.0f) & 0xffff;
+}
+__device__ __forceinline__ float row_value(uint32_t bits, bool half) {
+  return half ? half_to_float((uint16_t)bits) * FACTOR : __uint_as_float(bits << 16);
+}
+template <class Form>
+constexpr bool IS_HALF = std::is_same<typename Form::Pair, half_pair>::value;
+
+// Of sixteen columns the scales and minima of rows g and g + 8, each twice and `FACTOR` times.
 struct Scales {
-  float low_scale, low_minimum, high_scale, high_minimum;
+  uint32_t low_scale, low_minimum, high_scale, high_minimum;
 };
 
-__device__ __forceinline__ Fragment scaled(const float (&codes)[8], const Scales& s) {
-  Fragment f;
-#pragma unroll
-  for (uint32_t w = 0; w < 4; w++) {
-    const float scale = w % 2 ? s.high_scale : s.low_scale, minimum = w % 2 ? s.high_minimum : s.low_minimum;
-    f.words[w] = pack_bf16(fmaf(scale, codes[2 * w], minimum), fmaf(scale, codes[2 * w + 1], minimum));
-  }
-  return f;
+__device__ __forceinline__ Fragment scaled(const uint32_t (&codes)[4], const Scales& s) {
+  return {{fma_halves(codes[0], s.low_scale, s.low_minimum), fma_halves(codes[1], s.high_scale, s.high_minimum),
+           fma_halves(codes[2], s.low_scale, s.low_minimum), fma_halves(codes[3], s.high_scale, s.high_minimum)}};
 }
 
-// A code becomes f32 as the last bits of a power of two, which is then taken away: that is exact, and at twice the rate of a
-// conversion. `MASK` of the word are the bits, `POWER` those of the power; one instruction, where the compiler would take two.
-template <uint32_t MASK, uint32_t POWER>
-__device__ __forceinline__ float above(uint32_t word) {
+// Of row g in the lower half of `scales`, of g + 8 in the upper.
+__device__ __forceinline__ Fragment scaled(const uint32_t (&codes)[4], uint32_t scales) {
+  const uint32_t both = multiply_halves(scales, twice(FACTOR)), low = twice_low(both), high = twice_high(both);
+  return {{multiply_halves(codes[0], low), multiply_halves(codes[1], high), multiply_halves(codes[2], low),
+           multiply_halves(codes[3], high)}};
+}
+
+// Of row g scale and minimum in the halves of `low`, of g + 8 in those of `high`; `FACTOR` times.
+__device__ __forceinline__ Fragment scaled(const uint32_t (&codes)[4], uint32_t low, uint32_t high) {
+  return scaled(codes, Scales{twice_low(low), twice_high(low), twice_low(high), twice_high(high)});
+}
+
+// Codes become f16 as the last bits of 1,024, which is then taken away: both are exact. `MASK` of the word are the bits; one
+// instruction, where the compiler would take two.
+constexpr uint32_t ABOVE = 0x64006400u;
+template <uint32_t MASK>
+__device__ __forceinline__ uint32_t above(uint32_t word) {
 #ifdef CHRYSALIS_EMULATE
-  const uint32_t bits = (word & MASK) | POWER;
+  return (word & MASK) | ABOVE;
 #else
   uint32_t bits;
-  asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(bits) : "r"(word), "n"(MASK), "n"(POWER));
+  asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(bits) : "r"(word), "n"(MASK), "n"(ABOVE));
+  return bits;
 #endif
-  return __uint_as_float(bits) - __uint_as_float(POWER);
 }
 
-// Four-bit codes: pair w in bits 4 w of both halves.
-__device__ __forceinline__ void four_bits(uint32_t word, float (&codes)[8]) {
-  // 2^23, 2^19, 2^15 and 2^11: of each the last bit but 4 w is worth 1.
-  const uint32_t high = word >> 16;
-  codes[0] = above<0xf, 150u << 23>(word), codes[1] = above<0xf, 150u << 23>(high);
-  codes[2] = above<0xf0, 146u << 23>(word), codes[3] = above<0xf0, 146u << 23>(high);
-  codes[4] = above<0xf00, 142u << 23>(word), codes[5] = above<0xf00, 142u << 23>(high);
-  codes[6] = above<0xf000, 138u << 23>(word), codes[7] = above<0xf000, 138u << 23>(high);
+// Four-bit codes less `ZERO`: pair w in bits 4 w of both halves.
+template <uint32_t ZERO>
+__device__ __forceinline__ void four_bits(uint32_t word, uint32_t (&codes)[4]) {
+  constexpr uint32_t NONE = twice(-1024.0f - ZERO), NONE_16TH = twice(-64.0f - ZERO), A_16TH = twice(1.0f / 16.0f);
+  const uint32_t upper = word >> 8;
+  codes[0] = add_halves(above<0x000f000f>(word), NONE);
+  codes[1] = fma_halves(above<0x00f000f0>(word), A_16TH, NONE_16TH);
+  codes[2] = add_halves(above<0x000f000f>(upper), NONE);
+  codes[3] = fma_halves(above<0x00f000f0>(upper), A_16TH, NONE_16TH);
 }
 
-// Byte n, less `zero`.
-__device__ __forceinline__ float byte_of(uint32_t word, uint32_t n, float zero) {
-  constexpr uint32_t POWER = 150u << 23;
-  return __uint_as_float(__byte_perm(word, POWER, 0x7440 + n)) - (__uint_as_float(POWER) + zero);
+// Bytes n and n + 1 above 1,024.
+__device__ __forceinline__ uint32_t bytes_above(uint32_t word, uint32_t n) {
+  return __byte_perm(word, ABOVE, 0x7070 | n | (n + 1) << 8);
 }
 
-__device__ __forceinline__ void eight_bits(uint2 words, float zero, float (&codes)[8]) {
+// Bytes less 128.
+__device__ __forceinline__ void eight_bits(uint2 words, uint32_t (&codes)[4]) {
+  constexpr uint32_t NONE = twice(-1024.0f - 128.0f);
 #pragma unroll
-  for (uint32_t n = 0; n < 8; n++) codes[n] = byte_of(n < 4 ? words.x : words.y, n % 4, zero);
+  for (uint32_t w = 0; w < 4; w++) codes[w] = add_halves(bytes_above(w < 2 ? words.x : words.y, w % 2 * 2), NONE);
 }
 
 __device__ __forceinline__ uint4 word16(const uint8_t* at) { return *reinterpret_cast<const uint4*>(at); }
@@ -119,10 +148,11 @@ __device__ __forceinline__ uint32_t four_bit_code(const uint8_t* record, uint32_
   return word4(record + p.lane * 16 + col / STEP * 4) >> (p.number / 2 * 4 + p.number % 2 * 16) & 15;
 }
 
-// Each form: `RECORD` bytes of a tile; `Raw`, what a lane takes of them; `load` takes it, from any memory; `fragment` makes the
-// bf16 of step 0 to 3; `value` is one value, exactly.
+// Each form: `RECORD` bytes of a tile; `Pair`, what multiplies it; `Raw`, what a lane takes of them; `load` takes it, from any memory;
+// `fragment` makes what is multiplied in step 0 to 3; `value` is one value, exactly.
 
 struct tile_bf16 {
+  using Pair = bf16_pair;
   static constexpr uint32_t RECORD = 2048;
   struct Raw {
     uint4 steps[STEPS];
@@ -143,15 +173,14 @@ struct tile_bf16 {
 };
 
 struct tile_f16 {
+  using Pair = half_pair;
   static constexpr uint32_t RECORD = 2048;
   using Raw = tile_bf16::Raw;
   static __device__ __forceinline__ Raw load(const uint8_t* record, uint32_t lane) { return tile_bf16::load(record, lane); }
   static __device__ __forceinline__ Fragment fragment(const Raw& raw, uint32_t step) {
     Fragment f = tile_bf16::fragment(raw, step);
 #pragma unroll
-    for (uint32_t w = 0; w < 4; w++) {
-      f.words[w] = pack_bf16(half_to_float((uint16_t)f.words[w]), half_to_float((uint16_t)(f.words[w] >> 16)));
-    }
+    for (uint32_t w = 0; w < 4; w++) f.words[w] = multiply_halves(f.words[w], twice(FACTOR));
     return f;
   }
   static __device__ __forceinline__ float value(const uint8_t* record, uint32_t row, uint32_t col) {
@@ -161,6 +190,7 @@ struct tile_f16 {
 
 // Q8_0, and Q5_0 as such: for each g the f16 scales of (columns 0 to 31, row g), (the same, g + 8), (32 to 63, g), (32 to 63, g + 8).
 struct tile_q8_0 {
+  using Pair = half_pair;
   static constexpr uint32_t RECORD = 1024 + 64;
   struct Raw {
     uint4 halves[2];
@@ -173,10 +203,10 @@ struct tile_q8_0 {
     const uint4 half = raw.halves[step / 2];
     const uint2 words = step % 2 ? uint2{half.z, half.w} : uint2{half.x, half.y};
     const uint32_t scales = step / 2 ? raw.scales.y : raw.scales.x;
-    float codes[8];
+    uint32_t codes[4];
     // Signed bytes with their highest bit changed are 128 more.
-    eight_bits({words.x ^ 0x80808080u, words.y ^ 0x80808080u}, 128.0f, codes);
-    return scaled(codes, {half_to_float((uint16_t)scales), 0.0f, half_to_float((uint16_t)(scales >> 16)), 0.0f});
+    eight_bits({words.x ^ 0x80808080u, words.y ^ 0x80808080u}, codes);
+    return scaled(codes, scales);
   }
   static __device__ __forceinline__ float value(const uint8_t* record, uint32_t row, uint32_t col) {
     const uint32_t scale = word2(record + 1024 + row % 8 * 8 + col / 32 * 4 + row / 8 * 2);
@@ -186,6 +216,7 @@ struct tile_q8_0 {
 
 // Q4_0: scales as Q8_0.
 struct tile_q4_0 {
+  using Pair = half_pair;
   static constexpr uint32_t RECORD = 512 + 64;
   struct Raw {
     uint4 steps;
@@ -196,11 +227,9 @@ struct tile_q4_0 {
   }
   static __device__ __forceinline__ Fragment fragment(const Raw& raw, uint32_t step) {
     const uint32_t words[STEPS] = {raw.steps.x, raw.steps.y, raw.steps.z, raw.steps.w};
-    const uint32_t scales = step / 2 ? raw.scales.y : raw.scales.x;
-    const float low = half_to_float((uint16_t)scales), high = half_to_float((uint16_t)(scales >> 16));
-    float codes[8];
-    four_bits(words[step], codes);
-    return scaled(codes, {low, -8.0f * low, high, -8.0f * high});
+    uint32_t codes[4];
+    four_bits<8>(words[step], codes);
+    return scaled(codes, step / 2 ? raw.scales.y : raw.scales.x);
   }
   static __device__ __forceinline__ float value(const uint8_t* record, uint32_t row, uint32_t col) {
     const uint32_t scale = word2(record + 512 + row % 8 * 8 + col / 32 * 4 + row / 8 * 2);
@@ -210,6 +239,7 @@ struct tile_q4_0 {
 
 // Q4_1: for each g four words of an f16 scale and an f16 minimum, in Q8_0's order.
 struct tile_q4_1 {
+  using Pair = half_pair;
   static constexpr uint32_t RECORD = 512 + 128;
   struct Raw {
     uint4 steps;
@@ -221,10 +251,9 @@ struct tile_q4_1 {
   static __device__ __forceinline__ Fragment fragment(const Raw& raw, uint32_t step) {
     const uint32_t words[STEPS] = {raw.steps.x, raw.steps.y, raw.steps.z, raw.steps.w};
     const uint32_t low = step / 2 ? raw.scales.z : raw.scales.x, high = step / 2 ? raw.scales.w : raw.scales.y;
-    float codes[8];
-    four_bits(words[step], codes);
-    return scaled(codes, {half_to_float((uint16_t)low), half_to_float((uint16_t)(low >> 16)),
-                          half_to_float((uint16_t)high), half_to_float((uint16_t)(high >> 16))});
+    uint32_t codes[4];
+    four_bits<0>(words[step], codes);
+    return scaled(codes, multiply_halves(low, twice(FACTOR)), multiply_halves(high, twice(FACTOR)));
   }
   static __device__ __forceinline__ float value(const uint8_t* record, uint32_t row, uint32_t col) {
     const uint32_t scales = word4(record + 512 + row % 8 * 16 + col / 32 * 8 + row / 8 * 4);
@@ -233,21 +262,27 @@ struct tile_q4_1 {
   }
 };
 
+// `FACTOR` times a scale and what is taken away, from scales of both and their codes, which lie above 1,024; that of the scale is
+// `ZERO` more than it is.
+template <uint32_t ZERO>
+__device__ __forceinline__ uint32_t scale_and_minimum(uint32_t scales, uint32_t codes) {
+  return multiply_halves(scales, fma_halves(codes, pair_of(FACTOR, -FACTOR), pair_of(-FACTOR * (1024.0f + ZERO), FACTOR * 1024.0f)));
+}
+
 // Q4_K: for each g, row g and then row g + 8: a word of the f16 scale of scales and the f16 scale of minima of the 256 columns
 // that the chunk lies in, and a word of bytes: code of scale and of minimum of columns 0 to 31, the same of 32 to 63.
 struct tile_q4_k {
+  using Pair = half_pair;
   static constexpr uint32_t RECORD = 512 + 128;
   using Raw = tile_q4_1::Raw;
   static __device__ __forceinline__ Raw load(const uint8_t* record, uint32_t lane) { return tile_q4_1::load(record, lane); }
   static __device__ __forceinline__ Fragment fragment(const Raw& raw, uint32_t step) {
     const uint32_t words[STEPS] = {raw.steps.x, raw.steps.y, raw.steps.z, raw.steps.w};
-    const uint32_t first = step / 2 * 2, low = raw.scales.y, high = raw.scales.w;
-    float codes[8];
-    four_bits(words[step], codes);
-    return scaled(codes, {half_to_float((uint16_t)raw.scales.x) * byte_of(low, first, 0.0f),
-                          -(half_to_float((uint16_t)(raw.scales.x >> 16)) * byte_of(low, first + 1, 0.0f)),
-                          half_to_float((uint16_t)raw.scales.z) * byte_of(high, first, 0.0f),
-                          -(half_to_float((uint16_t)(raw.scales.z >> 16)) * byte_of(high, first + 1, 0.0f))});
+    const uint32_t first = step / 2 * 2;
+    uint32_t codes[4];
+    four_bits<0>(words[step], codes);
+    return scaled(codes, scale_and_minimum<0>(raw.scales.x, bytes_above(raw.scales.y, first)),
+                  scale_and_minimum<0>(raw.scales.z, bytes_above(raw.scales.w, first)));
   }
   static __device__ __forceinline__ float value(const uint8_t* record, uint32_t row, uint32_t col) {
     const uint2 scales = word8(record + 512 + row % 8 * 16 + row / 8 * 8);
@@ -262,6 +297,7 @@ struct tile_q4_k {
 // scale of minima, in Q8_0's order; and for each g and step two bytes for row g and two for row g + 8: code of scale, with a sign, and
 // of minimum. Q5_1's codes are all one, its scale of minima has the other sign.
 struct tile_wide {
+  using Pair = half_pair;
   static constexpr uint32_t RECORD = 1024 + 128 + 128;
   struct Raw {
     uint4 halves[2];
@@ -275,14 +311,12 @@ struct tile_wide {
   static __device__ __forceinline__ Fragment fragment(const Raw& raw, uint32_t step) {
     const uint4 half = raw.halves[step / 2];
     const uint32_t all[STEPS] = {raw.scale_codes.x, raw.scale_codes.y, raw.scale_codes.z, raw.scale_codes.w};
-    const uint32_t word = all[step];
+    // Signed codes with their highest bit changed are 128 more.
+    const uint32_t word = all[step] ^ 0x00800080u;
     const uint32_t low = step / 2 ? raw.scales.z : raw.scales.x, high = step / 2 ? raw.scales.w : raw.scales.y;
-    float codes[8];
-    eight_bits(step % 2 ? uint2{half.z, half.w} : uint2{half.x, half.y}, 128.0f, codes);
-    return scaled(codes, {half_to_float((uint16_t)low) * (float)(int8_t)word,
-                          -(half_to_float((uint16_t)(low >> 16)) * byte_of(word, 1, 0.0f)),
-                          half_to_float((uint16_t)high) * (float)(int8_t)(word >> 16),
-                          -(half_to_float((uint16_t)(high >> 16)) * byte_of(word, 3, 0.0f))});
+    uint32_t codes[4];
+    eight_bits(step % 2 ? uint2{half.z, half.w} : uint2{half.x, half.y}, codes);
+    return scaled(codes, scale_and_minimum<128>(low, bytes_above(word, 0)), scale_and_minimum<128>(high, bytes_above(word, 2)));
   }
   static __device__ __forceinline__ float value(const uint8_t* record, uint32_t row, uint32_t col) {
     const uint32_t scales = word4(record + 1024 + row % 8 * 16 + col / 32 * 8 + row / 8 * 4);
@@ -295,6 +329,7 @@ struct tile_wide {
 
 // F8_E4M3: bytes as they are stored, and for each g the f32 scale of row g and of row g + 8.
 struct tile_f8 {
+  using Pair = half_pair;
   static constexpr uint32_t RECORD = 1024 + 64;
   struct Raw {
     uint4 halves[2];
@@ -304,23 +339,20 @@ struct tile_f8 {
     return {{word16(record + lane * 16), word16(record + 512 + lane * 16)},
             *reinterpret_cast<const float2*>(record + 1024 + lane / 4 * 8)};
   }
-  // Sign, four bits of exponent less 7, three of fraction: f32 with 120 too little in the exponent, below the lowest too.
-  // A code that is no number, which no packer lets through, becomes 480.
-  static __device__ __forceinline__ float decoded(uint32_t word, uint32_t n) {
-    const int32_t top = (int32_t)__byte_perm(word, 0, n << 12 | 0x444);
-    return __uint_as_float((uint32_t)(top >> 4) & 0x87f00000u) * __uint_as_float((120u + 127) << 23);
-  }
   static __device__ __forceinline__ Fragment fragment(const Raw& raw, uint32_t step) {
     const uint4 half = raw.halves[step / 2];
     const uint32_t words[2] = {step % 2 ? half.z : half.x, step % 2 ? half.w : half.y};
-    float codes[8];
+    const uint32_t scales = pack_half(raw.scales.x * FACTOR, raw.scales.y * FACTOR), low = twice_low(scales), high = twice_high(scales);
+    Fragment f;
 #pragma unroll
-    for (uint32_t n = 0; n < 8; n++) codes[n] = decoded(words[n / 4], n % 4);
-    return scaled(codes, {raw.scales.x, 0.0f, raw.scales.y, 0.0f});
+    for (uint32_t w = 0; w < 4; w++) {
+      f.words[w] = multiply_halves(e4m3_to_halves(words[w / 2] >> w % 2 * 16), w % 2 ? high : low);
+    }
+    return f;
   }
   static __device__ __forceinline__ float value(const uint8_t* record, uint32_t row, uint32_t col) {
     const float scale = __uint_as_float(word4(record + 1024 + row % 8 * 8 + row / 8 * 4));
-    return scale * decoded(record[one_byte_place(row, col)], 0);
+    return scale * e4m3_to_floats(record[one_byte_place(row, col)]).x;
   }
 };
 
@@ -332,7 +364,7 @@ __device__ __forceinline__ float value_at(const Tiles& w, uint32_t row, uint32_t
 }
 
 // Activations lie as the other operand: bands of 32 tiles of eight rows (tokens), of which the last has what is left; in each band,
-// chunks of 64 columns; in each, tile after tile; in each, eight groups of eight columns; in each, row after row, eight bf16. So a
+// chunks of 64 columns; in each, tile after tile; in each, eight groups of eight columns; in each, row after row, eight values. So a
 // group is 128 bytes, of which lane l has word l: row g, columns 2 t and 2 t + 1. What a block multiplies of a chunk is one run.
 // Rows beyond the last are anything: each row of a product is its own.
 constexpr uint32_t ROW_TILE = 8;

@@ -69,6 +69,7 @@ struct Product {
   uint64_t b;
   bool add;
   uint32_t group;
+  float (*value)(uint16_t);  // of 16 bits
 };
 
 // Sums of products that are on their way.
@@ -100,13 +101,11 @@ Sums& sums_of(Part& part, float* at) {
   refuse("a product without sums");
 }
 
-float bf16_value(uint32_t pair, uint32_t half) { return same_bits<float>(half ? pair & 0xffff0000u : pair << 16); }
-
 // B as the descriptor tells, value (k, column).
 class Columns {
  public:
-  explicit Columns(uint64_t bits)
-      : start_((uint32_t)(bits & 0x3fff) << 4), next_k_((uint32_t)(bits >> 16 & 0x3fff) << 4),
+  Columns(uint64_t bits, float (*value)(uint16_t))
+      : value_(value), start_((uint32_t)(bits & 0x3fff) << 4), next_k_((uint32_t)(bits >> 16 & 0x3fff) << 4),
         next_columns_((uint32_t)(bits >> 32 & 0x3fff) << 4) {
     if (bits >> 46) refuse("a descriptor with a swizzle or an offset");
   }
@@ -116,10 +115,11 @@ class Columns {
     if (at + 2 > block.shared_bytes) refuse("a descriptor of what is not in shared memory");
     uint16_t bits;
     std::memcpy(&bits, block.shared + at, 2);
-    return same_bits<float>((uint32_t)bits << 16);
+    return value_(bits);
   }
 
  private:
+  float (*value_)(uint16_t);
   uint32_t start_, next_k_, next_columns_;
 };
 
@@ -130,9 +130,9 @@ void carry_out(Part& mine, size_t n) {
   float rows[2][16];
   for (uint32_t k = 0; k < 16; k++) {
     const Product& theirs = part_of(warp + 4 * g + k % 8 / 2).products[n];
-    for (uint32_t half = 0; half < 2; half++) rows[half][k] = bf16_value(theirs.a[k / 8 * 2 + half], k % 2);
+    for (uint32_t half = 0; half < 2; half++) rows[half][k] = product.value((uint16_t)(theirs.a[k / 8 * 2 + half] >> k % 2 * 16));
   }
-  const Columns b(product.b);
+  const Columns b(product.b, product.value);
   Sums& sums = sums_of(mine, product.sums);
   for (uint32_t i = 0; i < product.columns / 2; i++) {
     const uint32_t column = i / 4 * 8 + 2 * t + i % 2;
@@ -144,7 +144,7 @@ void carry_out(Part& mine, size_t n) {
 }
 
 bool agree(const Product& a, const Product& b) {
-  return a.columns == b.columns && a.b == b.b && a.add == b.add && a.group == b.group;
+  return a.columns == b.columns && a.b == b.b && a.add == b.add && a.group == b.group && a.value == b.value;
 }
 
 }  // namespace
@@ -192,7 +192,7 @@ void meet_first(uint32_t threads) {
   meet(first, threads);
 }
 
-void begin_product(float* sums, uint32_t columns, const uint32_t* a, uint64_t b, bool add) {
+void begin_product(float* sums, uint32_t columns, const uint32_t* a, uint64_t b, bool add, float (*value)(uint16_t)) {
   Part& mine = part_of(block.thread);
   if (!mine.fenced) refuse("a product without a fence before its group");
   bool known = false;
@@ -203,7 +203,7 @@ void begin_product(float* sums, uint32_t columns, const uint32_t* a, uint64_t b,
   }
   if (!known) mine.sums.push_back({sums, 1, std::vector<float>(sums, sums + columns / 2)});
   for (uint32_t i = 0; i < columns / 2; i++) sums[i] = NAN;
-  mine.products.push_back({sums, columns, a, b, add, mine.group});
+  mine.products.push_back({sums, columns, a, b, add, mine.group, value});
 }
 
 void fence_products() { part_of(block.thread).fenced = true; }

@@ -20,7 +20,7 @@ uint32_t shared_place(const void* at);
 void meet_first(uint32_t threads);
 
 // `sums` are NaN until the product was waited for, and only then `a` and what `b` tells of are read.
-void begin_product(float* sums, uint32_t columns, const uint32_t* a, uint64_t b, bool add);
+void begin_product(float* sums, uint32_t columns, const uint32_t* a, uint64_t b, bool add, float (*value)(uint16_t));
 void fence_products();
 void commit_products();
 void wait_products(uint32_t left);

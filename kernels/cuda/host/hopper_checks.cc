@@ -17,7 +17,7 @@ struct CheckProduct {
   uint32_t* after;     // [4], of the third copy
 };
 
-template <uint32_t N>
+template <uint32_t N, class Pair>
 void check_product(const CheckProduct& p) {
   DYNAMIC_SHARED(ring);
   constexpr uint32_t STAGE = N / ROW_TILE * ROW_CHUNK_BYTES;
@@ -55,7 +55,7 @@ void check_product(const CheckProduct& p) {
     wait(full[chunk], 0);
     fence_products();
     for (uint32_t s = 0; s < STEPS; s++) {
-      begin_product<N>(sums, a[chunk * STEPS + s], describe(ring + chunk * STAGE + s * 256, 128, ROW_CHUNK_BYTES), chunk + s > 0);
+      begin_product<N, Pair>(sums, a[chunk * STEPS + s], describe(ring + chunk * STAGE + s * 256, 128, ROW_CHUNK_BYTES), chunk + s > 0);
     }
     commit_products();
     if (chunk == 0) write(p.begun);
@@ -69,10 +69,14 @@ void check_product(const CheckProduct& p) {
   if (threadIdx.x < 4) std::memcpy(&p.after[threadIdx.x], ring + 4 * threadIdx.x, 4);
 }
 
-KERNEL(160, check_product_8, CheckProduct) { check_product<8>(p); }
-KERNEL(160, check_product_32, CheckProduct) { check_product<32>(p); }
-KERNEL(160, check_product_64, CheckProduct) { check_product<64>(p); }
-KERNEL(160, check_product_128, CheckProduct) { check_product<128>(p); }
-KERNEL(160, check_product_256, CheckProduct) { check_product<256>(p); }
+#define CHECK_PRODUCT(n)                                                                            \
+  KERNEL(160, check_product_bf16_##n, CheckProduct) { check_product<n, bf16_pair>(p); } \
+  KERNEL(160, check_product_f16_##n, CheckProduct) { check_product<n, half_pair>(p); }
+CHECK_PRODUCT(8)
+CHECK_PRODUCT(32)
+CHECK_PRODUCT(64)
+CHECK_PRODUCT(128)
+CHECK_PRODUCT(256)
+#undef CHECK_PRODUCT
 
 }  // namespace

@@ -6,7 +6,7 @@ namespace {
 // One warp to a record. The places of a fragment are the manual's, not `place_of`.
 struct CheckTiles {
   Tiles tiles;
-  uint16_t* out;  // [rows to the next multiple of 64, cols to the next multiple of 64], bf16
+  uint16_t* out;  // [rows to the next multiple of 64, cols to the next multiple of 64]
 };
 
 template <class Form>

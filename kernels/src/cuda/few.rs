@@ -38,6 +38,8 @@ impl<D: Driver> Cuda<D> {
             group: count(kernel.group),
             fine: u32::from(space.rest != 0),
             gate: 0,
+            half: 0,
+            unused: 0,
         };
         let (grid, shared) = (self.few_blocks(works), count(kernel.shared));
         let waits = match **outputs {
@@ -64,12 +66,13 @@ impl<D: Driver> Cuda<D> {
         count(works.min(self.driver().multiprocessors()).max(1))
     }
 
-    /// Has the two products that wait make their gate, as tiles at this address.
-    pub(super) fn make_gate(&self, product: &mut Product<D>, kind: u32, tiles: u64) {
+    /// Has the two products that wait make their gate, as tiles of f16 or bf16 at this address.
+    pub(super) fn make_gate(&self, product: &mut Product<D>, kind: u32, half: bool, tiles: u64) {
         let FewParams { linear: LinearParams { products: [first, ..], .. }, .. } = product.params;
         let works = first.weight.rows as usize / TILE_ROWS;
         product.params.gate = kind;
         product.params.gated = tiles;
+        product.params.half = u32::from(half);
         product.params.group = 2 * first.parts;
         product.params.works = count(works);
         product.grid = self.few_blocks(works);

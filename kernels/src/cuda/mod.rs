@@ -11,6 +11,7 @@ mod device;
 mod driver;
 #[cfg(feature = "cuda-host")]
 mod emulated;
+mod exact;
 #[cfg(feature = "cuda-host")]
 mod fake;
 mod few;

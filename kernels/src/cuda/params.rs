@@ -35,7 +35,9 @@ params! {
     /// `input.cu`.
     InputRows, 40 { input: InputParams, out: u64 }
     /// `input.cu`.
-    InputTiles, 88 { input: InputParams, added: InputParams, sum: u64, tiles: u64, rest: u64 }
+    InputTiles, 96 {
+        input: InputParams, added: InputParams, sum: u64, tiles: u64, rest: u64, half: u32, unused: u32,
+    }
     /// `pack.cu`.
     Pack, 32 { stored: u64, records: u64, rows: u32, cols: u32, first_tile: u32, unused: u32 }
     /// `embed.cu`.
@@ -49,8 +51,9 @@ params! {
         rows: u64, rest: u64, partials: u64, tickets: u64, products: [Product; 3], num_rows: u32, split: u32,
     }
     /// `linear_few.cu`.
-    FewParams, 224 {
+    FewParams, 232 {
         linear: LinearParams, input: InputParams, sums: u64, gated: u64, works: u32, group: u32, fine: u32, gate: u32,
+        half: u32, unused: u32,
     }
     /// `select.cu`.
     Select, 32 { x: u64, rows: u64, out: u64, cols: u32, unused: u32 }

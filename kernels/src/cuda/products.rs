@@ -1,13 +1,13 @@
 //! Products of the CUDA device: which kernel, how sums are split, and the memory between the launches.
 //!
-//! F32 matrices are multiplied in f32. All others go through tensor cores (`cuda/linear.cuh`): rows become bf16, in front of the
-//! output matrix two of them each. Which kernel computes a row, and with which others, shows in no bit of it.
+//! F32 matrices are multiplied in f32. All others go through tensor cores (`cuda/linear.cuh`): rows become f16, for bf16 matrices
+//! bf16, in front of the output matrix two of them each. Which kernel computes a row, and with which others, shows in no bit of it.
 
 use super::device::{Cuda, Scratch, count};
 use super::driver::Driver;
 use super::few::{DECLARED, FEW_THREADS, few_shared, makes_rows};
 use super::image_has;
-use super::params::{InputParams, InputRows, InputTiles, LinearF32, LinearParams, Product};
+use super::params::{InputParams, InputTiles, LinearParams, Product};
 use super::weights::Form;
 use crate::device::{DeviceError, Input, Linear};
 
@@ -27,7 +27,7 @@ pub struct ProductLimits {
     /// Of those, blocks from which on 256 rows go together.
     pub wide_blocks: usize,
     /// Chunks that each part of a sum has then at least where weights are multiplied as they are stored, half as many where there
-    /// are no more rows: sums go to memory and back behind each part. To make bf16 of other weights costs more than that.
+    /// are no more rows: sums go to memory and back behind each part. To make f16 of codes costs more than that.
     pub wide_chunks: usize,
     /// Blocks from which on each of them sums all parts: fewer do not fill a card.
     pub whole_blocks: usize,
@@ -65,7 +65,7 @@ pub(super) fn splits(outs: usize, cols: usize) -> usize {
 }
 
 impl<D: Driver> Cuda<D> {
-    /// Products; `fine`: with two bf16 for each value of a row.
+    /// Products; `fine`: with two 16-bit values for each of a row.
     pub(super) fn try_linear(
         &self,
         rows: usize,
@@ -85,41 +85,57 @@ impl<D: Driver> Cuda<D> {
         let there = outputs.iter().filter(|output| output.weight.rows > 0);
         let (exact, tiled): (Vec<_>, Vec<_>) =
             there.partition(|output| output.weight.form == Form::F32);
-        let launches = self.launches(rows, fine, &tiled);
+        let (half, brain): (Vec<_>, Vec<_>) =
+            tiled.into_iter().partition(|output| output.weight.form.is_half());
+        let kinds = [&exact, &half, &brain].iter().filter(|outputs| !outputs.is_empty()).count();
+        for outputs in [half, brain].iter().filter(|outputs| !outputs.is_empty()) {
+            self.multiply_tiles(rows, input, fine, outputs, kinds == 1)?;
+        }
+        self.multiply_exactly(rows, input, &exact)
+    }
+
+    /// Products on tensor cores, of matrices that are all multiplied as f16 or all as bf16; `alone`, if nothing else takes this input.
+    fn multiply_tiles(
+        &self,
+        rows: usize,
+        input: Input<'_, Self>,
+        fine: bool,
+        outputs: &[&Linear<'_, Self>],
+        alone: bool,
+    ) -> Result<(), DeviceError> {
+        let made = self.input(rows, input);
+        let half = outputs[0].weight.form.is_half();
+        let launches = self.launches(rows, fine, outputs);
         let mut split = self.split(&launches, rows);
         if self.is_planning() {
             // Fewer rows may be split where more are not: the first of every tile, and the most that are few.
             let few = Some(self.limits.few_rows).filter(|few| *few < rows);
             for fewer in (1..rows).step_by(ROW_TILE).chain(few) {
-                let other = self.split(&self.launches(fewer, fine, &tiled), fewer);
+                let other = self.split(&self.launches(fewer, fine, outputs), fewer);
                 split = (split.0.max(other.0), split.1.max(other.1));
             }
         }
         let few = launches.iter().all(|launch| launch.kernel.group > 0);
-        let alone = few && makes_rows(rows, input);
-        let operand = if tiled.is_empty() || alone { 0 } else { operand_bytes(rows, cols) };
-        let f32_rows = if exact.is_empty() { 0 } else { 4 * rows * cols };
+        let makes = few && makes_rows(rows, input);
+        let operand = if makes { 0 } else { operand_bytes(rows, made.cols as usize) };
         self.leave_scratch()?;
         let mut scratch = self.scratch();
-        let space = self.space(&mut scratch, operand, fine, split, f32_rows)?;
-        if few
-            && !fine
-            && !launches.is_empty()
-            && self.products_gate(rows, input, made, space.tiles)
-        {
+        let space = self.space(&mut scratch, operand, fine, split)?;
+        let gates = alone && few && !fine;
+        if gates && self.products_gate(rows, input, made, half, space.tiles) {
             self.do_what_waits()?;
-        } else if !launches.is_empty() && !alone {
-            self.make_tiles(rows, input, made, &space)?;
+        } else if !makes {
+            self.make_tiles(rows, input, made, half, &space)?;
         }
         for launch in &launches {
             if few {
-                let made = alone.then_some(made);
+                let made = makes.then_some(made);
                 self.multiply_few(rows, input, made, &space, launch)?;
             } else {
                 self.multiply(rows, launch, &space)?;
             }
         }
-        self.multiply_exactly(rows, made, &exact, &space)
+        Ok(())
     }
 
     /// Outputs of one form share a launch, as many as its arguments have room for.
@@ -175,25 +191,24 @@ impl<D: Driver> Cuda<D> {
         operand: usize,
         fine: bool,
         (slots, partials): (usize, usize),
-        f32_rows: usize,
     ) -> Result<Space, DeviceError> {
         let operands = operand * if fine { 2 } else { 1 };
-        let tiles = scratch.at_least(self.driver(), operands + partials + f32_rows)?;
+        let tiles = scratch.at_least(self.driver(), operands + partials)?;
         Ok(Space {
             tiles,
             rest: if fine { tiles + operand as u64 } else { 0 },
             partials: tiles + operands as u64,
             tickets: scratch.tickets(self.driver(), slots)?,
-            f32_rows: tiles + (operands + partials) as u64,
         })
     }
 
-    /// Rows as bf16 tiles, after what waits to be added to them.
+    /// Rows as tiles of f16 or bf16, after what waits to be added to them.
     fn make_tiles(
         &self,
         rows: usize,
         input: Input<'_, Self>,
         made: InputParams,
+        half: bool,
         space: &Space,
     ) -> Result<(), DeviceError> {
         let waiting = self.take_added(rows, input);
@@ -201,7 +216,9 @@ impl<D: Driver> Cuda<D> {
             Some(waiting) => (InputParams { span: made.cols, ..waiting.input }, made.x),
             None => (InputParams { cols: 0, ..made }, 0),
         };
-        let params = InputTiles { input: made, added, sum, tiles: space.tiles, rest: space.rest };
+        let Space { tiles, rest, .. } = *space;
+        let half = u32::from(half);
+        let params = InputTiles { input: made, added, sum, tiles, rest, half, unused: 0 };
         self.launch("input_tiles", made.grid(rows), 256, &params)
     }
 
@@ -244,42 +261,6 @@ impl<D: Driver> Cuda<D> {
             works += kernel.works(output);
         }
         (products, works)
-    }
-
-    /// Products in f32.
-    fn multiply_exactly(
-        &self,
-        rows: usize,
-        made: InputParams,
-        outputs: &[&Linear<'_, Self>],
-        space: &Space,
-    ) -> Result<(), DeviceError> {
-        let driver = self.driver();
-        let mut x = made.x;
-        if made.kind != 0 && !outputs.is_empty() {
-            x = space.f32_rows;
-            let params = InputRows { input: made, out: x };
-            self.launch("input_rows", made.grid(rows), 256, &params)?;
-        }
-        for output in outputs {
-            let outs = output.weight.rows;
-            let (together, block_outs) = match rows {
-                1 => (1, 16),
-                2..=4 => (4, 16),
-                _ => (16, 8),
-            };
-            let params = LinearF32 {
-                x,
-                bias: output.bias.map_or(0, |bias| bias.address(driver, outs)),
-                out: output.out.address(driver),
-                weight: output.weight.params(driver),
-                rows: count(rows),
-                unused: 0,
-            };
-            let grid = [count(outs.div_ceil(block_outs)), count(rows.div_ceil(together)), 1];
-            self.launch(&format!("linear_f32_{together}"), grid, 128, &params)?;
-        }
-        Ok(())
     }
 }
 
@@ -451,7 +432,6 @@ pub(super) struct Space {
     pub(super) rest: u64,
     partials: u64,
     tickets: u64,
-    f32_rows: u64,
 }
 
 /// Of `linear.cuh`.

@@ -106,19 +106,21 @@ impl<D: Driver> Cuda<D> {
         })
     }
 
-    /// Whether the products that wait are a gate and what it gates, and will make these rows of them, as tiles at this address.
+    /// Whether the products that wait are a gate and what it gates, and will make these rows of them, as tiles of f16 or bf16 at this
+    /// address.
     pub(super) fn products_gate(
         &self,
         rows: usize,
         input: Input<'_, Self>,
         made: InputParams,
+        half: bool,
         tiles: u64,
     ) -> bool {
         let Input::Gated { gate, up, .. } = input else { return false };
         self.residual.with_product(|product| {
             let gates = product.writes(rows, &[gate, up]);
             if gates {
-                self.make_gate(product, made.kind, tiles);
+                self.make_gate(product, made.kind, half, tiles);
             }
             gates
         })

@@ -55,6 +55,11 @@ impl Form {
         }
     }
 
+    /// Whether it is multiplied as f16, with rows in f16 (`cuda/tiles.cuh`), or as bf16.
+    pub(super) const fn is_half(self) -> bool {
+        !matches!(self, Self::F32 | Self::Bf16)
+    }
+
     /// Bytes of 16 rows by 64 columns.
     pub(super) const fn record_bytes(self) -> usize {
         match self {
