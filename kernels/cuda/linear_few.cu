@@ -9,7 +9,8 @@
 // Source:  none.
 //
 // A warp has one part of the sums of a tile. Its records come through a ring of its own, which is full before the kernel that writes
-// the rows has ended, and begins with the next work before this one is joined. Every block makes operands of all rows for itself, from
+// the rows has ended, and begins with the next work before this one is joined. Records of a work that are `ahead` of those come to the
+// second-level cache, so that memory may go on while a full ring waits for rows. Every block makes operands of all rows for itself, from
 // what an `Input` has or from tiles: that saves a launch where rows are one or two, and costs reads of the second-level cache.
 #include "input.cuh"
 #include "linear.cuh"
@@ -24,7 +25,7 @@ struct Few {
   uint32_t fine;   // each value of a row is two
   uint32_t gate;   // kind of the input that the next product takes of these two (input.cuh), or zero
   uint32_t half;   // it takes f16, or bf16
-  uint32_t unused;
+  uint32_t ahead;  // records behind the ring that the second-level cache is asked to have
 };
 static_assert(sizeof(Few) == 232, "src/cuda/params.rs asserts the same size");
 
@@ -93,13 +94,15 @@ struct Asking {
     find();
   }
 
-  // Copies of the next record.
-  __device__ __forceinline__ void next(uint8_t* to) {
+  // Copies of the next record, of which `had` was told of all but the last so many.
+  __device__ __forceinline__ void next(uint8_t* to, uint32_t untold = 0) {
+    constexpr uint32_t APART = BLOCK_TILES * Form::RECORD;
+    if (lane == 0 && p.ahead > 0 && untold + p.ahead < left) prefetch(record + p.ahead * APART, Form::RECORD);
 #pragma unroll
     for (uint32_t at = 0; at < Form::RECORD; at += WARP * 16) {
       if (at + WARP * 16 <= Form::RECORD || lane * 16 < Form::RECORD - at) copy_async(to + at, record + at);
     }
-    record += BLOCK_TILES * Form::RECORD;
+    record += APART;
   }
 };
 
@@ -185,7 +188,7 @@ struct FewSums {
     __syncwarp();
 #pragma unroll
     for (uint32_t i = 0; i < COUNT; i++) {
-      if (ASK) asking.next(ring + places[i] + lane * 16);
+      if (ASK) asking.next(ring + places[i] + lane * 16, i);
       commit_copies();
     }
 #pragma unroll

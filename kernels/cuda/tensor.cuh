@@ -141,6 +141,15 @@ __device__ __forceinline__ void copy_async_word(void* shared, const void* global
 #endif
 }
 
+// Asks the second-level cache for bytes, where an instruction does (sm_90): multiples of 16, and nothing waits for them.
+__device__ __forceinline__ void prefetch(const void* global, uint32_t bytes) {
+#ifdef CHRYSALIS_EMULATE
+  emulate::prefetch(global, bytes);
+#elif __CUDA_ARCH__ >= 900
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(global), "r"(bytes) : "memory");
+#endif
+}
+
 // What this thread copied since the last call becomes a group, which may be empty.
 __device__ __forceinline__ void commit_copies() {
 #ifdef CHRYSALIS_EMULATE

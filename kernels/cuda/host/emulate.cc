@@ -165,6 +165,15 @@ void copy_async(void* shared, const void* global, uint32_t size, uint32_t bytes)
   mine.copies.push_back({shared, global, size, bytes, mine.group});
 }
 
+void prefetch(const void* global, uint32_t bytes) {
+  if ((reinterpret_cast<uintptr_t>(global) | bytes) % 16 != 0) {
+    std::fprintf(stderr, "%s: %u bytes from %p asked for ahead\n", crew->entry->name, bytes, global);
+    std::abort();
+  }
+  const volatile uint8_t* from = static_cast<const uint8_t*>(global);
+  for (uint32_t i = 0; i < bytes; i++) (void)from[i];
+}
+
 void commit_copies() { crew->fibers[block.thread].group++; }
 
 void wait_copies(uint32_t left) {

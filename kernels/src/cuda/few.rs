@@ -39,7 +39,7 @@ impl<D: Driver> Cuda<D> {
             fine: u32::from(space.rest != 0),
             gate: 0,
             half: 0,
-            unused: 0,
+            ahead: count(self.limits.few_ahead / kernel.record_bytes),
         };
         let (grid, shared) = (self.few_blocks(works), count(kernel.shared));
         let waits = match **outputs {

@@ -16,6 +16,9 @@ use crate::device::{DeviceError, Input, Linear};
 pub struct ProductLimits {
     /// Rows up to which weights stream past tiles of eight.
     pub few_rows: usize,
+    /// Bytes of weights, of each warp, that the second-level cache is asked for behind those which such a warp has asked for. Zero where
+    /// nobody has measured that it gains anything.
+    pub few_ahead: usize,
     /// Bytes of shared memory that a block can have: where they are enough for few rows, those stay there.
     pub shared: usize,
     /// Rows up to which they stream past tiles of 32. Above, arithmetic is what is short.
@@ -40,6 +43,7 @@ impl ProductLimits {
         let wgmma = architecture == 90 && image_has("90a");
         Self {
             few_rows: 8,
+            few_ahead: 0,
             shared: match architecture {
                 80 | 87 => 163 << 10,
                 90 | 100 => 227 << 10,
@@ -271,6 +275,7 @@ pub(super) struct Kernel {
     pub(super) shared: usize,
     /// Warps of a work of `linear_few.cu`, which has works of its own kind; zero of the others.
     pub(super) group: usize,
+    pub(super) record_bytes: usize,
     group_rows: usize,
     block_outs: usize,
     /// Sums of a block, in f32.
@@ -310,6 +315,7 @@ impl Kernel {
             threads: FEW_THREADS,
             shared,
             group,
+            record_bytes: form.record_bytes(),
             group_rows: ROW_TILE,
             block_outs: BLOCK_ROWS,
             slot_bytes: 0,
@@ -325,6 +331,7 @@ impl Kernel {
             threads: 128,
             shared: 0,
             group: 0,
+            record_bytes: form.record_bytes(),
             group_rows,
             block_outs: BLOCK_ROWS,
             slot_bytes: 4 * BLOCK_ROWS * group_rows,
@@ -343,6 +350,7 @@ impl Kernel {
             threads: 256,
             shared: stages * stage,
             group: 0,
+            record_bytes: form.record_bytes(),
             group_rows,
             block_outs,
             slot_bytes: 4 * block_outs * group_rows,
@@ -368,6 +376,7 @@ impl Kernel {
                 threads: if groups == 1 { 160 } else { 384 },
                 shared: (kibibytes * 1024 - 16) / stage * stage + 16,
                 group: 0,
+                record_bytes: form.record_bytes(),
                 group_rows,
                 block_outs,
                 slot_bytes: 4 * block_outs * group_rows,

@@ -33,6 +33,7 @@ fn kernels() -> Vec<Cuda<Emulated>> {
     let wgmma = ProductLimits { wgmma: true, narrow_rows: 0, wide_blocks: all, ..any };
     [
         ProductLimits { few_rows: 8, ..any },
+        ProductLimits { few_rows: 8, few_ahead: 4096, ..any },
         ProductLimits { few_rows: all, shared: 0, ..any },
         ProductLimits { some_rows: all, ..any },
         any,

@@ -17,7 +17,7 @@ use crate::limits::{COPY, MATRIX};
 use crate::load;
 use crate::model::{BLOCK, LLAMA_1B, LLAMA_8B, Shape, Strip, TINY, batch, decoder, room, weights};
 use crate::report::{Row, Timed};
-use crate::subject::Subject;
+use crate::subject::{AHEAD, Subject};
 
 pub(crate) fn checks<D: Subject>(size: Size) -> Vec<Check> {
     let mut checks = vec![
@@ -25,6 +25,10 @@ pub(crate) fn checks<D: Subject>(size: Size) -> Vec<Check> {
         Check::new("bench/sealing", 20, sealing::<D>),
     ];
     checks.push(Check::unopened("bench/ways", 60, ways::<D>));
+    for dtype in [Dtype::Bf16, Dtype::Q4_1] {
+        let name = format!("bench/ahead-{}", dtype.name());
+        checks.push(Check::unopened(name, 40, move |place| ahead::<D>(place, size, dtype)));
+    }
     let types = size.pick(&[Dtype::Bf16][..], &TYPES, &TYPES);
     for shape in size.pick(&[TINY][..], &[LLAMA_8B, LLAMA_1B], &[LLAMA_8B, LLAMA_1B]) {
         for dtype in types {
@@ -102,6 +106,27 @@ fn ways<D: Subject>(place: &Place) -> Outcome {
             let what = format!("{rows} rows by {way}");
             place.note(&Row { work: Some(work), ..Row::figure(what, 1e6 * seconds, "µs") })?;
         }
+    }
+    Ok(())
+}
+
+/// Steps of one sequence, with weights asked for further and further ahead: what the limit for that is to be set by.
+fn ahead<D: Subject>(place: &Place, size: Size, dtype: Dtype) -> Outcome {
+    let shape = size.pick(TINY, LLAMA_8B.with_layers(8), LLAMA_8B.with_layers(8));
+    let strip = Strip::new(dtype, size.pick(1 << 16, 1 << 26, 1 << 26))?;
+    let (start, steps) = steps(size);
+    let blocks = (start + steps).div_ceil(BLOCK);
+    for way in AHEAD {
+        let device = Arc::new(D::open_way(way)?);
+        let (weights, _) = weights(&*device, &shape, dtype, &strip)?;
+        let limits = room(1, 1, blocks * BLOCK, CacheDtype::F16);
+        let mut model = decoder(&device, &shape, weights, limits)?;
+        let step = batch(&shape, 1, start, 1, blocks, WantLogits::Last);
+        let seconds = median(size.pick(1, 25, 25), || {
+            model.forward(&step)?;
+            Ok(device.finish()?)
+        })?;
+        place.note(&Row::figure(format!("8 layers of a step, {way}"), 1e6 * seconds, "µs"))?;
     }
     Ok(())
 }

@@ -221,6 +221,9 @@ fn limits(way: &str, architecture: u32) -> ProductLimits {
     let wgmma = ProductLimits { wgmma: true, narrow_rows: 0, wide_blocks: all, ..mma };
     match way {
         "few rows, together" => ProductLimits { few_rows: 8, ..mma },
+        "few rows, 2 KiB ahead" => ProductLimits { few_ahead: 2 << 10, ..own },
+        "few rows, 4 KiB ahead" => ProductLimits { few_ahead: 4 << 10, ..own },
+        "few rows, 8 KiB ahead" => ProductLimits { few_ahead: 8 << 10, ..own },
         "mma, few rows" => ProductLimits { few_rows: all, shared: 0, ..mma },
         "mma, some rows" => ProductLimits { some_rows: all, ..mma },
         "mma, many rows" => mma,
@@ -234,6 +237,10 @@ fn limits(way: &str, architecture: u32) -> ProductLimits {
         _ => own,
     }
 }
+
+/// Its own choice, but for how far ahead weights of few rows are asked for.
+pub(crate) const AHEAD: [&str; 4] =
+    [OWN_WAY, "few rows, 2 KiB ahead", "few rows, 4 KiB ahead", "few rows, 8 KiB ahead"];
 
 /// What a device chooses where nobody holds it to a way.
 pub(crate) const OWN_WAY: &str = "its own choice";
