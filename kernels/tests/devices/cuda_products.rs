@@ -351,3 +351,67 @@ fn a_sum_is_made_before_anybody_else_sees_it_and_outlives_what_it_adds() {
     let expected: Vec<f32> = expected.iter().zip(&values[1]).map(|(sum, x)| sum + x).collect();
     assert_eq!(read(&device, &sum, rows, cols), expected);
 }
+
+#[test]
+fn f16_operands_reach_to_a_million_and_a_row_beyond_spoils_no_other() {
+    let (out, cols) = (70, 128);
+    let mut random = Random(41);
+    let mut x = random.values(3 * cols);
+    (x[5], x[cols + 9], x[2 * cols + 7]) = (1.04e6, 1e-7, 1.1e6);
+    for dtype in [Dtype::F16, Dtype::Q8_0, Dtype::F8E4M3] {
+        let weight = random.matrix(dtype, out, cols);
+        for device in [cuda(), hopper()] {
+            let found = product(&device, dtype, (out, cols, 3), &weight, &x, None);
+            let fine = logits(&device, dtype, (out, cols, 3), &weight, &x);
+            let expected = product(&Reference, dtype, (out, cols, 3), &weight, &x, None);
+            for found in [&found, &fine] {
+                assert!(found[2 * out..].iter().all(|y| !y.is_finite()), "{dtype:?}, too large");
+                for row in [0, 1] {
+                    let of = |all: &[f32]| all[row * out..][..out].to_vec();
+                    let error = relative_error(&of(found), &of(&expected));
+                    assert!(error < F16_ERROR + model_error(dtype), "{dtype:?} {row}: {error:e}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn matrices_of_two_kinds_take_the_same_gate() {
+    let (cols, hidden) = (64, 128);
+    for rows in [1, 9] {
+        let mut random = Random(43);
+        let values = random.values(rows * cols);
+        let inner = [0, 1].map(|_| random.matrix(Dtype::Q8_0, hidden, cols));
+        let outer = [Dtype::Q8_0, Dtype::Bf16, Dtype::F32]
+            .map(|dtype| (dtype, random.matrix(dtype, cols, hidden)));
+        // All that take it at once, or each after a gate of its own.
+        let run = |takers: &[usize]| {
+            let device = cuda();
+            let x = buffer(&device, rows, cols, &values);
+            let inner = inner.each_ref().map(|w| matrix(&device, Dtype::Q8_0, hidden, cols, w));
+            let mut made = [0, 1].map(|_| device.buffer(rows, hidden).unwrap());
+            let [gate, up] = &mut made;
+            let outputs = inner.iter().zip([gate, up]);
+            let mut outputs: Vec<_> =
+                outputs.map(|(weight, out)| Linear { weight, bias: None, out }).collect();
+            device.linear(rows, Input::Rows(&x), &mut outputs);
+            let weights: Vec<_> = (takers.iter())
+                .map(|n| matrix(&device, outer[*n].0, cols, hidden, &outer[*n].1))
+                .collect();
+            let mut outs: Vec<_> =
+                takers.iter().map(|_| device.buffer(rows, cols).unwrap()).collect();
+            let mut outputs: Vec<_> = (weights.iter().zip(&mut outs))
+                .map(|(weight, out)| Linear { weight, bias: None, out })
+                .collect();
+            let [gate, up] = &made;
+            let input = Input::Gated { activation: Activation::Silu, gate, up };
+            device.linear(rows, input, &mut outputs);
+            outs.iter().map(|out| bits(&read(&device, out, rows, cols))).collect::<Vec<_>>()
+        };
+        let together = run(&[0, 1, 2]);
+        for n in [0, 1, 2] {
+            assert_eq!(run(&[n])[0], together[n], "{rows} rows, {:?}", outer[n].0);
+        }
+    }
+}
