@@ -290,7 +290,8 @@ __device__ __forceinline__ void linear_wgmma(const Linear& p) {
   constexpr uint32_t CONSUMERS = GROUPS * WARPGROUP;
   const uint32_t groups = (p.num_rows + ROWS - 1) / ROWS, works = works_of(p, GROUPS * BLOCK_ROWS);
   const uint32_t begin = blockIdx.y * gridDim.x + blockIdx.x, step = gridDim.x * gridDim.y;
-  if (threadIdx.x < CONSUMERS) {
+  // Told that a warp has one way, the compiler has descriptors in the warp's own registers, and need not bring them there each time.
+  if (__shfl_sync(ALL_LANES, threadIdx.x / WARP, 0) < CONSUMERS / WARP) {
     if (GROUPS > 1) more_registers<224>();
     const uint32_t thread = threadIdx.x;
     Consumer<Form, ROWS, GROUPS> consumer = {
