@@ -22,10 +22,28 @@ constexpr uint32_t INPUT_HELD = 16;
 // The same of a gate, which has two for each.
 constexpr uint32_t GATE_HELD = 8;
 
+// Side by side, as a value alone is a chain of instructions that wait for one another.
+template <uint32_t COUNT>
+__device__ __forceinline__ void activate(uint32_t kind, float (&x)[COUNT]) {
+  if (kind == 2) {
+    float below[COUNT];
+#pragma unroll
+    for (uint32_t i = 0; i < COUNT; i++) below[i] = 1.0f + expf(-x[i]);
+#pragma unroll
+    for (uint32_t i = 0; i < COUNT; i++) x[i] = x[i] / below[i];
+  } else if (kind == 3) {
+#pragma unroll
+    for (uint32_t i = 0; i < COUNT; i++) x[i] = 0.5f * x[i] * (1.0f + tanhf(0.7978846f * (x[i] + 0.044715f * x[i] * x[i] * x[i])));
+  } else {
+#pragma unroll
+    for (uint32_t i = 0; i < COUNT; i++) x[i] = 0.5f * x[i] * (1.0f + erff(x[i] * 0.70710678f));
+  }
+}
+
 __device__ __forceinline__ float activate(uint32_t kind, float x) {
-  if (kind == 2) return x / (1.0f + expf(-x));
-  if (kind == 3) return 0.5f * x * (1.0f + tanhf(0.7978846f * (x + 0.044715f * x * x * x)));
-  return 0.5f * x * (1.0f + erff(x * 0.70710678f));
+  float alone[1] = {x};
+  activate(kind, alone);
+  return alone[0];
 }
 
 // Blocks of more threads sum more than once, and each value is used once.

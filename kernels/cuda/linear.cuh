@@ -30,10 +30,13 @@ struct Linear {
   float* partials;      // a slot for each work, where sums are split
   uint32_t* tickets;    // one for each work, zero before and after
   Product products[PRODUCTS];
+  uint8_t* gated;  // where there is a `gate`: tiles of what it makes of the first product and the second, which are not written
   uint32_t num_rows;
   uint32_t split;  // each part of a sum is a work of its own, or a work has all of them
+  uint32_t gate;   // kind of the input that the next product takes of these two (input.cuh), or zero
+  uint32_t half;   // it takes f16, or bf16
 };
-static_assert(sizeof(Linear) == 160, "src/cuda/params.rs asserts the same size");
+static_assert(sizeof(Linear) == 176, "src/cuda/params.rs asserts the same size");
 
 // What a block does: outs of a product, all parts of their sums or one, for a group of rows.
 struct Work {

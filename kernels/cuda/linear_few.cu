@@ -2,7 +2,7 @@
 //   arguments, meaning and order of a sum: linear.cuh; every form of tiles.cuh; parts: a power of two, at most 8
 // Launch:  grid = as many blocks as there are multiprocessors, or works if fewer; block = 512. A work is what a group of warps has:
 //          `group` / parts tiles of 16 outs, all parts of their sums; `group` is the most parts of a product of the launch. With
-//          a `gate` a work is one tile of both products, and `group` twice their parts.
+//          a `gate` a work is one tile of both products (gate.cuh), and `group` twice their parts.
 //          Shared memory: 128 KiB, and 128 bytes for each row and chunk, twice as much if `fine`.
 // Bound:   memory, the stored bytes of weight once.
 // Meaning: src/reference/mod.rs, `linear`, and of what becomes of rows on the way, `input_row`.
@@ -12,19 +12,15 @@
 // the rows has ended, and begins with the next work before this one is joined. Records of a work that are `ahead` of those come to the
 // second-level cache, so that memory may go on while a full ring waits for rows. Every block makes operands of all rows for itself, from
 // what an `Input` has or from tiles: that saves a launch where rows are one or two, and costs reads of the second-level cache.
-#include "input.cuh"
-#include "linear.cuh"
+#include "gate.cuh"
 
 struct Few {
   Linear linear;  // without `rows`, the input is made here; `split`, `partials` and `tickets` are not used
   Input input;
   float* sums;     // [num_rows, outs] of the first product, or none
-  uint8_t* gated;  // where there is a `gate`: tiles of what it makes of the two products, which have one shape and no bias
   uint32_t works;
   uint32_t group;  // warps of a work
   uint32_t fine;   // each value of a row is two
-  uint32_t gate;   // kind of the input that the next product takes of these two (input.cuh), or zero
-  uint32_t half;   // it takes f16, or bf16
   uint32_t ahead;  // records behind the ring that the second-level cache is asked to have
 };
 static_assert(sizeof(Few) == 232, "src/cuda/params.rs asserts the same size");
@@ -45,10 +41,10 @@ struct Unit {
 // What the warp has of its group's work of this number.
 __device__ __forceinline__ Unit unit_of(const Few& p, uint32_t work, uint32_t warp) {
   const Product(&products)[PRODUCTS] = p.linear.products;
-  const uint32_t mine = warp % p.group, first = p.gate ? 2 * mine / p.group : work >= products[1].first;
+  const uint32_t mine = warp % p.group, first = p.linear.gate ? 2 * mine / p.group : work >= products[1].first;
   const Product& product = products[work >= products[2].first ? 2 : first];
   const uint32_t parts = product.parts, part = warp % parts, chunks = chunks_of(product.weight.cols);
-  const uint32_t tile = p.gate ? work : (work - product.first) * (p.group / parts) + mine / parts;
+  const uint32_t tile = p.linear.gate ? work : (work - product.first) * (p.group / parts) + mine / parts;
   const bool there = work < p.works && tile * TILE_ROWS < product.weight.rows;
   return {product, there, tile, part, there ? chunks * part / parts : 0, there ? chunks * (part + 1) / parts : 0};
 }
@@ -216,16 +212,27 @@ __device__ __forceinline__ void add_parts(float (&sums)[4], const float4* joined
   }
 }
 
-// What the next product takes of a tile of the first product and of the second, as the kernels of input.cu make it.
-__device__ __forceinline__ void store_gated(const Few& p, uint32_t tile, uint32_t lane, const float (&gate)[4], const float (&up)[4]) {
+// What the next product takes of a tile of the first product and of the second. Neighbouring columns are those of lanes four apart:
+// of two rows each keeps one, and gives the other away.
+__device__ __forceinline__ void store_gated(const Linear& p, uint32_t tile, uint32_t lane, const float (&gate)[4], const float (&up)[4]) {
+  const uint32_t second = lane / 4 % 2, row = lane % 4 * 2 + second;
+  float2 gates[2], ups[2];
 #pragma unroll
-  for (uint32_t i = 0; i < 4; i++) {
-    const uint32_t col = tile * TILE_ROWS + lane / 4 + i / 2 * 8, row = lane % 4 * 2 + i % 2;
-    if (row >= p.linear.num_rows) continue;
-    const float value = activate(p.gate, gate[i]) * up[i];
-    *reinterpret_cast<uint16_t*>(p.gated + col / CHUNK * ROW_CHUNK_BYTES + row_place(row, col % CHUNK)) =
-        (uint16_t)row_bits(value, p.half);
+  for (uint32_t i = 0; i < 2; i++) {
+    const auto both = [lane, second, i](const float(&sums)[4]) {
+      const float mine = second ? sums[2 * i + 1] : sums[2 * i];
+      const float other = __shfl_xor_sync(ALL_LANES, second ? sums[2 * i] : sums[2 * i + 1], 4);
+      return second ? float2{other, mine} : float2{mine, other};
+    };
+    gates[i] = both(gate), ups[i] = both(up);
   }
+  uint32_t words[2];
+  gate_pairs(p, gates, ups, words);
+  if (row >= p.num_rows) return;
+  const uint32_t col = tile * TILE_ROWS + lane / 8 * 2;
+  uint8_t* to = p.gated + col / CHUNK * ROW_CHUNK_BYTES + row_place(row, col % CHUNK);
+  *reinterpret_cast<uint32_t*>(to) = words[0];
+  *reinterpret_cast<uint32_t*>(to + GATE_GROUP_BYTES) = words[1];
 }
 
 template <class Form, bool FINE>
@@ -261,13 +268,15 @@ __device__ __forceinline__ void few_works(const Few& p, const FewRows<IS_HALF<Fo
     }
     if (unit.part > 0 || !unit.there) continue;
     const uint32_t parts = unit.product.parts;
-    add_parts(sums, mine, 1, parts);
-    store_sums(p.linear, unit.product, unit.tile * TILE_ROWS, 0, lane, sums, p.sums);
-    if (p.gate && warp % p.group == 0) {
+    if (!p.linear.gate) {
+      add_parts(sums, mine, 1, parts);
+      store_sums(p.linear, unit.product, unit.tile * TILE_ROWS, 0, lane, sums, p.sums);
+    } else if (warp % p.group == 0) {
+      add_parts(sums, mine, 1, parts);
       const float4 first = mine[parts * WARP];
       float up[4] = {first.x, first.y, first.z, first.w};
       add_parts(up, mine, parts + 1, 2 * parts);
-      store_gated(p, unit.tile, lane, sums, up);
+      store_gated(p.linear, unit.tile, lane, sums, up);
     }
   }
 }

@@ -3,7 +3,8 @@
 // Launch:  `linear_wgmma_<form>_<ROWS>`, ROWS 8, 32, 64, 128 or 256 (256 without `rest`, and with all parts of a sum in one
 //          work). Up to 64: block = 160, 64 outs; above: block = 384, 128 outs. Grid: groups of rows by works, as linear.cuh has
 //          it; or fewer blocks in x, of 256 rows no others, each with a slot of `partials`. Shared memory: two stages and 16 bytes, or
-//          more; a stage is 128 bytes, a chunk of the weights and one of the rows, and of their rest where there is one.
+//          more; a stage is 128 bytes, a chunk of the weights and one of the rows, and of their rest where there is one. With a
+//          `gate`, above 64 rows, whole sums and no rest: works are 64 outs of both products (gate.cuh), and 32 KiB more.
 // Bound:   memory up to some hundred rows (the stored bytes of weight once for ROWS rows), then arithmetic; above 64 rows
 //          what the second-level cache gives, unless ROWS is 256.
 // Meaning: src/reference/mod.rs, `linear`.
@@ -13,14 +14,17 @@
 // and multiply. While a chunk is multiplied the next one is made. Weights are no kernel's work: they are asked for before the
 // kernel before this one has ended. Whatever else it may have read or written is touched only after rows have come, which are asked
 // for when it has ended.
+#include "gate.cuh"
 #include "hopper.cuh"
-#include "linear.cuh"
 
 #ifdef WITH_WGMMA
 
 // Rows up to which there may be a rest: with more, two of them leave room for no stages. Up to as many a thread's registers hold
 // two sets of sums.
 constexpr uint32_t FINE_ROWS = 128, HELD_ROWS = 128;
+
+// Of a gate, rows whose sums are in shared memory at a time, and the bytes of those of both products, twice.
+constexpr uint32_t GATE_ROWS = 32, GATE_BYTES = 2 * 2 * GATE_ROWS * BLOCK_ROWS * 4;
 
 // Where the next chunk lies, in bytes, for who fills the ring and who empties it.
 struct RingPlace {
@@ -41,10 +45,10 @@ struct Ring {
   uint32_t stage_bytes;
   uint32_t bytes;
 
-  // By all threads of the block.
-  static __device__ __forceinline__ Ring make(uint8_t* shared, uint32_t operands) {
+  // By all threads of the block; with so many bytes behind all.
+  static __device__ __forceinline__ Ring make(uint8_t* shared, uint32_t operands, uint32_t behind) {
     const uint32_t stage_bytes = HEAD_BYTES + GROUPS * WEIGHT_BYTES + operands * ROW_BYTES;
-    const Ring ring = {shared, stage_bytes, (shared_bytes() - LAST_BYTES) / stage_bytes * stage_bytes};
+    const Ring ring = {shared, stage_bytes, (shared_bytes() - LAST_BYTES - behind) / stage_bytes * stage_bytes};
     if (threadIdx.x == 0) {
       for (uint32_t at = 0; at < ring.bytes; at += stage_bytes) init(ring.full(at), 1), init(ring.empty(at), CONSUMERS / WARP);
       fence_mbarriers();
@@ -70,6 +74,7 @@ struct Ring {
     return start + at + HEAD_BYTES + GROUPS * WEIGHT_BYTES + operand * ROW_BYTES;
   }
   __device__ __forceinline__ uint32_t& last() const { return *reinterpret_cast<uint32_t*>(start + bytes); }
+  __device__ __forceinline__ float* behind() const { return reinterpret_cast<float*>(start + bytes + LAST_BYTES); }
 };
 
 // Asks for the chunks of a work, `place` being that of the first, by one thread; in as few copies as there can be. Of the block's first
@@ -78,16 +83,18 @@ template <class Form, uint32_t ROWS, uint32_t GROUPS>
 __device__ __forceinline__ void ask(const Linear& p, const Work& work, const Ring<Form, ROWS, GROUPS>& ring, RingPlace& place,
                                     bool first_work) {
   constexpr uint32_t WEIGHT_BYTES = Ring<Form, ROWS, GROUPS>::WEIGHT_BYTES;
-  const uint32_t first = work.block * GROUPS, tile = work.group * (ROWS / ROW_TILE);
-  const uint32_t groups = min(GROUPS, (work.product.weight.rows + BLOCK_ROWS - 1) / BLOCK_ROWS - first);
+  const bool gates = GROUPS > 1 && p.gate;
+  const uint32_t first = gates ? work.block : work.block * GROUPS, tile = work.group * (ROWS / ROW_TILE);
+  const uint32_t groups = gates ? GROUPS : min(GROUPS, (work.product.weight.rows + BLOCK_ROWS - 1) / BLOCK_ROWS - first);
   const uint32_t row_bytes = min(ROWS / ROW_TILE, (p.num_rows + ROW_TILE - 1) / ROW_TILE - tile) * ROW_CHUNK_BYTES;
   const RowPlace rows = place_of_rows(p.num_rows, work.chunks, tile);
   const auto ask_weights = [&](uint32_t chunk, uint32_t at) {
     Mbarrier& full = ring.full(at);
     arrive_expecting(full, groups * WEIGHT_BYTES + (p.rest ? 2 : 1) * row_bytes);
     for (uint32_t g = 0; g < groups; g++) {
-      const size_t record = record_number(work.chunks, first + g, chunk, 0);
-      copy_bulk(ring.weights(at, g), work.product.weight.records + record * Form::RECORD, WEIGHT_BYTES, full);
+      const Product& product = gates ? p.products[g] : work.product;
+      const size_t record = record_number(work.chunks, gates ? first : first + g, chunk, 0);
+      copy_bulk(ring.weights(at, g), product.weight.records + record * Form::RECORD, WEIGHT_BYTES, full);
     }
   };
   const auto ask_rows = [&](uint32_t chunk, uint32_t at) {
@@ -253,6 +260,57 @@ struct Kept {
   }
 };
 
+// Where a sum lies that is on its way to a gate, in words from its product's first: lanes that write have an out g and a row 2 t, those
+// that read a row g and the outs 2 t and 2 t + 1, and in neither case two the same bank.
+__device__ __forceinline__ uint32_t gate_place(uint32_t row, uint32_t out) {
+  return row * BLOCK_ROWS + (out ^ (row / 2 ^ row % 2 * 2) % 4 * 8);
+}
+
+// Writes what the next product takes of the sums of a work, by two warpgroups, of which the first has those of the gate and the second
+// those of what it gates. They meet in shared memory, where a warp finds a tile's words in their order.
+template <class Form, uint32_t ROWS>
+__device__ __forceinline__ void store_gate(const Linear& p, const Work& work, const Consumer<Form, ROWS, 2>& consumer,
+                                           const float (&sums)[ROWS / 2]) {
+  constexpr uint32_t ROUNDS = ROWS / GATE_ROWS, TILES = GATE_ROWS / ROW_TILE, GROUPS_HAD = 4, WORDS = GATE_ROWS * BLOCK_ROWS;
+  static_assert(ROUNDS % 2 == 0, "a work begins on the side that the one before has left");
+  static_assert(2 * WARPGROUP / WARP * GROUPS_HAD == TILES * (CHUNK / 8), "every warp has as many groups of eight columns");
+  const uint32_t lane = consumer.lane, warp = threadIdx.x / WARP, tile = warp % TILES, first = warp / TILES * GROUPS_HAD;
+  const uint32_t first_tile = work.group * (ROWS / ROW_TILE), tiles = (p.num_rows + ROW_TILE - 1) / ROW_TILE - first_tile;
+  const RowPlace place = place_of_rows(p.num_rows, chunks_of(work.product.weight.rows), first_tile);
+  uint8_t* to = p.gated + place.start + (size_t)work.block * place.apart + tile * ROW_CHUNK_BYTES + first * GATE_GROUP_BYTES + lane * 4;
+  float* side = consumer.ring.behind();
+#pragma unroll 1
+  for (uint32_t round = 0; round < ROUNDS; round++) {
+    float* mine = side + consumer.group * WORDS;
+#pragma unroll
+    for (uint32_t r = 0; r < ROUNDS; r++) {
+      // Registers have no numbers that are known only then.
+      if (r != round) continue;
+#pragma unroll
+      for (uint32_t i = 0; i < GATE_ROWS / 2; i++) {
+        const uint32_t row = i / 4 * ROW_TILE + lane % 4 * 2 + i % 2, out = consumer.warp * TILE_ROWS + lane / 4 + i / 2 % 2 * 8;
+        mine[gate_place(row, out)] = sums[r * (GATE_ROWS / 2) + i];
+      }
+    }
+    // Who is a round ahead writes to the other side.
+    meet_first<2 * WARPGROUP>();
+    if (round * TILES + tile < tiles) {
+      float2 gate[GROUPS_HAD], up[GROUPS_HAD];
+#pragma unroll
+      for (uint32_t k = 0; k < GROUPS_HAD; k++) {
+        const float* from = side + gate_place(tile * ROW_TILE + lane / 4, (first + k) * 8 + lane % 4 * 2);
+        gate[k] = *reinterpret_cast<const float2*>(from), up[k] = *reinterpret_cast<const float2*>(from + WORDS);
+      }
+      uint32_t words[GROUPS_HAD];
+      gate_pairs(p, gate, up, words);
+#pragma unroll
+      for (uint32_t k = 0; k < GROUPS_HAD; k++) *reinterpret_cast<uint32_t*>(to + k * GATE_GROUP_BYTES) = words[k];
+    }
+    to += TILES * ROW_CHUNK_BYTES;
+    side = consumer.ring.behind() + (round + 1) % 2 * 2 * WORDS;
+  }
+}
+
 // Sums the parts of a work and writes what they come to, by the warpgroups that multiply.
 template <class Form, uint32_t ROWS, uint32_t GROUPS>
 __device__ __forceinline__ void finish(const Linear& p, const Work& work, Consumer<Form, ROWS, GROUPS>& consumer) {
@@ -274,6 +332,9 @@ __device__ __forceinline__ void finish(const Linear& p, const Work& work, Consum
     }
   }
   float(&all)[ROWS / 2] = either<HELD>(total, sums);
+  if constexpr (GROUPS > 1) {
+    if (p.gate) return store_gate(p, work, consumer, all);
+  }
   if constexpr (HELD) {
     uint32_t& last = consumer.ring.last();
     if (!join_parts<CONSUMERS>(p, work, thread, all, last, [] { meet_first<CONSUMERS>(); })) return;
@@ -286,9 +347,11 @@ __device__ __forceinline__ void finish(const Linear& p, const Work& work, Consum
 template <class Form, uint32_t ROWS, uint32_t GROUPS>
 __device__ __forceinline__ void linear_wgmma(const Linear& p) {
   DYNAMIC_SHARED(shared);
-  const auto ring = Ring<Form, ROWS, GROUPS>::make(shared, p.rest ? 2 : 1);
+  const bool gates = GROUPS > 1 && p.gate;
+  const auto ring = Ring<Form, ROWS, GROUPS>::make(shared, p.rest ? 2 : 1, gates ? GATE_BYTES : 0);
   constexpr uint32_t CONSUMERS = GROUPS * WARPGROUP;
-  const uint32_t groups = (p.num_rows + ROWS - 1) / ROWS, works = works_of(p, GROUPS * BLOCK_ROWS);
+  const uint32_t groups = (p.num_rows + ROWS - 1) / ROWS;
+  const uint32_t works = gates ? p.products[0].weight.rows / BLOCK_ROWS : works_of(p, GROUPS * BLOCK_ROWS);
   const uint32_t begin = blockIdx.y * gridDim.x + blockIdx.x, step = gridDim.x * gridDim.y;
   // Told that a warp has one way, the compiler has descriptors in the warp's own registers, and need not bring them there each time.
   if (__shfl_sync(ALL_LANES, threadIdx.x / WARP, 0) < CONSUMERS / WARP) {

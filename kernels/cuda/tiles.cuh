@@ -63,6 +63,10 @@ constexpr float FACTOR = 16.0f;
 __device__ __forceinline__ uint32_t row_bits(float value, bool half) {
   return half ? float_to_half(value * (1.0f / FACTOR)) : pack_bf16(value, 0.0f) & 0xffff;
 }
+// Of two neighbouring columns.
+__device__ __forceinline__ uint32_t row_pair(float low, float high, bool half) {
+  return half ? pack_half(low * (1.0f / FACTOR), high * (1.0f / FACTOR)) : pack_bf16(low, high);
+}
 __device__ __forceinline__ float row_value(uint32_t bits, bool half) {
   return half ? half_to_float((uint16_t)bits) * FACTOR : __uint_as_float(bits << 16);
 }

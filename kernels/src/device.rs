@@ -164,7 +164,8 @@ pub enum Input<'a, D: Device> {
         /// Epsilon of the norm.
         eps: f32,
     },
-    /// `activation(gate) * up`.
+    /// `activation(gate) * up`. What these rows of both buffers hold afterwards is not defined: a device may never write them
+    /// where nothing else was asked for in between.
     Gated {
         /// The non-linearity.
         activation: Activation,

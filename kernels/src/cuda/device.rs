@@ -52,7 +52,7 @@ pub struct Vector<D: Driver> {
 
 /// Memory that an operation needs while it runs. It grows to the largest and stays.
 pub(super) struct Scratch<D: Driver> {
-    memory: Option<D::Memory>,
+    memory: Option<Arc<D::Memory>>,
     bytes: usize,
     tickets: Option<D::Memory>,
     num_tickets: usize,
@@ -63,10 +63,15 @@ impl<D: Driver> Scratch<D> {
     pub(super) fn at_least(&mut self, driver: &D, bytes: usize) -> Result<u64, DeviceError> {
         if self.bytes < bytes || self.memory.is_none() {
             self.memory = None;
-            self.memory = Some(driver.reserve("workspace", bytes)?);
+            self.memory = Some(Arc::new(driver.reserve("workspace", bytes)?));
             self.bytes = bytes;
         }
         Ok(self.memory.as_ref().map_or(0, |memory| driver.address(memory)))
+    }
+
+    /// For a launch that waits: it may have grown when that is done.
+    pub(super) fn memory(&self) -> Option<Arc<D::Memory>> {
+        self.memory.clone()
     }
 
     /// The address of at least so many numbers, which are zero; kernels leave them so.

@@ -19,7 +19,6 @@ impl<D: Driver> Cuda<D> {
         let (driver, made) = (self.driver(), self.input(rows, input));
         let mut x = made.x;
         if made.kind != 0 {
-            self.leave_scratch()?;
             x = self.scratch().at_least(driver, 4 * rows * made.cols as usize)?;
             let params = InputRows { input: made, out: x };
             self.launch("input_rows", made.grid(rows), 256, &params)?;

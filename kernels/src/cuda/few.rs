@@ -3,9 +3,10 @@
 use super::device::{Cuda, count};
 use super::driver::Driver;
 use super::params::{FewParams, InputParams, LinearParams};
-use super::products::{CHUNK, Launch, Space, TILE_ROWS};
-use super::residual::{Product, memory_of};
-use crate::device::{DeviceError, Input, Linear};
+use super::products::{CHUNK, Launch};
+use super::residual::{Product, ProductParams, memory_of};
+use super::space::Space;
+use crate::device::{DeviceError, Input};
 
 impl<D: Driver> Cuda<D> {
     /// Products of rows that every block makes for itself, as `made` says, or of those in `space`. One of a single matrix waits for
@@ -15,9 +16,10 @@ impl<D: Driver> Cuda<D> {
         rows: usize,
         input: Input<'_, Self>,
         made: Option<InputParams>,
-        space: &Space,
-        Launch { kernel, outputs }: &Launch<'_, D>,
+        space: &Space<D>,
+        launch: &Launch<'_, D>,
     ) -> Result<(), DeviceError> {
+        let Launch { kernel, outputs } = launch;
         let (products, works) = self.products(kernel, outputs);
         let none = InputParams { x: 0, other: 0, kind: 0, cols: 0, span: 0, eps: 0.0 };
         let linear = LinearParams {
@@ -26,63 +28,47 @@ impl<D: Driver> Cuda<D> {
             partials: 0,
             tickets: 0,
             products,
+            gated: 0,
             num_rows: count(rows),
             split: 0,
+            gate: 0,
+            half: 0,
         };
         let params = FewParams {
             linear,
             input: made.map_or(none, |made| InputParams { span: made.cols.max(1), ..made }),
             sums: 0,
-            gated: 0,
             works: count(works),
             group: count(kernel.group),
             fine: u32::from(space.rest != 0),
-            gate: 0,
-            half: 0,
             ahead: count(self.limits.few_ahead / kernel.record_bytes),
         };
         let (grid, shared) = (self.few_blocks(works), count(kernel.shared));
-        let waits = match **outputs {
-            // Nobody adds logits.
-            [_] => space.rest == 0,
-            [gate, up] => made.is_some() && may_gate(gate, up),
-            _ => false,
-        };
-        if !waits {
-            return self.launch_shared(&kernel.name, [grid, 1, 1], FEW_THREADS, shared, &params);
+        let gating = self.gating(launch, rows);
+        // Nobody adds logits.
+        let may_be_added = outputs.len() == 1 && space.rest == 0;
+        if gating.is_none() && !may_be_added {
+            return self.launch_shared(&kernel.name, grid, FEW_THREADS, shared, &params);
         }
-        let mut reads = memory_of(input);
-        for output in outputs {
-            reads.push(output.weight.memory().clone());
-            reads.extend(output.bias.map(|bias| bias.memory.clone()));
-        }
-        let outs = outputs.iter().map(|output| output.out.memory.clone()).collect();
-        let kernel = kernel.name.clone();
-        self.wait_to_multiply(Product { kernel, grid, shared, params, rows, outs, reads })
+        let mut reads = launch.reads(space);
+        reads.extend(memory_of(input));
+        self.wait_to_multiply(Product {
+            kernel: kernel.name.clone(),
+            grid,
+            threads: FEW_THREADS,
+            shared,
+            params: ProductParams::Few(params),
+            gating,
+            rows,
+            outs: launch.writes(),
+            reads,
+        })
     }
 
     /// One fills a multiprocessor.
-    fn few_blocks(&self, works: usize) -> u32 {
-        count(works.min(self.driver().multiprocessors()).max(1))
+    pub(super) fn few_blocks(&self, works: usize) -> [u32; 3] {
+        [count(works.min(self.driver().multiprocessors()).max(1)), 1, 1]
     }
-
-    /// Has the two products that wait make their gate, as tiles of f16 or bf16 at this address.
-    pub(super) fn make_gate(&self, product: &mut Product<D>, kind: u32, half: bool, tiles: u64) {
-        let FewParams { linear: LinearParams { products: [first, ..], .. }, .. } = product.params;
-        let works = first.weight.rows as usize / TILE_ROWS;
-        product.params.gate = kind;
-        product.params.gated = tiles;
-        product.params.half = u32::from(half);
-        product.params.group = 2 * first.parts;
-        product.params.works = count(works);
-        product.grid = self.few_blocks(works);
-    }
-}
-
-/// Whether the kernel could make a gate of them: whole chunks, and two sums at the same place.
-fn may_gate<D: Driver>(gate: &Linear<'_, Cuda<D>>, up: &Linear<'_, Cuda<D>>) -> bool {
-    let rows = gate.weight.rows;
-    rows == up.weight.rows && rows.is_multiple_of(CHUNK) && gate.bias.is_none() && up.bias.is_none()
 }
 
 /// Whether blocks make these rows for themselves: one or two, unless each value is dear.

@@ -15,6 +15,7 @@ mod exact;
 #[cfg(feature = "cuda-host")]
 mod fake;
 mod few;
+mod gated;
 mod graphs;
 #[cfg(all(test, feature = "cuda-host"))]
 mod hopper_checks;
@@ -24,6 +25,7 @@ mod params;
 mod products;
 mod residual;
 mod sampling;
+mod space;
 mod spans;
 mod step;
 #[cfg(all(test, feature = "cuda-host"))]

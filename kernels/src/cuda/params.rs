@@ -47,13 +47,13 @@ params! {
     /// `linear.cuh`.
     Product, 40 { weight: Tiles, bias: u64, out: u64, first: u32, parts: u32 }
     /// `linear.cuh`.
-    LinearParams, 160 {
-        rows: u64, rest: u64, partials: u64, tickets: u64, products: [Product; 3], num_rows: u32, split: u32,
+    LinearParams, 176 {
+        rows: u64, rest: u64, partials: u64, tickets: u64, products: [Product; 3], gated: u64, num_rows: u32, split: u32,
+        gate: u32, half: u32,
     }
     /// `linear_few.cu`.
     FewParams, 232 {
-        linear: LinearParams, input: InputParams, sums: u64, gated: u64, works: u32, group: u32, fine: u32, gate: u32,
-        half: u32, ahead: u32,
+        linear: LinearParams, input: InputParams, sums: u64, works: u32, group: u32, fine: u32, ahead: u32,
     }
     /// `select.cu`.
     Select, 32 { x: u64, rows: u64, out: u64, cols: u32, unused: u32 }

@@ -3,11 +3,12 @@
 //! F32 matrices are multiplied in f32. All others go through tensor cores (`cuda/linear.cuh`): rows become f16, for bf16 matrices
 //! bf16, in front of the output matrix two of them each. Which kernel computes a row, and with which others, shows in no bit of it.
 
-use super::device::{Cuda, Scratch, count};
+use super::device::{Cuda, count};
 use super::driver::Driver;
 use super::few::{DECLARED, FEW_THREADS, few_shared, makes_rows};
 use super::image_has;
-use super::params::{InputParams, InputTiles, LinearParams, Product};
+use super::params::{InputParams, InputTiles, Product};
+use super::space::{Space, operand_bytes};
 use super::weights::Form;
 use crate::device::{DeviceError, Input, Linear};
 
@@ -110,25 +111,23 @@ impl<D: Driver> Cuda<D> {
         let made = self.input(rows, input);
         let half = outputs[0].weight.form.is_half();
         let launches = self.launches(rows, fine, outputs);
-        let mut split = self.split(&launches, rows);
+        let mut needs = self.needs(&launches, rows);
+        // What a launch makes of its products lies where it leaves room for it, and is read there.
+        let takes = alone && !fine && needs.gated == 0;
         if self.is_planning() {
             // Fewer rows may be split where more are not: the first of every tile, and the most that are few.
             let few = Some(self.limits.few_rows).filter(|few| *few < rows);
             for fewer in (1..rows).step_by(ROW_TILE).chain(few) {
-                let other = self.split(&self.launches(fewer, fine, outputs), fewer);
-                split = (split.0.max(other.0), split.1.max(other.1));
+                needs.and(&self.needs(&self.launches(fewer, fine, outputs), fewer));
             }
         }
         let few = launches.iter().all(|launch| launch.kernel.group > 0);
         let makes = few && makes_rows(rows, input);
         let operand = if makes { 0 } else { operand_bytes(rows, made.cols as usize) };
-        self.leave_scratch()?;
         let mut scratch = self.scratch();
-        let space = self.space(&mut scratch, operand, fine, split)?;
-        let gates = alone && few && !fine;
-        if gates && self.products_gate(rows, input, made, half, space.tiles) {
-            self.do_what_waits()?;
-        } else if !makes {
+        let space = self.space(&mut scratch, operand, fine, &needs)?;
+        let gated = takes && self.products_gate(rows, input, made, half, space.tiles)?;
+        if !gated && !makes {
             self.make_tiles(rows, input, made, half, &space)?;
         }
         for launch in &launches {
@@ -169,41 +168,13 @@ impl<D: Driver> Cuda<D> {
         launches.collect()
     }
 
-    /// Slots for sums that are split or kept, and the bytes of all: what the largest of these launches needs.
-    fn split(&self, launches: &[Launch<'_, D>], rows: usize) -> (usize, usize) {
-        launches.iter().fold((0, 0), |(slots, bytes), Launch { kernel, outputs }| {
-            let works: usize = outputs.iter().map(|output| kernel.works(output)).sum();
-            let [x, y, _] = self.grid(kernel, works, rows);
-            let more = if kernel.split || kernel.keeps() { (x * y) as usize } else { 0 };
-            (slots.max(more), bytes.max(more * kernel.slot_bytes))
-        })
-    }
-
     /// Groups of rows by works; or as many blocks as there are multiprocessors.
-    fn grid(&self, kernel: &Kernel, works: usize, rows: usize) -> [u32; 3] {
+    pub(super) fn grid(&self, kernel: &Kernel, works: usize, rows: usize) -> [u32; 3] {
         let (groups, most) = (rows.div_ceil(kernel.group_rows), self.driver().multiprocessors());
         match kernel.keeps() {
             true => [count((groups * works).min(most).max(1)), 1, 1],
             false => [count(groups), count(works), 1],
         }
-    }
-
-    /// Memory for the rows as they are multiplied, and for sums that are split: so many, in so many bytes.
-    fn space(
-        &self,
-        scratch: &mut Scratch<D>,
-        operand: usize,
-        fine: bool,
-        (slots, partials): (usize, usize),
-    ) -> Result<Space, DeviceError> {
-        let operands = operand * if fine { 2 } else { 1 };
-        let tiles = scratch.at_least(self.driver(), operands + partials)?;
-        Ok(Space {
-            tiles,
-            rest: if fine { tiles + operand as u64 } else { 0 },
-            partials: tiles + operands as u64,
-            tickets: scratch.tickets(self.driver(), slots)?,
-        })
     }
 
     /// Rows as tiles of f16 or bf16, after what waits to be added to them.
@@ -213,7 +184,7 @@ impl<D: Driver> Cuda<D> {
         input: Input<'_, Self>,
         made: InputParams,
         half: bool,
-        space: &Space,
+        space: &Space<D>,
     ) -> Result<(), DeviceError> {
         let waiting = self.take_added(rows, input);
         let (added, sum) = match &waiting {
@@ -224,26 +195,6 @@ impl<D: Driver> Cuda<D> {
         let half = u32::from(half);
         let params = InputTiles { input: made, added, sum, tiles, rest, half, unused: 0 };
         self.launch("input_tiles", made.grid(rows), 256, &params)
-    }
-
-    fn multiply(
-        &self,
-        rows: usize,
-        Launch { kernel, outputs }: &Launch<'_, D>,
-        space: &Space,
-    ) -> Result<(), DeviceError> {
-        let (products, works) = self.products(kernel, outputs);
-        let params = LinearParams {
-            rows: space.tiles,
-            rest: space.rest,
-            partials: space.partials,
-            tickets: space.tickets,
-            products,
-            num_rows: count(rows),
-            split: u32::from(kernel.split),
-        };
-        let grid = self.grid(kernel, works, rows);
-        self.launch_shared(&kernel.name, grid, kernel.threads, count(kernel.shared), &params)
     }
 
     /// Arguments of the products of a launch, and how many works they are.
@@ -271,17 +222,19 @@ impl<D: Driver> Cuda<D> {
 /// A kernel for products, and what its source says of its blocks.
 pub(super) struct Kernel {
     pub(super) name: String,
-    threads: u32,
+    pub(super) threads: u32,
     pub(super) shared: usize,
+    /// Shared memory with which it makes a gate of two products, zero where it cannot.
+    pub(super) gating: usize,
     /// Warps of a work of `linear_few.cu`, which has works of its own kind; zero of the others.
     pub(super) group: usize,
     pub(super) record_bytes: usize,
     group_rows: usize,
     block_outs: usize,
     /// Sums of a block, in f32.
-    slot_bytes: usize,
+    pub(super) slot_bytes: usize,
     /// Each part of a sum is a work of its own; `stream` kernels know no other way.
-    split: bool,
+    pub(super) split: bool,
 }
 
 impl Kernel {
@@ -296,7 +249,10 @@ impl Kernel {
     ) -> Self {
         let shared = few_shared(rows, cols, if fine { 2 } else { 1 });
         if rows <= limits.few_rows.min(ROW_TILE) && shared + DECLARED <= limits.shared {
-            return Self::few(form, outs, cols, shared);
+            return Self {
+                gating: if fine { 0 } else { shared },
+                ..Self::few(form, outs, cols, shared)
+            };
         }
         let mut kernel = match (limits.wgmma, rows <= limits.some_rows.max(limits.few_rows)) {
             (true, _) => Self::wgmma(limits, form, outs, cols, rows, fine),
@@ -314,6 +270,7 @@ impl Kernel {
             name: format!("linear_few_{}", form.name()),
             threads: FEW_THREADS,
             shared,
+            gating: 0,
             group,
             record_bytes: form.record_bytes(),
             group_rows: ROW_TILE,
@@ -330,6 +287,7 @@ impl Kernel {
             name: format!("linear_stream_{}_{group_rows}", form.name()),
             threads: 128,
             shared: 0,
+            gating: 0,
             group: 0,
             record_bytes: form.record_bytes(),
             group_rows,
@@ -349,6 +307,7 @@ impl Kernel {
             name: format!("linear_tiles_{}_{operands}", form.name()),
             threads: 256,
             shared: stages * stage,
+            gating: 0,
             group: 0,
             record_bytes: form.record_bytes(),
             group_rows,
@@ -371,10 +330,12 @@ impl Kernel {
             let (block_outs, operands) = (groups * BLOCK_ROWS, if fine { 2 } else { 1 });
             let operand = group_rows / ROW_TILE * ROW_CHUNK_BYTES;
             let stage = 128 + groups * 4 * form.record_bytes() + operands * operand;
+            let with = |behind| (kibibytes * 1024 - 16 - behind) / stage * stage + 16 + behind;
             Self {
                 name: format!("linear_wgmma_{}_{group_rows}", form.name()),
                 threads: if groups == 1 { 160 } else { 384 },
-                shared: (kibibytes * 1024 - 16) / stage * stage + 16,
+                shared: with(0),
+                gating: if groups > 1 && !fine { with(GATE_BYTES) } else { 0 },
                 group: 0,
                 record_bytes: form.record_bytes(),
                 group_rows,
@@ -403,7 +364,7 @@ impl Kernel {
     }
 
     /// Its blocks go from work to work, and keep sums of parts in slots of their own.
-    fn keeps(&self) -> bool {
+    pub(super) fn keeps(&self) -> bool {
         self.group_rows == 256
     }
 
@@ -413,7 +374,7 @@ impl Kernel {
         of_a_group * rows.div_ceil(self.group_rows)
     }
 
-    fn works<D: Driver>(&self, output: &Linear<'_, Cuda<D>>) -> usize {
+    pub(super) fn works<D: Driver>(&self, output: &Linear<'_, Cuda<D>>) -> usize {
         if self.group > 0 {
             return output.weight.rows.div_ceil(TILE_ROWS).div_ceil(self.group / parts(output));
         }
@@ -427,24 +388,14 @@ pub(super) struct Launch<'a, D: Driver> {
     pub(super) outputs: Vec<&'a Linear<'a, Cuda<D>>>,
 }
 
-fn operand_bytes(rows: usize, cols: usize) -> usize {
-    rows.div_ceil(ROW_TILE) * cols.div_ceil(CHUNK) * ROW_CHUNK_BYTES
-}
-
-fn parts<D: Driver>(output: &Linear<'_, Cuda<D>>) -> usize {
+pub(super) fn parts<D: Driver>(output: &Linear<'_, Cuda<D>>) -> usize {
     splits(output.weight.rows, output.weight.cols)
-}
-
-/// Addresses of what products need beside their arguments.
-pub(super) struct Space {
-    pub(super) tiles: u64,
-    pub(super) rest: u64,
-    partials: u64,
-    tickets: u64,
 }
 
 /// Of `linear.cuh`.
 const PRODUCTS: usize = 3;
+/// Of `linear_wgmma.cu`.
+const GATE_BYTES: usize = 32 << 10;
 /// Of `tiles.cuh`.
 const BLOCK_ROWS: usize = 64;
 /// Of `tiles.cuh`.
@@ -452,9 +403,9 @@ pub(super) const CHUNK: usize = 64;
 /// Of `tiles.cuh`.
 pub(super) const TILE_ROWS: usize = 16;
 /// Of `tiles.cuh`.
-const ROW_TILE: usize = 8;
+pub(super) const ROW_TILE: usize = 8;
 /// Of `tiles.cuh`.
-const ROW_CHUNK_BYTES: usize = 1024;
+pub(super) const ROW_CHUNK_BYTES: usize = 1024;
 
 #[cfg(test)]
 mod tests {

@@ -1,14 +1,15 @@
 //! What waits for the next operation: an `add`, as mostly the norm of its sum is what the next product takes, and then one kernel
-//! does both; or a product of few rows, as mostly it is added next, and then it adds itself. Everything else that is asked for has
-//! it done first, so that it shows in nothing but time.
+//! does both; a product of few rows, as mostly it is added next, and then it adds itself; or a gate and what it gates, as mostly that
+//! is what the next product takes, and then they make it. Everything else that is asked for has it done first, so that it shows
+//! in nothing but time.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::device::{Buffer, Cuda};
 use super::driver::Driver;
-use super::few::FEW_THREADS;
-use super::params::{FewParams, InputParams, InputRows};
+use super::gated::Gating;
+use super::params::{FewParams, InputParams, InputRows, LinearParams};
 use crate::device::{DeviceError, Input};
 
 /// What waits, if anything does.
@@ -27,16 +28,25 @@ pub(super) struct Addition<D: Driver> {
     _input: Vec<Arc<D::Memory>>,
 }
 
-/// A launch of `linear_few.cu` for one matrix or two, with all memory that it reads and writes.
+/// A launch for one matrix or two, with all memory that it reads and writes.
 pub(super) struct Product<D: Driver> {
     pub(super) kernel: String,
-    pub(super) grid: u32,
+    pub(super) grid: [u32; 3],
+    pub(super) threads: u32,
     pub(super) shared: u32,
-    pub(super) params: FewParams,
+    pub(super) params: ProductParams,
+    /// What is another where it makes a gate, if it can.
+    pub(super) gating: Option<Gating>,
     pub(super) rows: usize,
     pub(super) outs: Vec<Arc<D::Memory>>,
     /// What it reads.
     pub(super) reads: Vec<Arc<D::Memory>>,
+}
+
+/// Arguments of `linear_few.cu`, or of a kernel for many rows.
+pub(super) enum ProductParams {
+    Few(FewParams),
+    Many(LinearParams),
 }
 
 impl<D: Driver> Residual<D> {
@@ -97,16 +107,17 @@ impl<D: Driver> Cuda<D> {
         let Input::Rows(x) = input else { return false };
         self.residual.with_product(|product| {
             let reads_it = product.reads.iter().any(|memory| Arc::ptr_eq(memory, &sum.memory));
-            let adds = product.writes(rows, &[x]) && !reads_it;
-            if adds {
-                product.params.sums = sum.address(self.driver());
-                product.reads.push(sum.memory.clone());
+            if !product.writes(rows, &[x]) || reads_it {
+                return false;
             }
-            adds
+            let ProductParams::Few(params) = &mut product.params else { return false };
+            params.sums = sum.address(self.driver());
+            product.reads.push(sum.memory.clone());
+            true
         })
     }
 
-    /// Whether the products that wait are a gate and what it gates, and will make these rows of them, as tiles of f16 or bf16 at this
+    /// Whether the products that wait are a gate and what it gates, and make these rows of them, as tiles of f16 or bf16 at this
     /// address.
     pub(super) fn products_gate(
         &self,
@@ -115,18 +126,18 @@ impl<D: Driver> Cuda<D> {
         made: InputParams,
         half: bool,
         tiles: u64,
-    ) -> bool {
-        let Input::Gated { gate, up, .. } = input else { return false };
-        self.residual.with_product(|product| {
-            let gates = product.writes(rows, &[gate, up]);
-            if gates {
-                self.make_gate(product, made.kind, half, tiles);
-            }
-            gates
-        })
+    ) -> Result<bool, DeviceError> {
+        let Input::Gated { gate, up, .. } = input else { return Ok(false) };
+        let gates = self.residual.with_product(|product| {
+            product.writes(rows, &[gate, up]) && product.make_gate(made.kind, half, tiles)
+        });
+        if gates {
+            self.do_what_waits()?;
+        }
+        Ok(gates)
     }
 
-    /// Keeps a product for an addition of it.
+    /// Keeps a product for what is done with it.
     pub(super) fn wait_to_multiply(&self, product: Product<D>) -> Result<(), DeviceError> {
         self.do_what_waits()?;
         self.residual.replace(Some(Waiting::Product(Box::new(product))));
@@ -149,12 +160,6 @@ impl<D: Driver> Cuda<D> {
         }
     }
 
-    /// Before anything that may move memory which it uses.
-    pub(super) fn leave_scratch(&self) -> Result<(), DeviceError> {
-        let uses_it = self.residual.with_product(|product| product.params.linear.rows != 0);
-        if uses_it { self.do_what_waits() } else { Ok(()) }
-    }
-
     /// Before anything that does not take it along.
     pub(super) fn do_what_waits(&self) -> Result<(), DeviceError> {
         match self.residual.replace(None) {
@@ -165,8 +170,15 @@ impl<D: Driver> Cuda<D> {
                 self.launch("add_rows", waiting.input.grid(waiting.rows), 256, &params)
             }
             Some(Waiting::Product(waiting)) => {
-                let Product { kernel, grid, shared, params, .. } = &*waiting;
-                self.launch_shared(kernel, [*grid, 1, 1], FEW_THREADS, *shared, params)
+                let Product { kernel, grid, threads, shared, params, .. } = &*waiting;
+                match params {
+                    ProductParams::Few(params) => {
+                        self.launch_shared(kernel, *grid, *threads, *shared, params)
+                    }
+                    ProductParams::Many(params) => {
+                        self.launch_shared(kernel, *grid, *threads, *shared, params)
+                    }
+                }
             }
         }
     }
