@@ -29,7 +29,8 @@ __device__ __forceinline__ void let_next_begin() {
 #endif
 }
 
-// Two or three blocks of a multiprocessor are enough: left to choose, the compiler spills to save registers.
+// Two or three blocks of a multiprocessor are enough, and one of 1,024 threads: left to choose, the compiler spills to save
+// registers.
 #define KERNEL_ENTRY(threads, blocks, name, Params, wait)                                                \
   __device__ __forceinline__ void name##_body(const Params& p);                                          \
   extern "C" __global__ void __launch_bounds__(threads, blocks) name(const __grid_constant__ Params p) { \
@@ -38,7 +39,8 @@ __device__ __forceinline__ void let_next_begin() {
     name##_body(p);                                                                                      \
   }                                                                                                      \
   __device__ __forceinline__ void name##_body(const Params& p)
-#define KERNEL(threads, name, Params) KERNEL_ENTRY(threads, threads <= 128 ? 3 : 2, name, Params, wait_for_previous())
+#define KERNEL(threads, name, Params) \
+  KERNEL_ENTRY(threads, threads <= 128 ? 3 : threads < 1024 ? 2 : 1, name, Params, wait_for_previous())
 // Begins while the kernel before it runs: what its body does before it calls `wait_for_previous` touches nothing that a kernel
 // of the step writes (attention.cu, "Early"). `blocks` of it fit on a multiprocessor.
 #define KERNEL_EARLY(threads, blocks, name, Params) KERNEL_ENTRY(threads, blocks, name, Params, (void)0)

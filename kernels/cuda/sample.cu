@@ -1,12 +1,14 @@
-// The tokens that a step chooses, for all of its draws: the largest logit, or a draw from what the cuts leave
+// The tokens that a step chooses: the largest logit, or a draw from what the cuts leave. Where `top_k` is small: sample_few.cu
 //   what lies where: sample.cuh; every kernel takes the same struct
-// Launch:  block = 256. In this order, each only where there are such draws; P is cols / 4,096 rounded up:
+// Launch:  block = 256. In this order, each only where there are such draws; P is cols / 4,096 rounded up. Draws of sample_few.cu
+//          are among those with edits alone:
 //          sample_edit     grid = (most edits of a draw / 256 rounded up, draws): changes logits
 //          sample_largest  grid = (P, draws)
 //          sample_bins     grid = (P, draws with cuts): tokens and shares by 1/64 of distance
 //          sample_near     grid = (P, draws with cuts): tokens by 2^-18 of distance, within the bin where the cut is
 //          sample_near     grid = (P, draws with both cuts): the same for the second one
 //          sample_draw     grid = (P, draws that are not greedy)
+//          sample_few      in a file of its own
 //          sample_edit     as before, with `undo`: puts back what was there
 // Bound:   memory; 4 bytes a logit each, most from the second-level cache.
 // Meaning: src/reference/choose.rs, to the last bit. What is summed are whole numbers, and maxima are of whole numbers, so that
@@ -65,7 +67,7 @@ KERNEL(256, sample_largest, Sample) {
 
 // Looks for the part of all shares that `top_p` keeps.
 __device__ __forceinline__ void look_for_part(Cut& cut, const Bins& bins, unsigned long long part, unsigned long long total) {
-  const unsigned long long some = scaled<32>(total, part), enough = some ? some : 1;
+  const unsigned long long enough = enough_of(total, part);
   unsigned long long sums[BINS / SAMPLE_THREADS];
 #pragma unroll
   for (uint32_t i = 0; i < BINS / SAMPLE_THREADS; i++) sums[i] = __ldcg(&bins.sums[threadIdx.x * (BINS / SAMPLE_THREADS) + i]);

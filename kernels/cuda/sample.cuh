@@ -59,7 +59,8 @@ struct __align__(16) Piece {
   unsigned long long equal;
 };
 
-// The argument of all of them. Draws with both cuts come first, then those with one, those with none, and the greedy ones.
+// The argument of all of them. Draws with both cuts come first, then those with one, those with none, the greedy ones, and those
+// of sample_few.cu.
 struct Sample {
   float* x;                  // [_, cols]
   unsigned long long* keys;  // [draws], zero before; what is found
@@ -142,30 +143,42 @@ __device__ __forceinline__ unsigned long long scaled(unsigned long long total, u
   return __umul64hi(total, factor) << (64 - SHIFT) | total * factor >> SHIFT;
 }
 
-// The sum of what the threads before this one gave; `total` is that of all.
-__device__ __forceinline__ unsigned long long scan(unsigned long long own, unsigned long long& total) {
-  __shared__ unsigned long long warps[SAMPLE_THREADS / WARP];
-  const uint32_t lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-  unsigned long long sum = own;
+// What the shares that `top_p` keeps sum up to, at least, where all sum up to `total`.
+__device__ __forceinline__ unsigned long long enough_of(unsigned long long total, unsigned long long part) {
+  const unsigned long long some = scaled<32>(total, part);
+  return some ? some : 1;
+}
+
+// The sum of what this lane of a warp and those before it gave.
+__device__ __forceinline__ unsigned long long sum_of_lanes(unsigned long long sum) {
+  const uint32_t lane = threadIdx.x % WARP;
   for (uint32_t apart = 1; apart < WARP; apart *= 2) {
     const unsigned long long other = __shfl_sync(ALL_LANES, sum, (lane - apart) % WARP);
     if (lane >= apart) sum += other;
   }
-  if (lane == WARP - 1) warps[warp] = sum;
-  __syncthreads();
-  unsigned long long before = sum - own;
-  total = 0;
-  for (uint32_t w = 0; w < SAMPLE_THREADS / WARP; w++) {
-    if (w < warp) before += warps[w];
-    total += warps[w];
-  }
-  __syncthreads();
-  return before;
+  return sum;
 }
 
+// The sum of what the threads before this one gave; `total` is that of all.
+template <uint32_t THREADS = SAMPLE_THREADS>
+__device__ __forceinline__ unsigned long long scan(unsigned long long own, unsigned long long& total) {
+  constexpr uint32_t WARPS = THREADS / WARP;
+  __shared__ unsigned long long warps[WARPS];
+  const uint32_t lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+  const unsigned long long sum = sum_of_lanes(own);
+  if (lane == WARP - 1) warps[warp] = sum;
+  __syncthreads();
+  const unsigned long long sums = sum_of_lanes(lane < WARPS ? warps[lane] : 0);
+  total = __shfl_sync(ALL_LANES, sums, WARPS - 1);
+  const unsigned long long before = __shfl_sync(ALL_LANES, sums, (warp - 1) % WARP);
+  __syncthreads();
+  return (warp > 0 ? before : 0) + sum - own;
+}
+
+template <uint32_t THREADS = SAMPLE_THREADS>
 __device__ __forceinline__ unsigned long long sum_of_block(unsigned long long own) {
   unsigned long long total;
-  scan(own, total);
+  scan<THREADS>(own, total);
   return total;
 }
 

@@ -40,6 +40,8 @@ struct Block {
   uint8_t* shared;
   uint32_t shared_bytes;
   Barrier barrier;
+  // Threads that say yes at this meeting and at the one before: nobody is further than one ahead.
+  uint32_t counted[2];
   Warp warps[1024 / 32];
 };
 extern thread_local Block block;
@@ -70,6 +72,15 @@ void progressed();
 void meet(Barrier& barrier, uint32_t expected);
 
 inline void meet_block() { meet(block.barrier, block.threads); }
+
+// How many threads of the block say yes.
+inline int count_block(bool yes) {
+  uint32_t& counted = block.counted[block.barrier.generation % 2];
+  if (block.barrier.arrived == 0) counted = 0;
+  counted += yes;
+  meet_block();
+  return (int)counted;
+}
 
 inline void meet_warp() { meet(block.warps[block.thread / 32].barrier, 32); }
 
@@ -146,6 +157,7 @@ To same_bits(From x) {
 #define __shared__ static thread_local
 #define DYNAMIC_SHARED(name) uint8_t* const name = emulate::block.shared
 #define __syncthreads() emulate::meet_block()
+#define __syncthreads_count(yes) emulate::count_block(yes)
 #define __threadfence() ((void)0)
 #define __syncwarp() emulate::meet_warp()
 #define __shfl_sync(lanes, value, lane) emulate::shuffle(value, lane)

@@ -1,5 +1,5 @@
-//! The choice of tokens (`cuda/sample.cu`). Draws and their edits travel with the step, and the tokens come back from where
-//! the draws lie: no copy of their own, and one out.
+//! The choice of tokens (`cuda/sample.cu`, `cuda/sample_few.cu`). Draws and their edits travel with the step, and the tokens
+//! come back from where the draws lie: no copy of their own, and one out.
 
 use zeroize::Zeroizing;
 
@@ -10,13 +10,14 @@ use super::step::Step;
 use crate::device::DeviceError;
 use crate::sampling::{Draw, Draws};
 
-/// What a step chooses, as the kernels want it: draws with both cuts first, then those with one, with none, and greedy ones.
+/// What a step chooses, as the kernels want it: draws with both cuts first, then those with one, with none, greedy ones, and those
+/// that keep few.
 #[derive(Debug, Default)]
 pub(super) struct Drawn {
     /// Which draw of the batch each record is.
     order: Vec<usize>,
-    /// Records with both cuts; with at least one; that are drawn.
-    ends: [usize; 3],
+    /// Records with both cuts; with at least one; that are drawn; all but those that keep few.
+    ends: [usize; 4],
     most_edits: usize,
     num_edits: usize,
     /// Rows and tokens are below these.
@@ -31,14 +32,18 @@ impl Drawn {
     pub(super) fn of(draws: &Draws, behind: usize) -> Self {
         let kind = |draw: &Draw| {
             let cuts = u8::from(draw.top_k > 0) + u8::from(draw.part() < 1 << 32);
-            if draw.temperature == 0.0 { 3 } else { 2 - cuts }
+            match draw.top_k {
+                _ if draw.temperature == 0.0 => 3,
+                1..=FEW => 4,
+                _ => 2 - cuts,
+            }
         };
         let kinds: Vec<u8> = draws.iter().map(|(draw, _)| kind(draw)).collect();
         let mut order: Vec<usize> = (0..kinds.len()).collect();
         order.sort_by_key(|i| kinds[*i]);
         Self {
             order,
-            ends: [0, 1, 2].map(|last| kinds.iter().filter(|kind| **kind <= last).count()),
+            ends: [0, 1, 2, 3].map(|last| kinds.iter().filter(|kind| **kind <= last).count()),
             most_edits: draws.iter().map(|(_, edits)| edits.len()).max().unwrap_or(0),
             num_edits: draws.edits().len(),
             rows: draws.iter().map(|(draw, _)| draw.row as usize + 1).max().unwrap_or(0),
@@ -119,7 +124,11 @@ impl<D: Driver> Cuda<D> {
         let (drawn, driver) = (&step.drawn, self.driver());
         let pieces = logits.cols.div_ceil(PIECE);
         assert!(pieces <= PIECES_MAX, "a vocabulary of {}", logits.cols);
-        let [both, cut, all_drawn] = drawn.ends;
+        let draws = drawn.order.len();
+        // A plan is for draws of every kind.
+        let (planned, found) = (([draws; 4], 0), (drawn.ends, drawn.ends[3]));
+        let ([both, cut, all_drawn, many], first_few) =
+            if self.is_planning() { planned } else { found };
         let at_pieces = BINS * cut;
         let at_cuts = at_pieces + PIECE_SUM * pieces * all_drawn;
         let mut scratch = self.scratch();
@@ -144,17 +153,27 @@ impl<D: Driver> Cuda<D> {
             }
             self.launch(kernel, [count(across), count(draws), 1], 256, params)
         };
-        let (edits, draws) = (drawn.most_edits.div_ceil(256), drawn.order.len());
+        let edits = drawn.most_edits.div_ceil(256);
         start("sample_edit", edits, draws, &params)?;
-        start("sample_largest", pieces, draws, &params)?;
+        start("sample_largest", pieces, many, &params)?;
         start("sample_bins", pieces, cut, &params)?;
         start("sample_near", pieces, cut, &params)?;
         start("sample_near", pieces, both, &params)?;
         start("sample_draw", pieces, all_drawn, &params)?;
+        if first_few < draws {
+            let few = Sample {
+                keys: params.keys + (KEY * first_few) as u64,
+                draws: params.draws + (RECORD * first_few) as u64,
+                ..params
+            };
+            self.launch("sample_few", [count(draws - first_few), 1, 1], 1024, &few)?;
+        }
         start("sample_edit", edits, draws, &Sample { undo: 1, ..params })
     }
 }
 
+/// The most tokens that draws of `sample_few` keep.
+const FEW: u32 = 256;
 /// Columns of a block, and the most blocks of a row.
 const PIECE: usize = 4096;
 const PIECES_MAX: usize = 256;

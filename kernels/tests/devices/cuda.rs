@@ -9,8 +9,8 @@ use chrysalis_kernels::cuda::{Cuda, Emulated};
 use chrysalis_kernels::device::{
     Activation, CacheDtype, CacheShape, Device, DeviceError, Input, Linear, Upload as _,
 };
-use chrysalis_kernels::reference::Reference;
-use chrysalis_kernels::{Batch, Dtype, WantLogits};
+use chrysalis_kernels::reference::{Reference, choose};
+use chrysalis_kernels::{Batch, Draw, Dtype, WantLogits};
 
 fn cuda() -> Cuda<Emulated> {
     Cuda::new(Emulated::default())
@@ -191,11 +191,84 @@ fn tokens_are_chosen_as_everywhere() {
     }
     let few = [1, 2, 33, 255, 257, 1_000, 4_095, 4_096, 4_097].map(|cols| (cols, 260));
     for (seed, (cols, rows)) in
-        few.into_iter().chain([(9_000, 200), (20_001, 120), (262_144, 9)]).enumerate()
+        few.into_iter().chain([(9_000, 200), (20_001, 120), (151_936, 9), (262_144, 9)]).enumerate()
     {
         let (found, expected) = sampling::choices(&cuda(), 100 + seed as u64, cols, rows);
         assert_eq!(found, expected, "{cols} columns");
     }
+}
+
+#[test]
+fn draws_that_keep_few_are_one_launch() {
+    let (device, cols) = (cuda(), 300);
+    let mut x = buffer(&device, 5, cols, &Random(46).values(5 * cols));
+    let mut step = device.step(1).unwrap();
+    let of = |top_k, top_p| Draw { temperature: 0.8, top_k, top_p, ..Draw::greedy(0) };
+    let (few, both, one, none) = (of(256, 0.9), of(257, 0.9), of(0, 0.9), of(0, 1.0));
+    for (kinds, expected) in [
+        (&[of(1, 1.0)][..], 1),
+        (&[few, few], 1),
+        (&[both], 5),
+        (&[of(257, 1.0)], 4),
+        (&[one, few], 5),
+        (&[none], 2),
+        (&[few, Draw::greedy(0)], 2),
+        (&[few, none, Draw::greedy(0), both, one], 6),
+    ] {
+        let mut batch = Batch::default();
+        (0..).zip(kinds).for_each(|(row, draw)| batch.draws.push(Draw { row, ..*draw }, &[]));
+        device.set_step(&mut step, &batch);
+        let before = device.crossings().unwrap();
+        device.sample(&step, &mut x, &mut vec![None; kinds.len()]).unwrap();
+        let launches = device.crossings().unwrap().since(before).launches;
+        assert_eq!(launches, expected, "{kinds:?}");
+    }
+}
+
+#[test]
+fn many_tokens_far_from_the_likeliest_are_drawn_as_often_as_they_should() {
+    let (device, rows, cols) = (cuda(), 100, 1_100);
+    let mut row: Vec<f32> = Random(48).values(cols).iter().map(|x| x * 0.1 - 8.0).collect();
+    row[700] = 0.0;
+    let mut x = buffer(&device, rows, cols, &row.repeat(rows));
+    let mut batch = Batch::default();
+    let draw = |row| Draw { temperature: 1.0, top_k: 256, seed: 5, ..Draw::greedy(row) };
+    for row in 0..rows as u32 {
+        batch.draws.push(Draw { index: row.into(), ..draw(row) }, &[]);
+    }
+    let mut step = device.step(1).unwrap();
+    device.set_step(&mut step, &batch);
+    let mut found = vec![None; rows];
+    device.sample(&step, &mut x, &mut found).unwrap();
+    let expected: Vec<_> = batch.draws.iter().map(|(draw, _)| choose(&row, draw, &[])).collect();
+    assert_eq!(found, expected);
+    // 256 * e^-8 and a little more.
+    assert!(found.iter().filter(|token| **token != Some(700)).count() > 3);
+}
+
+#[test]
+fn a_plan_of_draws_is_for_those_of_every_kind() {
+    let (device, cols) = (cuda(), 300);
+    let mut x = buffer(&device, 1, cols, &Random(47).values(cols));
+    let mut step = device.step(1).unwrap();
+    let mut draw = |top_k, plans| {
+        let mut batch = Batch::default();
+        let draw = Draw { temperature: 1.0, top_k, top_p: 0.5, ..Draw::greedy(0) };
+        batch.draws.push(draw, &[]);
+        let mut choose = || {
+            device.set_step(&mut step, &batch);
+            device.sample(&step, &mut x, &mut [None]).unwrap();
+        };
+        let before = device.crossings().unwrap();
+        if plans {
+            device.plan(choose).unwrap();
+        } else {
+            choose();
+        }
+        device.crossings().unwrap().since(before).reservations
+    };
+    assert!(draw(1, true) > 0);
+    assert_eq!((draw(0, false), draw(300, false)), (0, 0));
 }
 
 #[test]

@@ -89,22 +89,28 @@ fn sampled<D: Device>(device: &D, cols: usize, values: &[f32], draws: &Draws) ->
     tokens
 }
 
-/// A row: as a model makes them, whole numbers, two values, one value, wide apart, hardly apart, or with one that is not
-/// finite.
+/// A row: as a model makes them, whole numbers, two values, one value, wide apart, hardly apart, falling, large ones next to
+/// each other, or with one that is not finite.
 fn logits(random: &mut Random, cols: usize) -> Vec<f32> {
     let row = random.values(cols);
-    match random.next() % 8 {
-        0 => row.iter().map(|x| (x * 3.0).round()).collect(),
-        1 => row.iter().map(|x| x.signum()).collect(),
+    let each = |f: &dyn Fn(usize, f32) -> f32| {
+        row.iter().enumerate().map(|(i, x)| f(i, *x)).collect::<Vec<f32>>()
+    };
+    match random.next() % 11 {
+        0 => each(&|_, x| (x * 3.0).round()),
+        1 => each(&|_, x| x.signum()),
         2 => vec![row[0]; cols],
-        3 => row.iter().map(|x| x * 1e37).collect(),
-        4 => row.iter().map(|x| 20.0 + x * 1e-5).collect(),
-        5 if random.next().is_multiple_of(4) => {
+        3 => each(&|_, x| x * 1e37),
+        4 => each(&|_, x| 20.0 + x * 1e-5),
+        5 => each(&|i, x| x - i as f32 * 0.01),
+        6 => each(&|i, x| if i % 4_096 < 960 { 8.0 + x } else { x * 8.0 }),
+        7 if random.next().is_multiple_of(2) => {
             let mut row = row;
-            row[cols / 2] = f32::NAN;
+            row[random.next() as usize % cols] =
+                one_of(random, &[f32::NAN, f32::INFINITY, f32::NEG_INFINITY]);
             row
         }
-        _ => row.iter().map(|x| x * 8.0).collect(),
+        _ => each(&|_, x| x * 8.0),
     }
 }
 
@@ -116,7 +122,7 @@ fn draw(random: &mut Random, row: u32) -> Draw {
     Draw {
         row,
         temperature: one_of(random, &[0.0, 0.001, 0.3, 0.8, 1.0, 1.0, 2.0, 50.0, 100.0]),
-        top_k: one_of(random, &[0, 0, 1, 3, 40, 300, 5_000, u32::MAX]),
+        top_k: one_of(random, &[0, 0, 1, 3, 40, 200, 256, 257, 5_000, u32::MAX]),
         top_p: one_of(random, &[1e-30, 0.1, 0.5, 0.9, 0.95, 0.999, 1.0, 1.0]),
         min_p: one_of(random, &[0.0, 0.0, 0.0, 1e-10, 0.02, 0.3, 1.0]),
         seed: random.next(),

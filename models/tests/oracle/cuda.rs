@@ -140,25 +140,28 @@ fn a_step_crosses_once_each_way<D: Driver>(device: impl Fn() -> Cuda<D>) {
         assert_eq!(crossed, expected, "at position {position}");
         assert!(crossed.bytes_in < 512, "{crossed:?}");
     }
-    // Draws with both cuts and edits: more launches, and no other crossing; the tokens are those that the logits mean.
+    // Draws with both cuts and edits, that keep few tokens or more: more launches, and no other crossing; the tokens are those that
+    // the logits mean.
     let edit = Edit { bias: 3.0, ..Edit::none(7) };
-    let draw = |row| Draw { temperature: 1.5, top_k: 60, top_p: 0.9, seed: 3, ..Draw::greedy(row) };
-    let mut batch = Batch::default();
-    for s in 0..3 {
-        batch.push(&[5 + s], 4, &[s], WantLogits::Last);
-        batch.draws.push(draw(s), &[edit]);
-    }
-    let before = model.crossings().unwrap();
-    let mut tokens = [None; 3];
-    model.forward(&batch).unwrap();
-    model.sample(&mut tokens).unwrap();
-    let crossed = model.crossings().unwrap().since(before);
-    let counts = (crossed.copies_in, crossed.copies_out, crossed.waits, crossed.reservations);
-    assert_eq!((counts, crossed.replays, crossed.launches), ((1, 1, 1, 0), 1, 7), "draws");
-    for (s, token) in tokens.into_iter().enumerate() {
-        let mut logits = vec![f32::NAN; model.vocab_size()];
-        model.logits(s, &mut logits).unwrap();
-        assert_eq!(token, choose(&logits, &draw(s as u32), &[edit]), "row {s}");
+    for (top_k, launches) in [(60, 3), (257, 7)] {
+        let draw = |row| Draw { temperature: 1.5, top_k, top_p: 0.9, seed: 3, ..Draw::greedy(row) };
+        let mut batch = Batch::default();
+        for s in 0..3 {
+            batch.push(&[5 + s], 4, &[s], WantLogits::Last);
+            batch.draws.push(draw(s), &[edit]);
+        }
+        let before = model.crossings().unwrap();
+        let mut tokens = [None; 3];
+        model.forward(&batch).unwrap();
+        model.sample(&mut tokens).unwrap();
+        let crossed = model.crossings().unwrap().since(before);
+        let counts = (crossed.copies_in, crossed.copies_out, crossed.waits, crossed.reservations);
+        assert_eq!((counts, crossed.replays, crossed.launches), ((1, 1, 1, 0), 1, launches));
+        for (s, token) in tokens.into_iter().enumerate() {
+            let mut logits = vec![f32::NAN; model.vocab_size()];
+            model.logits(s, &mut logits).unwrap();
+            assert_eq!(token, choose(&logits, &draw(s as u32), &[edit]), "row {s}");
+        }
     }
     let before = model.crossings().unwrap();
     model.clear_blocks(&[0, 1, 2]).unwrap();
