@@ -3,14 +3,15 @@
 use std::error::Error;
 use std::sync::Arc;
 
-use chrysalis_kernels::device::{CacheDtype, Device};
+use chrysalis_benches::upload;
+use chrysalis_kernels::device::{Activation, CacheDtype, Device, DeviceError, Input, Linear};
 use chrysalis_kernels::profile::Profiled;
 use chrysalis_kernels::{Batch, Dtype, WantLogits};
 use chrysalis_models::decoder::{Decoder, Model};
 
 use crate::args::Size;
 use crate::checks::{Check, Context, Outcome, Place};
-use crate::common::{Random, bits};
+use crate::common::{Random, bits, buffer, read};
 use crate::linear::{product, with_spikes};
 use crate::model::{BLOCK, LLAMA_1B, Shape, Strip, TINY, batch, decoder, room, token, weights};
 use crate::operations::cases;
@@ -20,6 +21,7 @@ use crate::subject::Subject;
 pub(crate) fn checks<D: Subject>(size: Size) -> Vec<Check> {
     let mut checks = vec![
         Check::new("invariance/products", 60, products::<D>),
+        Check::new("invariance/gates", 60, gates::<D>),
         Check::new("invariance/attention", 60, attention::<D>),
     ];
     checks.push(Check::unopened("invariance/recorded", 40, recorded::<D>));
@@ -33,6 +35,58 @@ pub(crate) fn checks<D: Subject>(size: Size) -> Vec<Check> {
         }));
     }
     checks
+}
+
+/// A gate that a device makes where its products are, on the way to the next one, has the bits of one that is made apart.
+fn gates<D: Subject>(context: &Context<'_, D>) -> Outcome {
+    let (cols, inner) = context.size.pick((64, 128), (512, 8192), (1024, 14_336));
+    let activations = [Activation::Silu, Activation::GeluTanh, Activation::GeluErf];
+    for (dtype, activation) in [Dtype::Bf16, Dtype::Q8_0, Dtype::Q4_1].into_iter().zip(activations)
+    {
+        let (device, mut random) = (&*context.device, Random(17));
+        let mut weight = |out, cols| {
+            let stored = random.matrix(dtype, out, cols);
+            upload(device, dtype, (out, cols), &stored)
+        };
+        let weights = [weight(inner, cols)?, weight(inner, cols)?, weight(cols, inner)?];
+        let mut differ = Vec::new();
+        for rows in [1, 5, 40, 100, 130, 256, 600] {
+            let [together, apart] = [false, true]
+                .map(|apart| gated(device, &weights, (rows, cols, inner), activation, apart));
+            differ.extend((together? != apart?).then_some(rows));
+        }
+        let what = format!("gates of {}, {activation:?}", dtype.name());
+        let mut row = Row::holds(what, differ.is_empty());
+        row.detail =
+            if differ.is_empty() { String::new() } else { format!("{differ:?} rows differ") };
+        context.note(&row)?;
+    }
+    Ok(())
+}
+
+/// A layer's feed-forward product of rows that are no norm; `apart`: the gate is waited for.
+fn gated<D: Device>(
+    device: &D,
+    [gates, ups, downs]: &[D::Matrix; 3],
+    (rows, cols, inner): (usize, usize, usize),
+    activation: Activation,
+    apart: bool,
+) -> Result<Vec<u32>, DeviceError> {
+    let x = buffer(device, rows, cols, &Random(19).values(rows * cols));
+    let [mut gate, mut up] = [device.buffer(rows, inner)?, device.buffer(rows, inner)?];
+    let mut out = device.buffer(rows, cols)?;
+    let outputs = &mut [
+        Linear { weight: gates, bias: None, out: &mut gate },
+        Linear { weight: ups, bias: None, out: &mut up },
+    ];
+    device.linear(rows, Input::Rows(&x), outputs);
+    if apart {
+        device.finish()?;
+    }
+    let input = Input::Gated { activation, gate: &gate, up: &up };
+    device.linear(rows, input, &mut [Linear { weight: downs, bias: None, out: &mut out }]);
+    device.finish()?;
+    Ok(bits(&read(device, &out, rows, cols)))
 }
 
 /// Rows of an odd product, in batches of 1 to 300.
