@@ -126,7 +126,8 @@ fn ahead<D: Subject>(place: &Place, size: Size, dtype: Dtype) -> Outcome {
             model.forward(&step)?;
             Ok(device.finish()?)
         })?;
-        place.note(&Row::figure(format!("8 layers of a step, {way}"), 1e6 * seconds, "µs"))?;
+        let what = format!("a step of {} layers, {way}", shape.layers);
+        place.note(&Row::figure(what, 1e6 * seconds, "µs"))?;
     }
     Ok(())
 }
