@@ -164,9 +164,9 @@ struct FewSums {
   const uint32_t lane;
   uint32_t at;  // of the record that is next
 
-  // Adds COUNT chunks, the first of which `row` is at, and asks for as many behind them if `ASK`.
+  // Adds COUNT chunks, the first of which `row` is at, and asks for as many behind them if `ASK`, `untold` after what was told.
   template <uint32_t COUNT, bool ASK>
-  __device__ __forceinline__ void add(float (&sums)[4], const uint32_t*& row, Asking<Form>& asking) {
+  __device__ __forceinline__ void add(float (&sums)[4], const uint32_t*& row, Asking<Form>& asking, uint32_t untold) {
     typename Form::Raw raw[COUNT];
     uint32_t words[COUNT][CHUNK / 8], rest[COUNT][CHUNK / 8], places[COUNT];
     wait_copies<STAGES - COUNT>();
@@ -184,7 +184,7 @@ struct FewSums {
     __syncwarp();
 #pragma unroll
     for (uint32_t i = 0; i < COUNT; i++) {
-      if (ASK) asking.next(ring + places[i] + lane * 16, i);
+      if (ASK) asking.next(ring + places[i] + lane * 16, untold + i);
       commit_copies();
     }
 #pragma unroll
@@ -198,9 +198,10 @@ struct FewSums {
 
   template <bool ASK>
   __device__ __forceinline__ void add(float (&sums)[4], uint32_t chunks, const uint32_t*& row, Asking<Form>& asking) {
+    uint32_t left = chunks;
 #pragma unroll 1
-    for (; chunks > 1; chunks -= 2) add<2, ASK>(sums, row, asking);
-    if (chunks > 0) add<1, ASK>(sums, row, asking);
+    for (; left > 1; left -= 2) add<2, ASK>(sums, row, asking, chunks - left);
+    if (left > 0) add<1, ASK>(sums, row, asking, chunks - left);
   }
 };
 

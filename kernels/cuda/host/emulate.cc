@@ -4,6 +4,7 @@
 
 #include <ucontext.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
@@ -37,6 +38,8 @@ struct Fiber {
   // Copies on their way, oldest first, and the number of the group that the next one belongs to.
   std::vector<Copy> copies;
   uint32_t group = 0;
+  // What was asked for ahead and not yet copied.
+  std::vector<const void*> ahead;
 };
 
 // The fibers of a block, which wait for the next one when they have ended.
@@ -95,6 +98,10 @@ void fiber_main() {
       std::abort();
     }
     Fiber& mine = crew->fibers[thread];
+    if (!mine.ahead.empty()) {
+      std::fprintf(stderr, "%s: asked for ahead, and never copied\n", crew->entry->name);
+      std::abort();
+    }
     mine.ended = true;
     mine.copies.clear();
     crew->idle = 0;
@@ -163,6 +170,8 @@ void copy_async(void* shared, const void* global, uint32_t size, uint32_t bytes)
   std::memset(shared, 0xff, size);
   Fiber& mine = crew->fibers[block.thread];
   mine.copies.push_back({shared, global, size, bytes, mine.group});
+  const auto asked = std::find(mine.ahead.begin(), mine.ahead.end(), global);
+  if (asked != mine.ahead.end()) mine.ahead.erase(asked);
 }
 
 void prefetch(const void* global, uint32_t bytes) {
@@ -170,8 +179,7 @@ void prefetch(const void* global, uint32_t bytes) {
     std::fprintf(stderr, "%s: %u bytes from %p asked for ahead\n", crew->entry->name, bytes, global);
     std::abort();
   }
-  const volatile uint8_t* from = static_cast<const uint8_t*>(global);
-  for (uint32_t i = 0; i < bytes; i++) (void)from[i];
+  crew->fibers[block.thread].ahead.push_back(global);
 }
 
 void commit_copies() { crew->fibers[block.thread].group++; }

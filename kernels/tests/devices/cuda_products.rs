@@ -247,6 +247,23 @@ fn the_kernel_shows_in_no_bit() {
     }
 }
 
+/// The emulator ends where they do not.
+#[test]
+fn records_that_are_asked_for_ahead_are_copied_later() {
+    // Eight parts, longer than a ring and what is asked for behind it.
+    let shape @ (out, cols, rows) = (70, 8192, 1);
+    for dtype in [Dtype::Bf16, Dtype::Q4_1, Dtype::Q8_0] {
+        let mut random = Random(9);
+        let (weight, x) = (random.matrix(dtype, out, cols), random.values(rows * cols));
+        for few_ahead in [2048, 8192] {
+            let limits = ProductLimits { few_ahead, ..ProductLimits::of(80) };
+            let device = Cuda::with_limits(Emulated::with_multiprocessors(2), limits);
+            let found = product(&device, dtype, shape, &weight, &x, None);
+            assert!(bits(&found) == bits(&product(&cuda(), dtype, shape, &weight, &x, None)));
+        }
+    }
+}
+
 #[test]
 fn outputs_that_share_an_input_do_not_touch_each_other() {
     let types = [
