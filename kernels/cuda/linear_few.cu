@@ -31,6 +31,10 @@ constexpr uint32_t FEW_THREADS = FEW_WARPS * WARP;
 // Of a warp.
 constexpr uint32_t RING_BYTES = 8192;
 
+// What a warp asks for where it has taken a record: nothing, the next, or also one that is `ahead` of that. Three, as what asks for
+// less has no room for the instructions of what asks for more.
+enum class Ask { NOTHING, NEXT, AHEAD };
+
 // One part of the sums of a tile; nothing, where there is no such work or the tile is behind the last.
 struct Unit {
   const Product& product;
@@ -90,13 +94,16 @@ struct Asking {
     find();
   }
 
-  // Copies of the next record, of which `had` was told of all but the last so many.
+  // Copies of the next record; `had` was not told of as many.
+  template <Ask ASK>
   __device__ __forceinline__ void next(uint8_t* to, uint32_t untold = 0) {
     constexpr uint32_t APART = BLOCK_TILES * Form::RECORD;
-    if (lane == 0 && p.ahead > 0 && untold + p.ahead < left) prefetch(record + p.ahead * APART, Form::RECORD);
+    const bool ahead = ASK == Ask::AHEAD && lane % 2 == 0 && untold + p.ahead < left;
 #pragma unroll
     for (uint32_t at = 0; at < Form::RECORD; at += WARP * 16) {
-      if (at + WARP * 16 <= Form::RECORD || lane * 16 < Form::RECORD - at) copy_async(to + at, record + at);
+      if (at + WARP * 16 > Form::RECORD && lane * 16 >= Form::RECORD - at) continue;
+      if (ahead) prefetch(record + p.ahead * APART + at);
+      copy_async(to + at, record + at);
     }
     record += APART;
   }
@@ -164,8 +171,8 @@ struct FewSums {
   const uint32_t lane;
   uint32_t at;  // of the record that is next
 
-  // Adds COUNT chunks, the first of which `row` is at, and asks for as many behind them if `ASK`, `untold` after what was told.
-  template <uint32_t COUNT, bool ASK>
+  // Adds COUNT chunks, the first of which `row` is at, and asks for as many behind them by `ASK`, `untold` after what was told.
+  template <uint32_t COUNT, Ask ASK>
   __device__ __forceinline__ void add(float (&sums)[4], const uint32_t*& row, Asking<Form>& asking, uint32_t untold) {
     typename Form::Raw raw[COUNT];
     uint32_t words[COUNT][CHUNK / 8], rest[COUNT][CHUNK / 8], places[COUNT];
@@ -184,7 +191,7 @@ struct FewSums {
     __syncwarp();
 #pragma unroll
     for (uint32_t i = 0; i < COUNT; i++) {
-      if (ASK) asking.next(ring + places[i] + lane * 16, untold + i);
+      if (ASK != Ask::NOTHING) asking.template next<ASK>(ring + places[i] + lane * 16, untold + i);
       commit_copies();
     }
 #pragma unroll
@@ -196,7 +203,7 @@ struct FewSums {
     }
   }
 
-  template <bool ASK>
+  template <Ask ASK>
   __device__ __forceinline__ void add(float (&sums)[4], uint32_t chunks, const uint32_t*& row, Asking<Form>& asking) {
     uint32_t left = chunks;
 #pragma unroll 1
@@ -252,12 +259,14 @@ __device__ __forceinline__ void few_works(const Few& p, const FewRows<IS_HALF<Fo
     for (uint32_t left = unit.end - unit.begin; left > 0;) {
       const bool ask = asking.any();
       const uint32_t count = ask ? min(left, asking.left) : left;
-      if (ask) {
-        way.template add<true>(sums, count, row, asking);
-        asking.had(count);
+      if (!ask) {
+        way.template add<Ask::NOTHING>(sums, count, row, asking);
+      } else if (p.ahead > 0) {
+        way.template add<Ask::AHEAD>(sums, count, row, asking);
       } else {
-        way.template add<false>(sums, count, row, asking);
+        way.template add<Ask::NEXT>(sums, count, row, asking);
       }
+      if (ask) asking.had(count);
       left -= count;
     }
     const float4* mine = &joined[side][threadIdx.x];
@@ -292,7 +301,9 @@ __device__ __forceinline__ void linear_few(const Few& p) {
 #pragma unroll 1
   for (uint32_t i = 0; i < STAGES; i++) {
     if (asking.any()) {
-      asking.next(ring + i * Form::RECORD + threadIdx.x % WARP * 16);
+      uint8_t* to = ring + i * Form::RECORD + threadIdx.x % WARP * 16;
+      if (p.ahead > 0) asking.template next<Ask::AHEAD>(to);
+      else asking.template next<Ask::NEXT>(to);
       asking.had(1);
     }
     commit_copies();

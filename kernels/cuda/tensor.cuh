@@ -141,12 +141,12 @@ __device__ __forceinline__ void copy_async_word(void* shared, const void* global
 #endif
 }
 
-// Asks the second-level cache for bytes, where an instruction does (sm_90): multiples of 16, and nothing waits for them.
-__device__ __forceinline__ void prefetch(const void* global, uint32_t bytes) {
+// Asks the second-level cache for the 32 bytes around what this thread copies later. Nothing waits for it.
+__device__ __forceinline__ void prefetch(const void* global) {
 #ifdef CHRYSALIS_EMULATE
-  emulate::prefetch(global, bytes);
-#elif __CUDA_ARCH__ >= 900
-  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(global), "r"(bytes) : "memory");
+  emulate::prefetch(global);
+#else
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(global) : "memory");
 #endif
 }
 
