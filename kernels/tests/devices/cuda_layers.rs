@@ -2,6 +2,7 @@
 //! were waited for one by one.
 
 use crate::common::{Random, bits, buffer, matrix, read, relative_error};
+use crate::cuda_products::FORMS;
 use chrysalis_kernels::Dtype;
 use chrysalis_kernels::cuda::{Cuda, Driver, Emulated, ProductLimits};
 use chrysalis_kernels::device::{Activation, Device, Input, Linear};
@@ -160,18 +161,8 @@ fn large(multiprocessors: usize, wide: bool) -> Cuda<Emulated> {
 
 #[test]
 fn many_rows_are_gated_where_they_are_multiplied() {
-    // One of each form: they leave room for other numbers of stages.
-    let forms = [
-        Dtype::Bf16,
-        Dtype::F16,
-        Dtype::Q8_0,
-        Dtype::Q4_0,
-        Dtype::Q4_1,
-        Dtype::Q4K,
-        Dtype::Q6K,
-        Dtype::F8E4M3,
-    ];
-    for dtype in forms {
+    // They leave room for other numbers of stages.
+    for dtype in FORMS {
         for (shape, wide) in [((9, 256, 256), false), ((130, 256, 256), true)] {
             holds(|| large(2, wide), shape, dtype, false, (true, false));
         }

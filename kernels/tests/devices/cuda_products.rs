@@ -17,6 +17,18 @@ const F16_ERROR: f64 = BF16_ERROR / 8.0;
 /// Scales and minima that were rounded by themselves, of values that are small differences of both.
 const F16_SCALES_ERROR: f64 = 6e-4;
 
+/// One type of each form that tensor cores multiply.
+pub(crate) const FORMS: [Dtype; 8] = [
+    Dtype::Bf16,
+    Dtype::F16,
+    Dtype::Q8_0,
+    Dtype::Q4_0,
+    Dtype::Q4_1,
+    Dtype::Q4K,
+    Dtype::Q6K,
+    Dtype::F8E4M3,
+];
+
 fn cuda() -> Cuda<Emulated> {
     Cuda::new(Emulated::default())
 }
@@ -218,17 +230,7 @@ fn a_row_has_the_same_bits_in_every_kernel_and_any_batch() {
 fn the_kernel_shows_in_no_bit() {
     // Three parts of four chunks; a second block of outputs and a second group of rows.
     let (out, cols, most) = (150, 768, 130);
-    // One of each form.
-    for dtype in [
-        Dtype::Bf16,
-        Dtype::F16,
-        Dtype::Q8_0,
-        Dtype::Q4_0,
-        Dtype::Q4_1,
-        Dtype::Q4K,
-        Dtype::Q6K,
-        Dtype::F8E4M3,
-    ] {
+    for dtype in FORMS {
         let mut random = Random(8);
         let weight = random.matrix(dtype, out, cols);
         let (x, bias) = (with_spikes(random.values(most * cols)), random.values(out));

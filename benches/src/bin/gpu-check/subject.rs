@@ -181,13 +181,13 @@ impl Subject for Cuda<Emulated> {
     }
 }
 
-/// Weights and activations each rounded to bf16, but for f32 weights.
+/// Weights and activations each rounded: to bf16, or to f16, which has three bits more, and then maybe their scales as well.
 #[cfg(any(feature = "cuda", feature = "cuda-host"))]
 fn rounded_error(dtype: Dtype) -> f64 {
-    if dtype == Dtype::F32 {
-        crate::linear::FLOAT_ERROR
-    } else {
-        2.0 * crate::linear::ONE_BF16_ERROR
+    match dtype {
+        Dtype::F32 => crate::linear::FLOAT_ERROR,
+        Dtype::Bf16 => 2.0 * crate::linear::ONE_BF16_ERROR,
+        _ => crate::linear::ONE_BF16_ERROR / 2.0,
     }
 }
 
