@@ -48,28 +48,16 @@ __device__ __forceinline__ void attention_rows(const Attention& p) {
   Tile(p, rows, shared).run(p.records != nullptr, blockIdx.z);
 }
 
-template <class Kind, uint32_t DIM>
-__device__ __forceinline__ void attention_token(const Attention& p) {
-  using Token = AttentionToken<Kind, DIM>;
-  DYNAMIC_SHARED(shared);
-  const uint32_t tiles = (p.group + Token::ROWS - 1) / Token::ROWS, kv_head = tiles == 1 ? blockIdx.y : blockIdx.y / tiles;
-  const uint32_t t = p.first_token + blockIdx.x, first = (blockIdx.y - kv_head * tiles) * Token::ROWS;
-  // All asked for at once; of a token that is none, which only graphs have, they are left from another step. Their sequences have one
-  // token each.
-  const Seen sees = seen_by(p, t);
-  const uint32_t end = end_of_tokens(p), first_block = p.step.cu_blocks[p.early ? t : p.step.sequences[t]];
-  if (t >= end) return wait_for_previous();
-  const uint32_t ticket = blockIdx.x * p.cache.num_kv_heads * tiles + blockIdx.y;
-  Token(p, p.step.block_tables + first_block, t, kv_head, first, shared).run(sees, blockIdx.z, ticket);
-}
-
 // `rows` waits for the kernel before it at once; it is no `KERNEL` as fewer blocks of it fit.
 #define ATTENTION(kind, width)                                                            \
   KERNEL_EARLY(ROWS_WARPS * WARP, 1, attention_rows_##kind##_##width, Attention) {        \
     wait_for_previous();                                                                  \
     attention_rows<cache_##kind, width>(p);                                               \
   }                                                                                       \
-  KERNEL_EARLY(256, 2, attention_token_##kind##_##width, Attention) { attention_token<cache_##kind, width>(p); }
+  KERNEL_EARLY(256, 2, attention_token_##kind##_##width, Attention) {               \
+    DYNAMIC_SHARED(shared);                                                               \
+    attention_token<cache_##kind, width>(p, {blockIdx.x, blockIdx.y, blockIdx.z}, shared); \
+  }
 #define ATTENTION_WIDTHS(kind) ATTENTION(kind, 64) ATTENTION(kind, 128) ATTENTION(kind, 256)
 ATTENTION_WIDTHS(f16)
 ATTENTION_WIDTHS(bf16)

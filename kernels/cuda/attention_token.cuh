@@ -10,7 +10,8 @@
 #include "attention.cuh"
 #include "cache.cuh"
 
-template <class Kind, uint32_t DIM>
+// Its threads are all of the block, or the first of it.
+template <class Kind, uint32_t DIM, bool ALL = true>
 struct AttentionToken {
   using Pair = typename Kind::Pair;
   static constexpr uint32_t WARPS = 8, THREADS = WARPS * WARP, ROWS = 16;
@@ -55,6 +56,11 @@ struct AttentionToken {
                                             uint32_t first, uint8_t* shared)
       : p(p), shared(shared), table(table), token(token), kv_head(kv_head), first_head(kv_head * p.group + first),
         heads(min(ROWS, p.group - first)) {}
+
+  static __device__ __forceinline__ void meet() {
+    if (ALL) __syncthreads();
+    else meet_first<THREADS>();
+  }
 
   __device__ __forceinline__ uint32_t unit(uint32_t i) const { return warp + i * WARPS; }
   static __device__ __forceinline__ bool is_unit(uint32_t u) { return UNITS >= WARPS || u < UNITS; }
@@ -107,7 +113,7 @@ struct AttentionToken {
   __device__ __forceinline__ uint32_t arrive(bool refill) {
     if (p.ring == 2) wait_copies<0>();
     else wait_copies<2>();
-    __syncthreads();
+    meet();
     const uint32_t place = RING_AT + there * PLACE_BYTES;
     if (refill) {
       if (next < last) bring<OWN>(next, there == 0 ? p.ring - 1 : there - 1, own_row(next / 2, NO_ROW), warp * OWN);
@@ -117,7 +123,7 @@ struct AttentionToken {
     there = there + 1 == p.ring ? 0 : there + 1;
     if constexpr (Kind::WIDENED) {
       Kind::template widen<CHUNK, DIM, THREADS>(shared, shared + place);
-      __syncthreads();
+      meet();
       return 0;
     } else {
       return place;
@@ -357,9 +363,9 @@ struct AttentionToken {
     }
     uint32_t& before = *reinterpret_cast<uint32_t*>(shared + LARGEST_AT);
     __threadfence();
-    __syncthreads();
+    meet();
     if (threadIdx.x == 0) before = atomicInc(&p.tickets[ticket], spans - 1);
-    __syncthreads();
+    meet();
     if (before != spans - 1) return;
     __threadfence();
     float* out = p.out + ((size_t)token * p.num_heads + first_head) * dim;
@@ -377,7 +383,7 @@ struct AttentionToken {
 
   // All that the token sees, or of it span number `only` where spans have blocks of their own.
   __device__ __forceinline__ void run(const Seen& sees, uint32_t only, uint32_t ticket) {
-    EXPECT_SHARED(RING_AT + p.ring * PLACE_BYTES);
+    if (ALL) EXPECT_SHARED(RING_AT + p.ring * PLACE_BYTES);
     const uint32_t first_span = sees.first / SPAN, spans = (sees.end + SPAN - 1) / SPAN - first_span;
     seen = sees;
     if (p.records != nullptr) {
@@ -397,7 +403,7 @@ struct AttentionToken {
       if (n % 2 == 0) {
         multiply_keys(item);
         score(base);
-        __syncthreads();
+        meet();
         weigh();
         continue;
       }
@@ -411,3 +417,23 @@ struct AttentionToken {
     write_all();
   }
 };
+
+// Which block of a launch, or what stands for one.
+struct BlockNumber {
+  uint32_t x, y, z;
+};
+
+// Of a token, a tile of heads and a span.
+template <class Kind, uint32_t DIM, bool ALL = true>
+__device__ __forceinline__ void attention_token(const Attention& p, const BlockNumber& block, uint8_t* shared) {
+  using Token = AttentionToken<Kind, DIM, ALL>;
+  const uint32_t tiles = (p.group + Token::ROWS - 1) / Token::ROWS, kv_head = tiles == 1 ? block.y : block.y / tiles;
+  const uint32_t t = p.first_token + block.x, first = (block.y - kv_head * tiles) * Token::ROWS;
+  // All asked for at once; of a token that is none, which only graphs have, they are left from another step. Their sequences have one
+  // token each.
+  const Seen sees = seen_by(p, t);
+  const uint32_t end = end_of_tokens(p), first_block = p.step.cu_blocks[p.early ? t : p.step.sequences[t]];
+  if (t >= end) return wait_for_previous();
+  const uint32_t ticket = block.x * p.cache.num_kv_heads * tiles + block.y;
+  Token(p, p.step.block_tables + first_block, t, kv_head, first, shared).run(sees, block.z, ticket);
+}

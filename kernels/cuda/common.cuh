@@ -52,6 +52,16 @@ __device__ __forceinline__ void let_next_begin() {
 constexpr uint32_t WARP = 32;
 constexpr uint32_t ALL_LANES = 0xffffffffu;
 
+// A barrier of the first COUNT threads of the block, whole warps.
+template <uint32_t COUNT>
+__device__ __forceinline__ void meet_first() {
+#ifdef CHRYSALIS_EMULATE
+  emulate::meet_first(COUNT);
+#else
+  asm volatile("bar.sync 1, %0;" ::"n"(COUNT) : "memory");
+#endif
+}
+
 // Sum over a warp, a tree over lanes 16, 8, 4, 2 and 1 apart. Every lane gets the same bits.
 __device__ __forceinline__ float warp_sum(float x) {
   for (int apart = 16; apart > 0; apart /= 2) x += __shfl_xor_sync(ALL_LANES, x, apart);

@@ -83,16 +83,6 @@ __device__ __forceinline__ void copy_bulk(void* shared, const void* global, uint
 #endif
 }
 
-// A barrier of the first COUNT threads of the block, whole warps.
-template <uint32_t COUNT>
-__device__ __forceinline__ void meet_first() {
-#ifdef CHRYSALIS_EMULATE
-  emulate::meet_first(COUNT);
-#else
-  asm volatile("bar.sync 1, %0;" ::"n"(COUNT) : "memory");
-#endif
-}
-
 // What the launch gave of shared memory.
 __device__ __forceinline__ uint32_t shared_bytes() {
 #ifdef CHRYSALIS_EMULATE

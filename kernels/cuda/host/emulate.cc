@@ -45,14 +45,25 @@ struct Fiber {
 // The fibers of a block, which wait for the next one when they have ended.
 struct Crew {
   std::vector<Fiber> fibers;
-  jmp_buf caller;
-  const Entry* entry;
-  const void* params;
   uint32_t left;
   // Changes of place since somebody got further.
   uint32_t idle;
+  // The block, while it runs and others do.
+  std::unique_ptr<Block> waiting;
 };
 thread_local Crew* crew;
+
+// The launch that runs.
+struct Running {
+  jmp_buf caller;
+  const Entry* entry;
+  const void* params;
+  // Of blocks that change places, or none, and their changes since somebody got further.
+  std::vector<Crew>* together;
+  uint32_t idle;
+};
+thread_local Running running;
+
 
 // Dynamic shared memory of a block, and behind it bytes that nobody may write.
 class Shared {
@@ -92,22 +103,16 @@ std::vector<Entry>& table() {
 void fiber_main() {
   const uint32_t thread = block.thread;
   for (;;) {
-    crew->entry->run(crew->params);
-    if (thread_left_products()) {
-      std::fprintf(stderr, "%s: a thread ends before its products\n", crew->entry->name);
-      std::abort();
-    }
+    running.entry->run(running.params);
+    if (thread_left_products()) refuse("a thread ends before its products");
     Fiber& mine = crew->fibers[thread];
-    if (!mine.ahead.empty()) {
-      std::fprintf(stderr, "%s: asked for ahead, and never copied\n", crew->entry->name);
-      std::abort();
-    }
+    if (!mine.ahead.empty()) refuse("asked for ahead, and never copied");
     mine.ended = true;
     mine.copies.clear();
     crew->idle = 0;
     crew->left--;
     if (_setjmp(mine.at) == 0) {
-      if (crew->left == 0) _longjmp(crew->caller, 1);
+      if (crew->left == 0) _longjmp(running.caller, 1);
       next();
     }
   }
@@ -130,14 +135,16 @@ void fiber_main() {
 
 }  // namespace
 
+void refuse(const char* what) {
+  std::fprintf(stderr, "%s: %s, block (%u, %u, %u), thread %u\n", running.entry->name, what, block.index.x, block.index.y,
+               block.index.z, block.thread);
+  std::abort();
+}
+
 // Goes on with the next fiber that has not ended, in order. Where all have been asked twice in vain, they wait for somebody who
 // never comes.
 void next() {
-  if (++crew->idle > 2 * block.threads) {
-    std::fprintf(stderr, "%s: a barrier that not all threads reach, block (%u, %u, %u)\n", crew->entry->name, block.index.x,
-                 block.index.y, block.index.z);
-    std::abort();
-  }
+  if (++crew->idle > 2 * block.threads) refuse("a barrier that not all threads reach");
   uint32_t thread = block.thread;
   do thread = (thread + 1) % block.threads;
   while (crew->fibers[thread].ended);
@@ -148,23 +155,43 @@ void pass() {
   if (_setjmp(crew->fibers[block.thread].at) == 0) next();
 }
 
-void progressed() { crew->idle = 0; }
+void progressed() { crew->idle = running.idle = 0; }
+
+void pass_block() {
+  if (!running.together) refuse("blocks that wait for one another, and were not launched together");
+  std::vector<Crew>& crews = *running.together;
+  if (++running.idle > 2 * crews.size()) refuse("blocks wait for one that never comes");
+  if (_setjmp(crew->fibers[block.thread].at) != 0) return;
+  *crew->waiting = block;
+  size_t next = (size_t)(crew - crews.data());
+  do next = (next + 1) % crews.size();
+  while (!crews[next].waiting);
+  crew = &crews[next];
+  block = *crew->waiting;
+  enter(block.thread);
+}
+
+void meet_first(uint32_t expected) {
+  static thread_local Barrier first;
+  if (block.thread >= expected) refuse("a thread that the barrier does not await");
+  meet(first, expected);
+}
 
 void meet(Barrier& barrier, uint32_t expected) {
   const uint32_t generation = barrier.generation;
   if (++barrier.arrived == expected) {
     barrier.arrived = 0;
     barrier.generation++;
-    crew->idle = 0;
+    progressed();
     return;
   }
   while (barrier.generation == generation) pass();
-  crew->idle = 0;
+  progressed();
 }
 
 void copy_async(void* shared, const void* global, uint32_t size, uint32_t bytes) {
   if ((reinterpret_cast<uintptr_t>(shared) | reinterpret_cast<uintptr_t>(global)) % size != 0) {
-    std::fprintf(stderr, "%s: a copy of %u bytes from %p to %p\n", crew->entry->name, size, global, shared);
+    std::fprintf(stderr, "%s: a copy of %u bytes from %p to %p\n", running.entry->name, size, global, shared);
     std::abort();
   }
   std::memset(shared, 0xff, size);
@@ -200,7 +227,7 @@ Listed::Listed(const Entry& entry) { table().push_back(entry); }
 
 void expect_shared(uint32_t bytes) {
   if (block.shared_bytes == bytes) return;
-  std::fprintf(stderr, "%s lays out %u bytes of shared memory and was given %u\n", crew->entry->name, bytes, block.shared_bytes);
+  std::fprintf(stderr, "%s lays out %u bytes of shared memory and was given %u\n", running.entry->name, bytes, block.shared_bytes);
   std::abort();
 }
 
@@ -234,9 +261,71 @@ uint16_t float_to_bf16(float x) {
 
 }  // namespace emulate
 
-// Runs a kernel with block[0] threads and block[1] bytes of dynamic shared memory: 0, or 1 where there is none of this name, 2
-// where its block or its arguments have another size.
-extern "C" int chrysalis_emulate(const char* name, size_t name_len, const uint32_t grid[3], const uint32_t block_size[2],
+namespace emulate {
+namespace {
+
+// Block number `n` of a grid, before its first thread begins.
+void begin_block(Crew& mine, uint64_t n, const Dim3& grid, uint32_t threads, Shared& memory, uint32_t shared) {
+  crew = &mine;
+  if (mine.fibers.size() < threads) mine.fibers.resize(threads);
+  for (uint32_t thread = 0; thread < threads; thread++) mine.fibers[thread].ended = false;
+  mine.left = threads;
+  mine.idle = 0;
+  block.index = {(uint32_t)(n % grid.x), (uint32_t)(n / grid.x % grid.y), (uint32_t)(n / grid.x / grid.y)};
+  block.grid = grid;
+  block.threads = threads;
+  block.thread = 0;
+  block.shared = memory.begin();
+  block.shared_bytes = shared;
+  block.barrier = {};
+  for (uint32_t w = 0; w < threads / 32; w++) block.warps[w].barrier = {};
+}
+
+void end_block(const Shared& memory) {
+  if (block_left_copies()) refuse("a block ends before its copies");
+  if (!memory.ends()) refuse("a block wrote behind its shared memory");
+}
+
+void one_after_the_other(uint64_t blocks, const Dim3& grid, uint32_t threads, uint32_t shared) {
+  static thread_local Crew mine;
+  Shared memory(shared);
+  running.together = nullptr;
+  for (uint64_t n = 0; n < blocks; n++) {
+    begin_block(mine, n, grid, threads, memory, shared);
+    if (_setjmp(running.caller) == 0) enter(0);
+    end_block(memory);
+  }
+}
+
+void all_together(uint64_t blocks, const Dim3& grid, uint32_t threads, uint32_t shared) {
+  static thread_local std::vector<Crew> crews;
+  if (crews.size() != blocks) crews = std::vector<Crew>(blocks);
+  std::vector<std::unique_ptr<Shared>> memories;
+  for (uint64_t n = 0; n < blocks; n++) {
+    memories.push_back(std::make_unique<Shared>(shared));
+    begin_block(crews[n], n, grid, threads, *memories[n], shared);
+    crews[n].waiting = std::make_unique<Block>(block);
+  }
+  running.together = &crews;
+  running.idle = 0;
+  for (Crew& mine : crews) {
+    // Others may end in its turn.
+    while (mine.waiting) {
+      crew = &mine;
+      block = *mine.waiting;
+      if (_setjmp(running.caller) == 0) enter(block.thread);
+      end_block(*memories[(size_t)(crew - crews.data())]);
+      crew->waiting = nullptr;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace emulate
+
+// Runs a kernel with block[0] threads and block[1] bytes of dynamic shared memory, all blocks together where block[2] is not zero: 0,
+// or 1 where there is none of this name, 2 where its block or its arguments have another size.
+extern "C" int chrysalis_emulate(const char* name, size_t name_len, const uint32_t grid[3], const uint32_t block_size[3],
                                  const void* params, size_t params_len) {
   using namespace emulate;
   const uint32_t threads = block_size[0], shared = block_size[1];
@@ -246,33 +335,9 @@ extern "C" int chrysalis_emulate(const char* name, size_t name_len, const uint32
       shared > SHARED_MAX) {
     return 2;
   }
-  static thread_local Crew mine;
-  crew = &mine;
-  crew->entry = entry;
-  crew->params = params;
-  if (crew->fibers.size() < threads) crew->fibers.resize(threads);
-  Shared memory(shared);
+  running.entry = entry;
+  running.params = params;
   const uint64_t blocks = (uint64_t)grid[0] * grid[1] * grid[2];
-  for (uint64_t n = 0; n < blocks; n++) {
-    block.index = {(uint32_t)(n % grid[0]), (uint32_t)(n / grid[0] % grid[1]), (uint32_t)(n / grid[0] / grid[1])};
-    block.grid = {grid[0], grid[1], grid[2]};
-    block.threads = threads;
-    block.shared = memory.begin();
-    block.shared_bytes = shared;
-    block.barrier = {};
-    for (uint32_t w = 0; w < threads / 32; w++) block.warps[w].barrier = {};
-    crew->left = threads;
-    crew->idle = 0;
-    for (uint32_t thread = 0; thread < threads; thread++) crew->fibers[thread].ended = false;
-    if (_setjmp(crew->caller) == 0) enter(0);
-    if (block_left_copies()) {
-      std::fprintf(stderr, "%s: a block ends before its copies\n", entry->name);
-      std::abort();
-    }
-    if (!memory.ends()) {
-      std::fprintf(stderr, "%s: a block wrote behind its %u bytes of shared memory\n", crew->entry->name, shared);
-      std::abort();
-    }
-  }
+  (block_size[2] ? all_together : one_after_the_other)(blocks, {grid[0], grid[1], grid[2]}, threads, shared);
   return 0;
 }

@@ -1,5 +1,5 @@
 // A card on one thread of the host, for tests: blocks one after the other, the threads of a block as fibers that change places
-// at barriers and shuffles. What it offers is what the kernels use, by CUDA's names. A barrier that some threads of its block
+// at barriers and shuffles; blocks that were launched together change places where a thread says that it waits for others. What it offers is what the kernels use, by CUDA's names. A barrier that some threads of its block
 // or warp never reach ends the program, as it hangs a card.
 #pragma once
 
@@ -64,12 +64,21 @@ struct Listed {
   explicit Listed(const Entry& entry);
 };
 
+// Ends the program: what a card would not do, or not come back from.
+[[noreturn]] void refuse(const char* what);
+
 // Lets others go on. Where nobody ever says that it `progressed`, the program ends.
 void pass();
 void progressed();
 
 // Waits until `expected` threads have come.
 void meet(Barrier& barrier, uint32_t expected);
+
+// Waits until the first `expected` threads of the block have come.
+void meet_first(uint32_t expected);
+
+// Lets the other blocks go on, which were launched together with this one. What it has in shared memory that is not dynamic is lost.
+void pass_block();
 
 inline void meet_block() { meet(block.barrier, block.threads); }
 
@@ -194,7 +203,7 @@ inline uint32_t __byte_perm(uint32_t low, uint32_t high, uint32_t selector) {
 }
 inline uint32_t min(uint32_t a, uint32_t b) { return a < b ? a : b; }
 inline uint32_t max(uint32_t a, uint32_t b) { return a > b ? a : b; }
-// Blocks run one after the other: whatever one wrote, the next one sees.
+// Nobody else runs in between: whatever one wrote, the next one sees.
 inline uint32_t atomicInc(uint32_t* at, uint32_t most) {
   const uint32_t before = *at;
   *at = before >= most ? 0 : before + 1;

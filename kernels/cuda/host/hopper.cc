@@ -11,11 +11,6 @@ namespace {
 
 constexpr uint32_t WARPGROUP = 128;
 
-[[noreturn]] void refuse(const char* what) {
-  std::fprintf(stderr, "block (%u, %u, %u), thread %u: %s\n", block.index.x, block.index.y, block.index.z, block.thread, what);
-  std::abort();
-}
-
 struct Phase {
   uint32_t parity : 1;
   uint32_t missing : 15;
@@ -184,12 +179,6 @@ uint32_t shared_place(const void* at) {
   const size_t place = static_cast<const uint8_t*>(at) - block.shared;
   if (place >= block.shared_bytes) refuse("what is not in dynamic shared memory");
   return (uint32_t)place;
-}
-
-void meet_first(uint32_t threads) {
-  static thread_local Barrier first;
-  if (block.thread >= threads) refuse("a thread that the barrier does not await");
-  meet(first, threads);
 }
 
 void begin_product(float* sums, uint32_t columns, const uint32_t* a, uint64_t b, bool add, float (*value)(uint16_t)) {

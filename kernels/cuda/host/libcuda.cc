@@ -483,13 +483,16 @@ ENTRY(cuLaunchKernelEx, const fake::Config* config, fake::Function* function, vo
   }
   if (config->block[0] != entry->threads || config->block[1] != 1 || config->block[2] != 1) return INVALID_VALUE;
   if (config->shared > function->dynamic_shared) return INVALID_VALUE;
+  std::vector<uint32_t> block = {config->block[0], config->shared, 0};
   for (uint32_t i = 0; i < config->num_attributes; i++) {
-    // Programmatic stream serialization.
-    if (config->attributes[i].id != 6 || ptx_of_code() < 90) return INVALID_VALUE;
+    const bool together = config->attributes[i].id == 2, early = config->attributes[i].id == 6;
+    // Cooperative, or programmatic stream serialization.
+    if (!together && (!early || ptx_of_code() < 90)) return INVALID_VALUE;
+    block[2] |= together;
   }
   const uint8_t* start = static_cast<const uint8_t*>(arguments[0]);
   const std::vector<uint8_t> params(start, start + entry->params);
-  const std::vector<uint32_t> grid(config->grid, config->grid + 3), block = {config->block[0], config->shared};
+  const std::vector<uint32_t> grid(config->grid, config->grid + 3);
   return enqueue(config->stream, {[=] {
     const int code = chrysalis_emulate(entry->name, std::strlen(entry->name), grid.data(), block.data(), params.data(),
                                        params.size());

@@ -5,6 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use super::device::{Cuda, count};
 use super::driver::Driver;
+use super::megakernel::{Operation, OperationKind};
 use super::params::{Angles, Clear, RopeStoreParams, lists};
 use super::step::{Cache, Step};
 use crate::device::{CacheShape, DeviceError, RopeParams, RopeStore};
@@ -111,7 +112,13 @@ impl<D: Driver> Cuda<D> {
             unused: 0,
         };
         let blocks = (num_heads + 2 * shape.num_kv_heads).div_ceil(ROPE_HEADS);
-        self.launch("rope_store", [count(step.num_tokens), count(blocks), 1], 128, &params)
+        self.launch_or_gather(Operation {
+            kernel: "rope_store".to_owned(),
+            grid: [count(step.num_tokens), count(blocks), 1],
+            threads: 128,
+            shared: 0,
+            params: OperationKind::RopeStore(params),
+        })
     }
 
     pub(super) fn try_clear(&self, cache: &Cache<D>, blocks: &[u32]) -> Result<(), DeviceError> {

@@ -27,7 +27,14 @@ pub struct Graph(Vec<Call>);
 
 /// What a record repeats.
 enum Call {
-    Launch { kernel: String, grid: [u32; 3], threads: u32, shared: u32, params: Vec<u8> },
+    Launch {
+        kernel: String,
+        grid: [u32; 3],
+        threads: u32,
+        shared: u32,
+        together: bool,
+        params: Vec<u8>,
+    },
     Zero { address: u64, bytes: usize },
 }
 
@@ -96,8 +103,9 @@ impl Emulated {
     /// # Safety
     /// That of [`Driver::launch`]; nothing where a side of the grid is zero.
     unsafe fn run(launch: &Launch<'_>, grid: [u32; 3], params: &[u8]) -> Result<(), DeviceError> {
-        let Launch { kernel, threads, shared, .. } = *launch;
-        let (block, name, args) = ([threads, shared], kernel.as_ptr(), params.as_ptr());
+        let Launch { kernel, threads, shared, together, .. } = *launch;
+        let block = [threads, shared, together.into()];
+        let (name, args) = (kernel.as_ptr(), params.as_ptr());
         // SAFETY: name and params are as long as said, and the table's entry has the struct's size; what the addresses in it
         // lead to is the caller's promise.
         let code =
@@ -190,9 +198,9 @@ impl Driver for Emulated {
         // SAFETY: a `Params` has no padding: every byte of it was written.
         let params = unsafe { std::slice::from_raw_parts(start, size_of::<P>()) };
         if let Some(calls) = &mut *self.record() {
-            let Launch { grid, threads, shared, .. } = *launch;
+            let Launch { grid, threads, shared, together, .. } = *launch;
             let (kernel, params) = (launch.kernel.to_owned(), params.to_owned());
-            calls.push(Call::Launch { kernel, grid, threads, shared, params });
+            calls.push(Call::Launch { kernel, grid, threads, shared, together, params });
             return Ok(());
         }
         self.counts.launched();
@@ -216,9 +224,9 @@ impl Driver for Emulated {
         self.counts.replayed();
         for call in &graph.0 {
             match call {
-                Call::Launch { kernel, grid, threads, shared, params } => {
-                    let (grid, threads, shared) = (*grid, *threads, *shared);
-                    let launch = Launch { kernel, grid, threads, shared };
+                Call::Launch { kernel, grid, threads, shared, together, params } => {
+                    let (grid, threads, shared, together) = (*grid, *threads, *shared, *together);
+                    let launch = Launch { kernel, grid, threads, shared, together };
                     // SAFETY: whoever recorded it kept the condition, and no address has changed since.
                     unsafe { Self::run(&launch, grid, params)? };
                 }
@@ -249,7 +257,7 @@ unsafe extern "C" {
         name: *const u8,
         name_len: usize,
         grid: *const [u32; 3],
-        block: *const [u32; 2],
+        block: *const [u32; 3],
         params: *const u8,
         params_len: usize,
     ) -> i32;

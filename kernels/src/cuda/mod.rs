@@ -21,6 +21,7 @@ mod graphs;
 mod hopper_checks;
 #[cfg(all(test, feature = "cuda-host"))]
 mod layout;
+mod megakernel;
 mod params;
 mod products;
 mod residual;

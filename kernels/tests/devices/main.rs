@@ -13,6 +13,8 @@ mod cuda_attention;
 #[cfg(feature = "cuda-host")]
 mod cuda_layers;
 #[cfg(feature = "cuda-host")]
+mod cuda_megakernel;
+#[cfg(feature = "cuda-host")]
 mod cuda_products;
 mod linear;
 mod operations;

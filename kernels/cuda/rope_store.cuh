@@ -1,0 +1,114 @@
+// Norms of q and k heads, rotation, and K and V to the paged cache, a head at a time: rope_store.cu
+#pragma once
+
+#include "e4m3.cuh"
+
+struct RopeStore {
+  Step step;
+  CacheLayer cache;
+  float* q;
+  float* k;
+  const float* v;
+  const float* q_norm;  // [head_dim] or none
+  const float* k_norm;
+  const float2* angles;
+  uint32_t num_heads;
+  uint32_t pairs;
+  float eps;
+  uint32_t unused;
+};
+static_assert(sizeof(RopeStore) == 160, "src/cuda/params.rs asserts the same size");
+
+// Values of a head, and of those of a lane: n is value 32 n + lane.
+constexpr uint32_t ROPE_DIM_MAX = 256, LANE_VALUES = ROPE_DIM_MAX / WARP;
+
+// What normalises the head.
+__device__ __forceinline__ float factor_of(const float (&x)[LANE_VALUES], uint32_t dim, float eps) {
+  float sum = 0.0f;
+#pragma unroll
+  for (uint32_t n = 0; n < LANE_VALUES / 2; n++) {
+    const float of_trees = warp_sum(fmaf(x[n + LANE_VALUES / 2], x[n + LANE_VALUES / 2], fmaf(x[n], x[n], 0.0f)));
+    sum = n == 0 ? of_trees : sum + of_trees;
+  }
+  return 1.0f / sqrtf(sum / (float)dim + eps);
+}
+
+// Turns the pairs of a head, by way of `row`.
+__device__ __forceinline__ void turn(float (&x)[LANE_VALUES], const float2 (&angles)[LANE_VALUES / 2], uint32_t pairs, float* row) {
+  const uint32_t lane = threadIdx.x % WARP;
+#pragma unroll
+  for (uint32_t n = 0; n < LANE_VALUES; n++) row[n * WARP + lane] = x[n];
+  __syncwarp();
+#pragma unroll
+  for (uint32_t n = 0; n < LANE_VALUES / 2; n++) {
+    const uint32_t i = n * WARP + lane;
+    if (i >= pairs) break;
+    const float a = row[i], b = row[i + pairs];
+    row[i] = a * angles[n].x - b * angles[n].y;
+    row[i + pairs] = b * angles[n].x + a * angles[n].y;
+  }
+  __syncwarp();
+#pragma unroll
+  for (uint32_t n = 0; n < LANE_VALUES; n++) x[n] = row[n * WARP + lane];
+}
+
+__device__ __forceinline__ void store(const CacheLayer& cache, const float (&x)[LANE_VALUES], uint8_t* out, float* scales, size_t row) {
+  const uint32_t dim = cache.head_dim, groups = (dim + CACHE_GROUP - 1) / CACHE_GROUP;
+#pragma unroll
+  for (uint32_t n = 0; n < LANE_VALUES; n++) {
+    const uint32_t i = n * WARP + threadIdx.x % WARP;
+    if (n >= groups) break;
+    if (cache.kind == CACHE_I8 || cache.kind == CACHE_F8) {
+      // The largest magnitude of a group becomes the largest code.
+      const float scale = warp_max(fabsf(x[n])) / (cache.kind == CACHE_I8 ? 127.0f : 448.0f);
+      float inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
+      if (!(inverse < INFINITY)) inverse = 0.0f;
+      const float code = x[n] * inverse;
+      if (i < dim) out[row * dim + i] = cache.kind == CACHE_I8 ? (uint8_t)(int8_t)rintf(code) : (uint8_t)float_to_e4m3(code);
+      if (threadIdx.x % WARP == 0) scales[row * groups + n] = scale;
+      continue;
+    }
+    if (i >= dim) continue;
+    if (cache.kind == CACHE_F32) reinterpret_cast<float*>(out)[row * dim + i] = x[n];
+    if (cache.kind == CACHE_F16) reinterpret_cast<uint16_t*>(out)[row * dim + i] = float_to_half(x[n]);
+    if (cache.kind == CACHE_BF16) reinterpret_cast<uint16_t*>(out)[row * dim + i] = (uint16_t)pack_bf16(x[n], 0.0f);
+  }
+}
+
+// Head `number` of token `t`, by a warp, which has room for its values in `turned`.
+__device__ __forceinline__ void rope_store_head(const RopeStore& p, uint32_t t, uint32_t number, float* turned) {
+  const uint32_t lane = threadIdx.x % WARP, kv_heads = p.cache.num_kv_heads, dim = p.cache.head_dim, of_kv = number - p.num_heads;
+  if (t >= *p.step.num_tokens || number >= p.num_heads + 2 * kv_heads) return wait_for_previous();
+  const bool is_q = number < p.num_heads, is_v = !is_q && of_kv >= kv_heads;
+  const uint32_t head = is_q ? number : is_v ? of_kv - kv_heads : of_kv;
+  const size_t row = is_q ? 0 : cache_row(p.cache, p.step, p.step.sequences[t], p.step.positions[t], head);
+  const float* norm = is_q ? p.q_norm : is_v ? nullptr : p.k_norm;
+  float weights[LANE_VALUES], x[LANE_VALUES];
+#pragma unroll
+  for (uint32_t n = 0; n < LANE_VALUES; n++) weights[n] = norm && n * WARP + lane < dim ? norm[n * WARP + lane] : 0.0f;
+  wait_for_previous();
+  const size_t at = ((size_t)t * (is_q ? p.num_heads : kv_heads) + head) * dim;
+  const float* from = (is_q ? p.q : is_v ? p.v : p.k) + at;
+  float2 angles[LANE_VALUES / 2];
+#pragma unroll
+  for (uint32_t n = 0; n < LANE_VALUES; n++) x[n] = n * WARP + lane < dim ? from[n * WARP + lane] : 0.0f;
+#pragma unroll
+  for (uint32_t n = 0; n < LANE_VALUES / 2; n++) {
+    if (!is_v && n * WARP + lane < p.pairs) angles[n] = p.angles[(size_t)t * p.pairs + n * WARP + lane];
+  }
+  if (norm) {
+    const float factor = factor_of(x, dim, p.eps);
+#pragma unroll
+    for (uint32_t n = 0; n < LANE_VALUES; n++) x[n] = x[n] * factor * weights[n];
+  }
+  if (!is_v) {
+    turn(x, angles, p.pairs, turned);
+    float* to = (is_q ? p.q : p.k) + at;
+#pragma unroll
+    for (uint32_t n = 0; n < LANE_VALUES; n++) {
+      if (n * WARP + lane < dim) to[n * WARP + lane] = x[n];
+    }
+  }
+  if (is_q) return;
+  store(p.cache, x, is_v ? p.cache.v : p.cache.k, is_v ? p.cache.v_scales : p.cache.k_scales, row);
+}
