@@ -56,7 +56,7 @@ __device__ __forceinline__ void attention_rows(const Attention& p) {
   }                                                                                       \
   KERNEL_EARLY(256, 2, attention_token_##kind##_##width, Attention) {               \
     DYNAMIC_SHARED(shared);                                                               \
-    attention_token<cache_##kind, width>(p, {blockIdx.x, blockIdx.y, blockIdx.z}, shared); \
+    attention_token<cache_##kind, width>(p, {blockIdx.x, blockIdx.y, blockIdx.z}, shared, Turned{}); \
   }
 #define ATTENTION_WIDTHS(kind) ATTENTION(kind, 64) ATTENTION(kind, 128) ATTENTION(kind, 256)
 ATTENTION_WIDTHS(f16)

@@ -10,8 +10,25 @@
 #include "attention.cuh"
 #include "cache.cuh"
 
-// Its threads are all of the block, or the first of it.
-template <class Kind, uint32_t DIM, bool ALL = true>
+// Where queries and the newest K and V come from: memory, where `rope_store` has put them.
+struct Turned {
+  // Whether the threads are all of the block, or the first of it.
+  static constexpr bool ALL = true;
+
+  __device__ __forceinline__ void wait() const { wait_for_previous(); }
+
+  // Behind `wait`: queries, as they are multiplied, and K and V of the position `newest`, if the block sees it: their row of the cache, and
+  // the place of its chunk's K in the ring, where it may be too late for the first copies.
+  template <class Token>
+  __device__ __forceinline__ void bring(Token& token, uint32_t newest, uint32_t row, uint32_t place) const {
+    if (row != NO_ROW && place < token.p.ring && token.warp < 2) {
+      token.template bring<1>(token.warp, place + token.warp, token.lane == 0 ? row : LATER, newest % Token::CHUNK);
+    }
+    token.bring_queries();
+  }
+};
+
+template <class Kind, uint32_t DIM, class Source>
 struct AttentionToken {
   using Pair = typename Kind::Pair;
   static constexpr uint32_t WARPS = 8, THREADS = WARPS * WARP, ROWS = 16;
@@ -37,6 +54,7 @@ struct AttentionToken {
   const Attention& p;
   uint8_t* const shared;
   const uint32_t* const table;  // of its sequence
+  const Source source;
   const uint32_t token, kv_head, first_head, heads;
   const uint32_t lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
 
@@ -53,12 +71,12 @@ struct AttentionToken {
   float all[SLICES][2][4], all_weight[2], all_largest[2];
 
   __device__ __forceinline__ AttentionToken(const Attention& p, const uint32_t* table, uint32_t token, uint32_t kv_head,
-                                            uint32_t first, uint8_t* shared)
-      : p(p), shared(shared), table(table), token(token), kv_head(kv_head), first_head(kv_head * p.group + first),
+                                            uint32_t first, uint8_t* shared, const Source& source)
+      : p(p), shared(shared), table(table), source(source), token(token), kv_head(kv_head), first_head(kv_head * p.group + first),
         heads(min(ROWS, p.group - first)) {}
 
   static __device__ __forceinline__ void meet() {
-    if (ALL) __syncthreads();
+    if (Source::ALL) __syncthreads();
     else meet_first<THREADS>();
   }
 
@@ -87,9 +105,9 @@ struct AttentionToken {
                                                 values ? p.cache.v_scales : p.cache.k_scales, own, first, p.cache.head_dim);
   }
 
-  // The first of the ring; but for the row of the position `newest`, if there is one, before the kernel before has ended.
+  // The first of the ring, but for the row of the position `newest`, if there is one, before the kernel before has ended; and queries.
   __device__ __forceinline__ void fill_ring(uint32_t newest) {
-    if (newest == NO_ROW) wait_for_previous();
+    if (newest == NO_ROW) source.wait();
     uint32_t own = 0;
 #pragma unroll 1
     for (uint32_t i = 0; i < p.ring && next + i < last; i++) {
@@ -97,12 +115,9 @@ struct AttentionToken {
       bring<OWN>(next + i, i, own, warp * OWN);
     }
     const uint32_t place = newest / CHUNK * 2 - next;
-    if (newest < seen.end && place < p.ring && warp < 2) {
-      const uint32_t row = row_of(newest);
-      wait_for_previous();
-      bring<1>(warp, place + warp, lane == 0 ? row : LATER, newest % CHUNK);
-    }
-    wait_for_previous();
+    const uint32_t row = newest < seen.end ? row_of(newest) : NO_ROW;
+    if (newest != NO_ROW) source.wait();
+    source.bring(*this, newest, row, place);
     commit_copies();
     for (uint32_t i = 2; i < p.ring; i++) commit_copies();
     next += p.ring;
@@ -383,18 +398,17 @@ struct AttentionToken {
 
   // All that the token sees, or of it span number `only` where spans have blocks of their own.
   __device__ __forceinline__ void run(const Seen& sees, uint32_t only, uint32_t ticket) {
-    if (ALL) EXPECT_SHARED(RING_AT + p.ring * PLACE_BYTES);
+    if (Source::ALL) EXPECT_SHARED(RING_AT + p.ring * PLACE_BYTES);
     const uint32_t first_span = sees.first / SPAN, spans = (sees.end + SPAN - 1) / SPAN - first_span;
     seen = sees;
     if (p.records != nullptr) {
-      if (only >= spans) return wait_for_previous();
+      if (only >= spans) return source.wait();
       seen = {max(seen.first, (first_span + only) * SPAN), min(seen.end, (first_span + only + 1) * SPAN)};
     }
     next = seen.first / CHUNK * 2;
     last = (seen.end + CHUNK - 1) / CHUNK * 2;
     const uint32_t begin = next;
     fill_ring(p.early ? sees.end - 1 : NO_ROW);
-    bring_queries();
     begin_all();
     begin_span();
 #pragma unroll 1
@@ -424,16 +438,16 @@ struct BlockNumber {
 };
 
 // Of a token, a tile of heads and a span.
-template <class Kind, uint32_t DIM, bool ALL = true>
-__device__ __forceinline__ void attention_token(const Attention& p, const BlockNumber& block, uint8_t* shared) {
-  using Token = AttentionToken<Kind, DIM, ALL>;
+template <class Kind, uint32_t DIM, class Source>
+__device__ __forceinline__ void attention_token(const Attention& p, const BlockNumber& block, uint8_t* shared, const Source& source) {
+  using Token = AttentionToken<Kind, DIM, Source>;
   const uint32_t tiles = (p.group + Token::ROWS - 1) / Token::ROWS, kv_head = tiles == 1 ? block.y : block.y / tiles;
   const uint32_t t = p.first_token + block.x, first = (block.y - kv_head * tiles) * Token::ROWS;
   // All asked for at once; of a token that is none, which only graphs have, they are left from another step. Their sequences have one
   // token each.
   const Seen sees = seen_by(p, t);
   const uint32_t end = end_of_tokens(p), first_block = p.step.cu_blocks[p.early ? t : p.step.sequences[t]];
-  if (t >= end) return wait_for_previous();
+  if (t >= end) return source.wait();
   const uint32_t ticket = block.x * p.cache.num_kv_heads * tiles + block.y;
-  Token(p, p.step.block_tables + first_block, t, kv_head, first, shared).run(sees, block.z, ticket);
+  Token(p, p.step.block_tables + first_block, t, kv_head, first, shared, source).run(sees, block.z, ticket);
 }

@@ -107,6 +107,18 @@ struct Asking {
     if (!find()) find_from(step + 1);
   }
 
+  // Asks the second-level cache for as many records of this work as are to be `ahead`.
+  __device__ __forceinline__ void ask_ahead() const {
+    const uint32_t lane = threadIdx.x % WARP, records = any() ? min(steps.at(step).ahead, left) : 0;
+#pragma unroll 1
+    for (uint32_t i = 0; i < records; i++) {
+      const uint8_t* from = record + i * BLOCK_TILES * Form::RECORD;
+      for (uint32_t at = 0; at < Form::RECORD && lane % 2 == 0; at += WARP * 16) {
+        if (lane * 16 + at < Form::RECORD) prefetch(from + at);
+      }
+    }
+  }
+
   // Copies of the next record; `had` was not told of as many.
   template <Ask ASK>
   __device__ __forceinline__ void next(uint8_t* to, uint32_t untold = 0) {
@@ -227,6 +239,9 @@ struct FewSums {
   }
 };
 
+// Sums of all threads that others join, of one work and of the next.
+using FewJoined = float4[2][FEW_THREADS];
+
 // Adds the sums of parts `first` to `end` of a work to these.
 __device__ __forceinline__ void add_parts(float (&sums)[4], const float4* joined, uint32_t first, uint32_t end) {
   for (uint32_t part = first; part < end; part++) {
@@ -261,7 +276,7 @@ __device__ __forceinline__ void store_gated(const Linear& p, uint32_t tile, uint
 // All works of a warp, whose next record is `at` in its ring.
 template <class Form, bool FINE, class Steps>
 __device__ __forceinline__ void few_works(const Few& p, const FewRows<IS_HALF<Form>>& rows, Asking<Form, Steps>& asking, uint8_t* ring,
-                                          uint32_t& at, float4 (&joined)[2][FEW_THREADS]) {
+                                          uint32_t& at, FewJoined& joined) {
   const uint32_t lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
   FewSums<Form, FINE> way = {rows, ring, lane, at};
   uint32_t side = 0;
@@ -323,8 +338,7 @@ __device__ __forceinline__ void fill_ring(Asking<Form, Steps>& asking, uint8_t* 
   }
 }
 
-// Where rows lie, behind the rings.
 template <class Form>
-__device__ __forceinline__ FewRows<IS_HALF<Form>> rows_of(const Few& p, uint8_t* shared) {
-  return {reinterpret_cast<uint32_t*>(shared + FEW_WARPS * RING_BYTES), p.linear.num_rows, chunks_of(p.linear.products[0].weight.cols)};
+__device__ __forceinline__ FewRows<IS_HALF<Form>> rows_of(const Few& p, uint8_t* room) {
+  return {reinterpret_cast<uint32_t*>(room), p.linear.num_rows, chunks_of(p.linear.products[0].weight.cols)};
 }

@@ -12,13 +12,13 @@
 template <class Form>
 __device__ __forceinline__ void linear_few(const Few& p) {
   DYNAMIC_SHARED(shared);
-  __shared__ float4 joined[2][FEW_THREADS];
+  __shared__ FewJoined joined;
   uint8_t* ring = shared + threadIdx.x / WARP * RING_BYTES;
   const Alone alone = {p};
   Asking<Form, Alone> asking = Asking<Form, Alone>::begin(alone);
   fill_ring(asking, ring);
   wait_for_previous();
-  const FewRows<IS_HALF<Form>> rows = rows_of<Form>(p, shared);
+  const FewRows<IS_HALF<Form>> rows = rows_of<Form>(p, shared + FEW_WARPS * RING_BYTES);
   rows.make(p);
   __syncthreads();
   uint32_t at = 0;

@@ -1,15 +1,16 @@
 // A step of few rows, or a stretch of it, as one launch: what would be launches of linear_few.cu, rope_store.cu and attention.cu, one
 //   after the other, with a barrier of all blocks between them. Arguments, meaning and order of sums: theirs, to the same bits.
 // Launch:  grid = as many blocks as there are multiprocessors, all at the same time (a cooperative launch); block = 512. Shared memory: the
-//          rings of linear_few.cu, 128 KiB, and behind them room for the rows of the longest product, for 16 KiB of heads that turn, for
-//          `attention_token` with a ring of two places.
+//          rings of few.cuh, 128 KiB, and behind them 16 KiB of sums that are joined, and room for the rows of the longest product and for
+//          `attention_token` with a ring of two.
 // Bound:   memory, the stored bytes of all weights once.
-// Meaning: that of each.
+// Meaning: that of each, but that q and k are not written: of heads that are turned the only reader is the attention that turns them.
 // Source:  persistent kernels with barriers of the grid: Xiao & Feng 2010, "Inter-Block GPU Communication via Fast Barrier
 //          Synchronization"; whole steps of a decoder so: Spector et al. 2025, "Look Ma, No Bubbles!".
 //
 // Weights depend on nothing, so a warp's ring goes through those of all products without regard to barriers: while blocks wait for one
-// another, turn heads or attend, what comes next is on its way, up to 17 MB of an H200. That is why this is one launch.
+// another, turn heads or attend, what comes next is on its way, up to 17 MB of an H200. That is why this is one launch. So with K and V
+// of positions before: they are asked for in front of the barrier that queries are behind (attention.cu says why they may be).
 //
 // What a block reads of others' it reads behind a barrier, which makes it forget what its first-level cache had.
 #include "attention_token.cuh"
@@ -21,16 +22,22 @@
 #define WITH_MEGAKERNEL
 #endif
 
-enum : uint32_t { OPERATION_LINEAR = 0, OPERATION_ROPE_STORE = 1, OPERATION_ATTENTION_64 = 2, OPERATION_ATTENTION_128 = 3 };
+enum : uint32_t { OPERATION_LINEAR = 0, OPERATION_ATTENTION_64 = 1, OPERATION_ATTENTION_128 = 2 };
+
+// Of one token each, with `early`, over a cache of f16; what `rope_store` did in front of it.
+struct TurnedAttention {
+  Attention attention;
+  Heads heads;
+};
+static_assert(sizeof(TurnedAttention) == 232, "src/cuda/params.rs asserts the same size");
 
 struct Operation {
   uint32_t kind;
-  // Blocks of the launch that it would be; of attention not more than there are.
+  // Blocks of attention as a launch, not more than there are here.
   uint32_t x, y, z;
   union {
     Few linear;
-    RopeStore rope_store;
-    Attention attention;
+    TurnedAttention turned;
   };
 };
 static_assert(sizeof(Operation) == 248, "src/cuda/params.rs asserts the same size");
@@ -60,15 +67,25 @@ struct Products {
   }
 };
 
-// All blocks of the launch meet, `arrivals` of them and of those that met before. What any thread wrote before, all see behind it.
-__device__ __forceinline__ void meet_all(uint32_t* meeting, uint32_t arrivals) {
+// A barrier of all blocks, by all threads: what any of them wrote before they arrive, all see when they have waited. No thread of this block
+// needs what it had in shared memory any more.
+__device__ __forceinline__ void arrive_all(uint32_t* meeting) {
   __syncthreads();
+  if (threadIdx.x > 0) return;
+#ifdef CHRYSALIS_EMULATE
+  atomicAdd(meeting, 1u);
+#else
+  asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(meeting) : "memory");
+#endif
+}
+
+// `arrivals` of all barriers so far: none, where there was none.
+__device__ __forceinline__ void wait_all(uint32_t* meeting, uint32_t arrivals) {
+  if (arrivals == 0) return;
   if (threadIdx.x == 0) {
 #ifdef CHRYSALIS_EMULATE
-    atomicAdd(meeting, 1u);
     while (*meeting < arrivals) emulate::pass_block();
 #else
-    asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(meeting) : "memory");
     uint32_t arrived;
     do asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(arrived) : "l"(meeting) : "memory");
     while (arrived < arrivals);
@@ -83,30 +100,72 @@ struct Left {
   uint32_t step, work, left, at;
 };
 
+// Heads that attention turns for itself.
 template <uint32_t DIM>
-__device__ __forceinline__ void attend(const Operation& operation, uint8_t* room) {
-  if (blockIdx.x >= operation.x * operation.y * operation.z || threadIdx.x >= AttentionToken<cache_f16, DIM>::THREADS) return;
-  const BlockNumber block = {blockIdx.x % operation.x, blockIdx.x / operation.x % operation.y, blockIdx.x / operation.x / operation.y};
-  attention_token<cache_f16, DIM, false>(operation.attention, block, room);
-}
+struct Turning {
+  static constexpr bool ALL = false;
+  const Heads& heads;
+  uint32_t* meeting;
+  uint32_t arrivals;
 
-// A warp has a head; neighbouring ones are different blocks'.
-__device__ __forceinline__ void turn_heads(const Operation& operation, uint8_t* room) {
-  const RopeStore& p = operation.rope_store;
-  const uint32_t warp = threadIdx.x / WARP, heads = p.num_heads + 2 * p.cache.num_kv_heads;
-  float* turned = reinterpret_cast<float*>(room) + warp * ROPE_DIM_MAX;
-  for (uint32_t i = warp * gridDim.x + blockIdx.x; i < operation.x * heads; i += FEW_WARPS * gridDim.x) {
-    rope_store_head(p, i / heads, i % heads, turned);
+  __device__ __forceinline__ void wait() const { wait_all(meeting, arrivals); }
+
+  // Sixteen bits of each value of a warp's head, as a row of a tile.
+  static __device__ __forceinline__ void put(uint8_t* tile, uint32_t row, const float (&x)[LANE_VALUES]) {
+#pragma unroll
+    for (uint32_t n = 0; n < DIM / WARP; n++) {
+      const uint32_t i = n * WARP + threadIdx.x % WARP;
+      *reinterpret_cast<uint16_t*>(tile + chunk_at<DIM>(row, i / 8) + i % 8 * 2) = float_to_half(x[n]);
+    }
   }
+
+  // A warp has a head of q, k or v; rows of the tile that are none are anything, and so is what becomes of them. The newest K and V go to the cache and, where the ring has their chunk, to their row there. Blocks
+  // of other spans turn the same q, those of other heads of the group write the same K and V.
+  template <class Token>
+  __device__ __forceinline__ void bring(Token& token, uint32_t newest, uint32_t row, uint32_t place) const {
+    const CacheLayer& cache = token.p.cache;
+    float* turned = reinterpret_cast<float*>(token.shared + Token::WEIGHTS_AT) + token.warp * DIM;
+    static_assert(Token::WARPS * DIM * 4 <= Token::SUMS_AT - Token::WEIGHTS_AT, "there is room while nothing is weighed");
+    const uint32_t all = token.heads + (row != NO_ROW ? 2 : 0);
+#pragma unroll 1
+    for (uint32_t i = token.warp; i < all; i += Token::WARPS) {
+      const uint32_t of_kv = token.kv_head + (i - token.heads) * cache.num_kv_heads;
+      const HeadOf head = head_of(heads, cache, token.token, i < token.heads ? token.first_head + i : heads.num_heads + of_kv);
+      float x[LANE_VALUES];
+      turn_head<DIM>(heads, cache.head_dim, token.token, head, turned, x, [] {});
+      if (head.is_q) {
+        put(token.shared + Token::QUERIES_AT, i, x);
+        continue;
+      }
+      store(cache, x, head.is_v ? cache.v : cache.k, nullptr, row);
+      if (place < token.p.ring) put(token.shared + Token::RING_AT + (place + head.is_v) * Token::PLACE_BYTES, newest % Token::CHUNK, x);
+    }
+  }
+};
+
+// Whoever has no part in it asks for weights behind its ring.
+template <uint32_t DIM, class Weights>
+__device__ __forceinline__ void attend(const Operation& operation, uint8_t* room, uint32_t* meeting, uint32_t arrivals,
+                                       const Weights& weights) {
+  using Source = Turning<DIM>;
+  const Source source = {operation.turned.heads, meeting, arrivals};
+  const uint32_t blocks = operation.x * operation.y * operation.z;
+  if (blockIdx.x >= blocks || threadIdx.x >= AttentionToken<cache_f16, DIM, Source>::THREADS) {
+    weights.ask_ahead();
+    return source.wait();
+  }
+  const BlockNumber block = {blockIdx.x % operation.x, blockIdx.x / operation.x % operation.y, blockIdx.x / operation.x / operation.y};
+  attention_token<cache_f16, DIM>(operation.turned.attention, block, room, source);
 }
 
 template <class Form>
 __device__ __forceinline__ void megakernel(const Megakernel& p) {
   DYNAMIC_SHARED(shared);
-  __shared__ float4 joined[2][FEW_THREADS];
-  static_assert(sizeof(Left) * FEW_THREADS <= sizeof(joined), "there is room while nothing is joined");
   uint8_t* const ring = shared + threadIdx.x / WARP * RING_BYTES;
-  uint8_t* const room = shared + FEW_WARPS * RING_BYTES;
+  // Not declared, as the emulator's other blocks would have it too.
+  FewJoined& joined = *reinterpret_cast<FewJoined*>(shared + FEW_WARPS * RING_BYTES);
+  static_assert(sizeof(Left) * FEW_THREADS <= sizeof(joined), "there is room while nothing is joined");
+  uint8_t* const room = shared + FEW_WARPS * RING_BYTES + sizeof(joined);
   const Products products = {p};
   Asking<Form, Products> asking = Asking<Form, Products>::begin(products);
   fill_ring(asking, ring);
@@ -114,21 +173,21 @@ __device__ __forceinline__ void megakernel(const Megakernel& p) {
   uint32_t at = 0;
 #pragma unroll 1
   for (uint32_t n = 0; n < p.count; n++) {
-    if (n > 0) meet_all(p.meeting, n * gridDim.x);
     const Operation& operation = p.operations[n];
+    const uint32_t arrivals = n * gridDim.x;
+    if (n > 0) arrive_all(p.meeting);
     if (operation.kind == OPERATION_LINEAR) {
+      wait_all(p.meeting, arrivals);
       const Few& few = operation.linear;
-      const FewRows<IS_HALF<Form>> rows = rows_of<Form>(few, shared);
+      const FewRows<IS_HALF<Form>> rows = rows_of<Form>(few, room);
       rows.make(few);
       __syncthreads();
       few_works<Form, false>(few, rows, asking, ring, at, joined);
-    } else if (operation.kind == OPERATION_ROPE_STORE) {
-      turn_heads(operation, room);
     } else {
       Left& left = reinterpret_cast<Left*>(joined)[threadIdx.x];
       left = {asking.record, asking.step, asking.work, asking.left, at};
-      if (operation.kind == OPERATION_ATTENTION_64) attend<64>(operation, room);
-      else attend<128>(operation, room);
+      if (operation.kind == OPERATION_ATTENTION_64) attend<64>(operation, room, p.meeting, arrivals, asking);
+      else attend<128>(operation, room, p.meeting, arrivals, asking);
       asking.record = left.record, asking.step = left.step, asking.work = left.work, asking.left = left.left, at = left.at;
     }
   }

@@ -15,6 +15,7 @@ constexpr uint32_t ROPE_WARPS = 4;
 
 KERNEL_EARLY(ROPE_WARPS * WARP, 3, rope_store, RopeStore) {
   __shared__ float rows[ROPE_WARPS][ROPE_DIM_MAX];
-  const uint32_t warp = threadIdx.x / WARP;
-  rope_store_head(p, blockIdx.x, blockIdx.y * ROPE_WARPS + warp, rows[warp]);
+  const uint32_t warp = threadIdx.x / WARP, t = blockIdx.x, number = blockIdx.y * ROPE_WARPS + warp;
+  if (t >= *p.step.num_tokens || number >= p.heads.num_heads + 2 * p.cache.num_kv_heads) return wait_for_previous();
+  rope_store_head(p, t, number, rows[warp], wait_for_previous);
 }

@@ -3,9 +3,7 @@
 
 #include "e4m3.cuh"
 
-struct RopeStore {
-  Step step;
-  CacheLayer cache;
+struct Heads {
   float* q;
   float* k;
   const float* v;
@@ -16,6 +14,13 @@ struct RopeStore {
   uint32_t pairs;
   float eps;
   uint32_t unused;
+};
+static_assert(sizeof(Heads) == 64, "src/cuda/params.rs asserts the same size");
+
+struct RopeStore {
+  Step step;
+  CacheLayer cache;
+  Heads heads;
 };
 static_assert(sizeof(RopeStore) == 160, "src/cuda/params.rs asserts the same size");
 
@@ -33,14 +38,15 @@ __device__ __forceinline__ float factor_of(const float (&x)[LANE_VALUES], uint32
   return 1.0f / sqrtf(sum / (float)dim + eps);
 }
 
-// Turns the pairs of a head, by way of `row`.
+// Turns the pairs of a head of at most DIM values, by way of `row`, which has room for them.
+template <uint32_t DIM>
 __device__ __forceinline__ void turn(float (&x)[LANE_VALUES], const float2 (&angles)[LANE_VALUES / 2], uint32_t pairs, float* row) {
   const uint32_t lane = threadIdx.x % WARP;
 #pragma unroll
-  for (uint32_t n = 0; n < LANE_VALUES; n++) row[n * WARP + lane] = x[n];
+  for (uint32_t n = 0; n < DIM / WARP; n++) row[n * WARP + lane] = x[n];
   __syncwarp();
 #pragma unroll
-  for (uint32_t n = 0; n < LANE_VALUES / 2; n++) {
+  for (uint32_t n = 0; n < DIM / WARP / 2; n++) {
     const uint32_t i = n * WARP + lane;
     if (i >= pairs) break;
     const float a = row[i], b = row[i + pairs];
@@ -49,7 +55,7 @@ __device__ __forceinline__ void turn(float (&x)[LANE_VALUES], const float2 (&ang
   }
   __syncwarp();
 #pragma unroll
-  for (uint32_t n = 0; n < LANE_VALUES; n++) x[n] = row[n * WARP + lane];
+  for (uint32_t n = 0; n < DIM / WARP; n++) x[n] = row[n * WARP + lane];
 }
 
 __device__ __forceinline__ void store(const CacheLayer& cache, const float (&x)[LANE_VALUES], uint8_t* out, float* scales, size_t row) {
@@ -75,40 +81,61 @@ __device__ __forceinline__ void store(const CacheLayer& cache, const float (&x)[
   }
 }
 
-// Head `number` of token `t`, by a warp, which has room for its values in `turned`.
-__device__ __forceinline__ void rope_store_head(const RopeStore& p, uint32_t t, uint32_t number, float* turned) {
-  const uint32_t lane = threadIdx.x % WARP, kv_heads = p.cache.num_kv_heads, dim = p.cache.head_dim, of_kv = number - p.num_heads;
-  if (t >= *p.step.num_tokens || number >= p.num_heads + 2 * kv_heads) return wait_for_previous();
+// Which head this is of those of q, then of k, then of v; its first value there.
+struct HeadOf {
+  bool is_q, is_v;
+  uint32_t head;
+  const float* from;
+};
+
+__device__ __forceinline__ HeadOf head_of(const Heads& p, const CacheLayer& cache, uint32_t t, uint32_t number) {
+  const uint32_t kv_heads = cache.num_kv_heads, of_kv = number - p.num_heads;
   const bool is_q = number < p.num_heads, is_v = !is_q && of_kv >= kv_heads;
   const uint32_t head = is_q ? number : is_v ? of_kv - kv_heads : of_kv;
-  const size_t row = is_q ? 0 : cache_row(p.cache, p.step, p.step.sequences[t], p.step.positions[t], head);
-  const float* norm = is_q ? p.q_norm : is_v ? nullptr : p.k_norm;
-  float weights[LANE_VALUES], x[LANE_VALUES];
+  return {is_q, is_v, head, (is_q ? p.q : is_v ? p.v : p.k) + ((size_t)t * (is_q ? p.num_heads : kv_heads) + head) * cache.head_dim};
+}
+
+// What becomes of a head of at most DIM values, by a warp; `turned` has room for them. `wait` comes between what is read of the model
+// and what a kernel before has written.
+template <uint32_t DIM, class Wait>
+__device__ __forceinline__ void turn_head(const Heads& p, uint32_t dim, uint32_t t, const HeadOf& head, float* turned,
+                                          float (&x)[LANE_VALUES], Wait wait) {
+  const uint32_t lane = threadIdx.x % WARP;
+  const float* norm = head.is_q ? p.q_norm : head.is_v ? nullptr : p.k_norm;
+  float weights[LANE_VALUES];
 #pragma unroll
   for (uint32_t n = 0; n < LANE_VALUES; n++) weights[n] = norm && n * WARP + lane < dim ? norm[n * WARP + lane] : 0.0f;
-  wait_for_previous();
-  const size_t at = ((size_t)t * (is_q ? p.num_heads : kv_heads) + head) * dim;
-  const float* from = (is_q ? p.q : is_v ? p.v : p.k) + at;
+  wait();
   float2 angles[LANE_VALUES / 2];
 #pragma unroll
-  for (uint32_t n = 0; n < LANE_VALUES; n++) x[n] = n * WARP + lane < dim ? from[n * WARP + lane] : 0.0f;
+  for (uint32_t n = 0; n < LANE_VALUES; n++) x[n] = n * WARP + lane < dim ? head.from[n * WARP + lane] : 0.0f;
 #pragma unroll
   for (uint32_t n = 0; n < LANE_VALUES / 2; n++) {
-    if (!is_v && n * WARP + lane < p.pairs) angles[n] = p.angles[(size_t)t * p.pairs + n * WARP + lane];
+    if (!head.is_v && n * WARP + lane < p.pairs) angles[n] = p.angles[(size_t)t * p.pairs + n * WARP + lane];
   }
   if (norm) {
     const float factor = factor_of(x, dim, p.eps);
 #pragma unroll
     for (uint32_t n = 0; n < LANE_VALUES; n++) x[n] = x[n] * factor * weights[n];
   }
-  if (!is_v) {
-    turn(x, angles, p.pairs, turned);
-    float* to = (is_q ? p.q : p.k) + at;
+  if (!head.is_v) turn<DIM>(x, angles, p.pairs, turned);
+}
+
+// Head `number` of token `t`, which is one of the step's.
+template <class Wait>
+__device__ __forceinline__ void rope_store_head(const RopeStore& p, uint32_t t, uint32_t number, float* turned, Wait wait) {
+  const uint32_t lane = threadIdx.x % WARP, dim = p.cache.head_dim;
+  const HeadOf head = head_of(p.heads, p.cache, t, number);
+  const size_t row = head.is_q ? 0 : cache_row(p.cache, p.step, p.step.sequences[t], p.step.positions[t], head.head);
+  float x[LANE_VALUES];
+  turn_head<ROPE_DIM_MAX>(p.heads, dim, t, head, turned, x, wait);
+  if (!head.is_v) {
+    float* to = const_cast<float*>(head.from);
 #pragma unroll
     for (uint32_t n = 0; n < LANE_VALUES; n++) {
       if (n * WARP + lane < dim) to[n * WARP + lane] = x[n];
     }
   }
-  if (is_q) return;
-  store(p.cache, x, is_v ? p.cache.v : p.cache.k, is_v ? p.cache.v_scales : p.cache.k_scales, row);
+  if (head.is_q) return;
+  store(p.cache, x, head.is_v ? p.cache.v : p.cache.k, head.is_v ? p.cache.v_scales : p.cache.k_scales, row);
 }

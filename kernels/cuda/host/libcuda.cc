@@ -35,8 +35,11 @@ enum Result : int {
   NOT_FOUND = 500,
   NOT_READY = 600,
   LAUNCH_FAILED = 719,
+  COOPERATIVE_LAUNCH_TOO_LARGE = 720,
   CAPTURE_UNSUPPORTED = 900,
 };
+
+constexpr uint32_t MULTIPROCESSORS = 132;
 
 struct Work {
   std::function<Result()> run;
@@ -209,7 +212,7 @@ ENTRY(cuDeviceGetAttribute, int* value, int attribute, int)
   const int capability = (int)setting("FAKE_CUDA_CAPABILITY", 90);
   switch (attribute) {
     case 16:  // multiprocessors
-      *value = 132;
+      *value = MULTIPROCESSORS;
       return SUCCESS;
     case 75:
       *value = capability / 10;
@@ -489,6 +492,7 @@ ENTRY(cuLaunchKernelEx, const fake::Config* config, fake::Function* function, vo
     // Cooperative, or programmatic stream serialization.
     if (!together && (!early || ptx_of_code() < 90)) return INVALID_VALUE;
     block[2] |= together;
+    if (together && config->grid[0] * config->grid[1] * config->grid[2] > MULTIPROCESSORS) return COOPERATIVE_LAUNCH_TOO_LARGE;
   }
   const uint8_t* start = static_cast<const uint8_t*>(arguments[0]);
   const std::vector<uint8_t> params(start, start + entry->params);

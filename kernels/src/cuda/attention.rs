@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use super::device::{Cuda, count};
 use super::driver::Driver;
 use super::megakernel::{Operation, OperationKind};
-use super::params::{Angles, Clear, RopeStoreParams, lists};
+use super::params::{Angles, Clear, Heads, RopeStoreParams, lists};
 use super::step::{Cache, Step};
 use crate::device::{CacheShape, DeviceError, RopeParams, RopeStore};
 
@@ -53,7 +53,7 @@ impl<D: Driver> Rope<D> {
                 pairs: count(self.pairs),
                 factor: self.factor,
             };
-            device.launch("angles", [count(step.num_tokens), 1, 1], 128, &params)?;
+            device.launch_in_front("angles", [count(step.num_tokens), 1, 1], 128, &params)?;
             turned.number = step.number;
         }
         Ok(out)
@@ -100,16 +100,18 @@ impl<D: Driver> Cuda<D> {
         let params = RopeStoreParams {
             step: step.params(driver),
             cache: args.cache.layer(driver, args.layer),
-            q: args.q.address(driver),
-            k: args.k.address(driver),
-            v: args.v.address(driver),
-            q_norm: args.q_norm.map_or(0, |norm| norm.address(driver, shape.head_dim)),
-            k_norm: args.k_norm.map_or(0, |norm| norm.address(driver, shape.head_dim)),
-            angles: args.rope.turn(self, step)?,
-            num_heads: count(num_heads),
-            pairs: count(args.rope.pairs),
-            eps: args.eps,
-            unused: 0,
+            heads: Heads {
+                q: args.q.address(driver),
+                k: args.k.address(driver),
+                v: args.v.address(driver),
+                q_norm: args.q_norm.map_or(0, |norm| norm.address(driver, shape.head_dim)),
+                k_norm: args.k_norm.map_or(0, |norm| norm.address(driver, shape.head_dim)),
+                angles: args.rope.turn(self, step)?,
+                num_heads: count(num_heads),
+                pairs: count(args.rope.pairs),
+                eps: args.eps,
+                unused: 0,
+            },
         };
         let blocks = (num_heads + 2 * shape.num_kv_heads).div_ceil(ROPE_HEADS);
         self.launch_or_gather(Operation {

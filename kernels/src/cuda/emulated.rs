@@ -3,6 +3,7 @@
 #![expect(unsafe_code, reason = "kernels are foreign code that takes addresses")]
 
 use std::alloc::{self, Layout};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,6 +21,7 @@ pub struct Emulated {
     given_back: Arc<AtomicU64>,
     /// What a record that is being made has so far.
     record: Mutex<Option<Vec<Call>>>,
+    started: Mutex<BTreeMap<String, u64>>,
 }
 
 /// Launches that were recorded.
@@ -35,7 +37,10 @@ enum Call {
         together: bool,
         params: Vec<u8>,
     },
-    Zero { address: u64, bytes: usize },
+    Zero {
+        address: u64,
+        bytes: usize,
+    },
 }
 
 /// Memory of the host, filled with ones at birth (as f32, NaN: what nobody wrote shows), wiped at death.
@@ -82,8 +87,18 @@ impl Default for Emulated {
 impl Emulated {
     /// One that says that it has so many.
     pub fn with_multiprocessors(multiprocessors: usize) -> Self {
-        let (counts, given_back, record) = Default::default();
-        Self { multiprocessors, counts, given_back, record }
+        let (counts, given_back, record, started) = Default::default();
+        Self { multiprocessors, counts, given_back, record, started }
+    }
+
+    /// How often each kernel was started, by a record or one by one.
+    pub fn started(&self) -> BTreeMap<String, u64> {
+        self.started.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn count(&self, kernel: &str) {
+        let mut started = self.started.lock().unwrap_or_else(PoisonError::into_inner);
+        *started.entry(kernel.to_owned()).or_default() += 1;
     }
 
     fn record(&self) -> MutexGuard<'_, Option<Vec<Call>>> {
@@ -204,6 +219,7 @@ impl Driver for Emulated {
             return Ok(());
         }
         self.counts.launched();
+        self.count(launch.kernel);
         // SAFETY: the caller's promise is the same.
         unsafe { Self::run(launch, launch.grid, params) }
     }
@@ -227,6 +243,7 @@ impl Driver for Emulated {
                 Call::Launch { kernel, grid, threads, shared, together, params } => {
                     let (grid, threads, shared, together) = (*grid, *threads, *shared, *together);
                     let launch = Launch { kernel, grid, threads, shared, together };
+                    self.count(kernel);
                     // SAFETY: whoever recorded it kept the condition, and no address has changed since.
                     unsafe { Self::run(&launch, grid, params)? };
                 }

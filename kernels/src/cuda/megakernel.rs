@@ -10,7 +10,7 @@ use super::driver::{Driver, Launch};
 use super::few::{DECLARED, FEW_THREADS, RINGS_BYTES};
 use super::params::{
     AttentionParams, FewParams, MegakernelParams, OPERATIONS, OperationParams, RopeStoreParams,
-    words_of,
+    TurnedAttention, words_of,
 };
 use crate::device::DeviceError;
 
@@ -26,8 +26,11 @@ pub(super) struct Operation {
 /// Its arguments.
 pub(super) enum OperationKind {
     Linear(FewParams),
+    /// It waits for its attention.
     RopeStore(RopeStoreParams),
     Attention(AttentionParams),
+    /// Attention, and what has turned its heads, which are one operation.
+    Turned(AttentionParams, Box<Operation>),
 }
 
 impl Operation {
@@ -36,27 +39,62 @@ impl Operation {
         self.kernel.strip_prefix("linear_few_")
     }
 
-    /// As the kernel takes it, and the shared memory that it needs there; none where it cannot.
-    fn part(&self, multiprocessors: usize) -> Option<(OperationParams, usize)> {
-        let (kind, params, shared) = match &self.params {
-            OperationKind::Linear(few) if few.fine == 0 => (0, words_of(few), self.shared as usize),
-            OperationKind::Linear(_) => return None,
-            OperationKind::RopeStore(rope) => (1, words_of(rope), RINGS_BYTES + HEADS_BYTES),
-            OperationKind::Attention(attention) => {
-                let kind = match self.kernel.as_str() {
-                    "attention_token_f16_64" => 2,
-                    "attention_token_f16_128" => 3,
-                    _ => return None,
-                };
-                let blocks: usize = self.grid.iter().map(|side| *side as usize).product();
-                if blocks > multiprocessors || attention.ring != 2 {
-                    return None;
-                }
-                (kind, words_of(attention), RINGS_BYTES + self.shared as usize)
-            }
+    fn turns(&self) -> Option<&RopeStoreParams> {
+        match &self.params {
+            OperationKind::RopeStore(params) => Some(params),
+            _ => None,
+        }
+    }
+
+    /// Whether this is attention over the heads that such an operation turns: then nobody else reads those.
+    fn takes(&self, rope: &Self, multiprocessors: usize) -> bool {
+        let (OperationKind::Attention(params), Some(turned)) = (&self.params, rope.turns()) else {
+            return false;
         };
+        let blocks: usize = self.grid.iter().map(|side| *side as usize).product();
+        let all = (params.first_token, params.end_token) == (0, rope.grid[0]);
+        kind_of(&self.kernel).is_some()
+            && (params.early, params.ring) == (1, 2)
+            && blocks <= multiprocessors
+            && all
+            && (params.q, params.cache.k) == (turned.heads.q, turned.cache.k)
+    }
+
+    /// Both as one.
+    fn turned_by(mut self, rope: Self) -> Self {
+        if let OperationKind::Attention(params) = self.params {
+            self.params = OperationKind::Turned(params, Box::new(rope));
+        }
+        self
+    }
+
+    /// As the kernel takes it, and the shared memory that it needs there; none where it cannot.
+    fn part(&self) -> Option<(OperationParams, usize)> {
         let [x, y, z] = self.grid;
-        Some((OperationParams { kind, x, y, z, params }, shared))
+        let shared = self.shared as usize;
+        match &self.params {
+            OperationKind::Linear(few) if few.fine == 0 => {
+                let params = words_of(few);
+                Some((OperationParams { kind: LINEAR, x, y, z, params }, shared + JOINED_BYTES))
+            }
+            OperationKind::Turned(attention, rope) => {
+                let heads = rope.turns()?.heads;
+                let params = words_of(&TurnedAttention { attention: *attention, heads });
+                let kind = kind_of(&self.kernel)?;
+                let shared = RINGS_BYTES + JOINED_BYTES + shared;
+                Some((OperationParams { kind, x, y, z, params }, shared))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// The kind of operation that attention by this kernel is, if it can be one.
+fn kind_of(attention: &str) -> Option<u32> {
+    match attention {
+        "attention_token_f16_64" => Some(1),
+        "attention_token_f16_128" => Some(2),
+        _ => None,
     }
 }
 
@@ -69,6 +107,15 @@ struct Gathered<D: Driver> {
     operations: Vec<Operation>,
     /// Two numbers of the device: blocks that have arrived, and that have left.
     meeting: Option<D::Memory>,
+}
+
+impl<D: Driver> Gathered<D> {
+    /// Whether this can be part of the same launch: weights of one form, and heads that are turned only in front of their attention.
+    fn goes_on_with(&self, operation: &Operation) -> bool {
+        let others = || self.operations.iter().filter_map(Operation::form);
+        self.operations.last().is_none_or(|last| last.turns().is_none())
+            && operation.form().is_none_or(|form| others().all(|other| other == form))
+    }
 }
 
 impl<D: Driver> Gathering<D> {
@@ -100,36 +147,49 @@ impl<D: Driver> Cuda<D> {
         self.start_gathered()
     }
 
-    /// Whether attention should divide its shared memory so that it can be gathered.
-    pub(super) fn gathers(&self) -> bool {
-        self.gathering.lock().on
+    /// Whether attention by this kernel may be gathered, and so has less shared memory.
+    pub(super) fn gathers(&self, attention: &str) -> bool {
+        kind_of(attention).is_some() && self.gathering.lock().on
     }
 
     /// Starts an operation, or keeps it for what follows.
     pub(super) fn launch_or_gather(&self, operation: Operation) -> Result<(), DeviceError> {
         self.do_what_waits()?;
-        let mut gathered = self.gathering.lock();
-        let room = self.limits.shared.saturating_sub(DECLARED);
-        let part = operation.part(self.driver().multiprocessors());
-        if !gathered.on || part.is_none_or(|(_, shared)| shared > room) {
-            drop(gathered);
-            self.start_gathered()?;
+        let gathered = &mut *self.gathering.lock();
+        if !gathered.on {
             return self.start_alone(&operation);
         }
-        let others = gathered.operations.iter().find_map(Operation::form);
-        if operation.form().is_some_and(|form| others.is_some_and(|other| other != form)) {
-            drop(gathered);
-            self.start_gathered()?;
-            gathered = self.gathering.lock();
+        let takes = |rope: &Operation| operation.takes(rope, self.driver().multiprocessors());
+        let rope = gathered.operations.pop_if(|last| takes(last));
+        let operation = match rope {
+            Some(rope) => operation.turned_by(rope),
+            None => operation,
+        };
+        let fits = operation.part().is_some_and(|(_, shared)| shared <= self.room());
+        let gathers = fits || operation.turns().is_some();
+        if !gathers || !gathered.goes_on_with(&operation) {
+            self.start_all(gathered)?;
+        }
+        if !gathers {
+            return self.start_alone(&operation);
         }
         gathered.operations.push(operation);
         Ok(())
     }
 
+    /// Shared memory that a block of `megakernel.cu` can have.
+    fn room(&self) -> usize {
+        (self.limits.shared + JOINED_BYTES).saturating_sub(DECLARED)
+    }
+
     /// Starts what was gathered: before anything else that is asked for.
     pub(super) fn start_gathered(&self) -> Result<(), DeviceError> {
-        let gathered = &mut *self.gathering.lock();
-        let operations = std::mem::take(&mut gathered.operations);
+        self.start_all(&mut self.gathering.lock())
+    }
+
+    fn start_all(&self, gathered: &mut Gathered<D>) -> Result<(), DeviceError> {
+        let mut operations = std::mem::take(&mut gathered.operations);
+        let rope = operations.pop_if(|last| last.turns().is_some());
         let launches = operations.len().div_ceil(OPERATIONS).max(1);
         let each = operations.len().div_ceil(launches).max(1);
         for operations in operations.chunks(each) {
@@ -140,7 +200,7 @@ impl<D: Driver> Cuda<D> {
                 _ => operations.iter().try_for_each(|operation| self.start_alone(operation))?,
             }
         }
-        Ok(())
+        rope.map_or(Ok(()), |rope| self.start_alone(&rope))
     }
 
     fn start_alone(&self, operation: &Operation) -> Result<(), DeviceError> {
@@ -151,6 +211,10 @@ impl<D: Driver> Cuda<D> {
             OperationKind::Linear(params) => self.start_or_plan(&launch, params),
             OperationKind::RopeStore(params) => self.start_or_plan(&launch, params),
             OperationKind::Attention(params) => self.start_or_plan(&launch, params),
+            OperationKind::Turned(params, rope) => {
+                self.start_alone(rope)?;
+                self.start_or_plan(&launch, params)
+            }
         }
     }
 
@@ -160,8 +224,7 @@ impl<D: Driver> Cuda<D> {
         operations: &[Operation],
         meeting: u64,
     ) -> Result<(), DeviceError> {
-        let multiprocessors = self.driver().multiprocessors();
-        let parts = operations.iter().filter_map(|operation| operation.part(multiprocessors));
+        let parts = operations.iter().filter_map(Operation::part);
         let mut params = MegakernelParams {
             meeting,
             count: count(operations.len()),
@@ -174,20 +237,22 @@ impl<D: Driver> Cuda<D> {
             most = shared.max(most);
         }
         // Another step of this kind may need all that there is.
-        let planned = self.is_planning().then(|| self.limits.shared.saturating_sub(DECLARED));
+        let shared = if self.is_planning() { self.room() } else { most };
         let launch = Launch {
             kernel: &format!("megakernel_{form}"),
-            grid: [count(multiprocessors), 1, 1],
+            grid: [count(self.driver().multiprocessors()), 1, 1],
             threads: FEW_THREADS,
-            shared: count(planned.unwrap_or(most)),
+            shared: count(shared),
             together: true,
         };
         self.start_or_plan(&launch, &params)
     }
 }
 
-/// Of `megakernel.cu`: room for the heads that sixteen warps turn.
-const HEADS_BYTES: usize = 16 << 10;
+/// Of `megakernel.cu`.
+const LINEAR: u32 = 0;
+/// Of `few.cuh`: sums that are joined, which `linear_few.cu` declares.
+const JOINED_BYTES: usize = 16 << 10;
 const MEETING_BYTES: usize = 8;
 
 impl<D: Driver> fmt::Debug for Gathering<D> {

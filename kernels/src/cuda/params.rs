@@ -56,6 +56,8 @@ params! {
         linear: LinearParams, input: InputParams, sums: u64, works: u32, group: u32, fine: u32, ahead: u32,
     }
     /// `megakernel.cu`.
+    TurnedAttention, 232 { attention: AttentionParams, heads: Heads }
+    /// `megakernel.cu`.
     OperationParams, 248 { kind: u32, x: u32, y: u32, z: u32, params: [u64; OPERATION_WORDS] }
     /// `megakernel.cu`.
     MegakernelParams, 31760 { meeting: u64, count: u32, unused: u32, operations: [OperationParams; OPERATIONS] }
@@ -73,10 +75,11 @@ params! {
     /// `angles.cu`.
     Angles, 72 { step: StepParams, inv_freq: u64, out: u64, pairs: u32, factor: f32 }
     /// `rope_store.cu`.
-    RopeStoreParams, 160 {
-        step: StepParams, cache: CacheLayer, q: u64, k: u64, v: u64, q_norm: u64, k_norm: u64, angles: u64,
-        num_heads: u32, pairs: u32, eps: f32, unused: u32,
+    Heads, 64 {
+        q: u64, k: u64, v: u64, q_norm: u64, k_norm: u64, angles: u64, num_heads: u32, pairs: u32, eps: f32, unused: u32,
     }
+    /// `rope_store.cu`.
+    RopeStoreParams, 160 { step: StepParams, cache: CacheLayer, heads: Heads }
     /// `attention.cuh`.
     AttentionParams, 168 {
         step: StepParams, cache: CacheLayer, q: u64, out: u64, records: u64, num_heads: u32, window: u32,

@@ -76,7 +76,7 @@ impl<D: Driver> Cuda<D> {
         let more = usize::from(run.together && args.window.is_some());
         let z = if split { max_spans + more } else { 1 };
         let longer = plan.shared + 4 * plan.place;
-        let alone = blocks * z <= driver.multiprocessors() && !self.gathers();
+        let alone = blocks * z <= driver.multiprocessors() && !self.gathers(&plan.kernel);
         if plan.joins && alone && longer <= self.limits.shared {
             // A block has a multiprocessor to itself.
             plan.ring = 4;

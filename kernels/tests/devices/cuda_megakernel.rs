@@ -1,12 +1,13 @@
 //! Steps of few rows as one launch: the bits of the launches that it stands for.
 
-use chrysalis_kernels::cuda::{Cuda, Emulated, ProductLimits};
+use chrysalis_kernels::cuda::{Cuda, Driver, Emulated, ProductLimits};
 use chrysalis_kernels::device::{
     Activation, Attention, CacheDtype, CacheShape, Device, Input, Linear, RopeParams, RopeStore,
     Rows,
 };
 use chrysalis_kernels::{Batch, Dtype, WantLogits};
 
+use crate::card::{open, options};
 use crate::common::{Random, bits, matrix, read};
 
 /// A decoder's layers.
@@ -137,7 +138,8 @@ impl<'a, D: Device> Layers<'a, D> {
             shape,
         };
         let last = POSITIONS as u32 - 1;
-        let plan = || [1, 2, 4].into_iter().for_each(|tokens| all.enqueue(&[last; TOKENS][..tokens]));
+        let plan =
+            || [1, 2, 4].into_iter().for_each(|tokens| all.enqueue(&[last; TOKENS][..tokens]));
         device.plan(plan).unwrap();
         all
     }
@@ -199,14 +201,16 @@ impl<'a, D: Device> Layers<'a, D> {
     }
 }
 
-fn device(multiprocessors: usize, megakernel_rows: usize) -> Cuda<Emulated> {
-    let limits = ProductLimits { shared: 227 << 10, megakernel_rows, ..ProductLimits::of(80) };
-    Cuda::with_limits(Emulated::with_multiprocessors(multiprocessors), limits)
+fn device<D: Driver>(driver: D, megakernel_rows: usize, few_ahead: usize) -> Cuda<D> {
+    let limits =
+        ProductLimits { shared: 227 << 10, megakernel_rows, few_ahead, ..ProductLimits::of(80) };
+    Cuda::with_limits(driver, limits)
 }
 
 /// Steps of one and two tokens, and of more, each several times, with spans of their own and without: the same bits.
 fn holds(shape: Shape, multiprocessors: usize) {
-    let devices = [2, 0].map(|rows| device(multiprocessors, rows));
+    let emulated = || Emulated::with_multiprocessors(multiprocessors);
+    let devices = [2, 0].map(|rows| device(emulated(), rows, 0));
     let [mut one, mut many] = devices.each_ref().map(|device| Layers::new(device, shape));
     for steps in [&[0][..], &[1], &[0, 255], &[256, 1], &[256], &[2, 257, 3], &[767], &[4, 768]] {
         let (found, expected) = (one.step(steps), many.step(steps));
@@ -248,4 +252,65 @@ fn every_form_and_shape_is_one_launch() {
     ] {
         holds(shape, 6);
     }
+}
+
+#[test]
+fn what_is_asked_for_ahead_is_copied_later() {
+    // The emulator ends where it is not.
+    let shape = Shape { cols: 2048, inner: 1024, layers: 1, ..SHAPE };
+    let devices = [0, 8192].map(|ahead| device(Emulated::with_multiprocessors(6), 2, ahead));
+    let [mut not, mut ahead] = devices.each_ref().map(|device| Layers::new(device, shape));
+    assert!(not.step(&[3]) == ahead.step(&[3]));
+}
+
+#[test]
+fn a_card_starts_all_blocks_at_the_same_time() {
+    let card = open(options(32)).unwrap();
+    let (card, emulated) = (device(card, 2, 0), device(Emulated::default(), 2, 0));
+    let shape = Shape { layers: 1, ..SHAPE };
+    assert!(Layers::new(&card, shape).step(&[3]) == Layers::new(&emulated, shape).step(&[3]));
+}
+
+/// How often each kernel is started in a step, once it is recorded.
+fn started(shape: Shape, positions: &[u32]) -> Vec<(String, u64)> {
+    let device = device(Emulated::with_multiprocessors(6), 2, 0);
+    let mut layers = Layers::new(&device, shape);
+    layers.step(positions);
+    let before = device.driver().started();
+    layers.step(positions);
+    let all = device.driver().started().into_iter();
+    all.map(|(name, times)| (name.clone(), times - before.get(&name).unwrap_or(&0)))
+        .filter(|(_, times)| *times > 0)
+        .collect()
+}
+
+#[test]
+fn so_many_launches_are_a_step() {
+    let case = |shape, positions: &[u32], expected: &[(&str, u64)]| {
+        let expected: Vec<_> = expected.iter().map(|(name, n)| ((*name).to_owned(), *n)).collect();
+        assert_eq!(started(shape, positions), expected, "{shape:?} {positions:?}");
+    };
+    let whole = [("angles", 1), ("embed_f32", 1), ("megakernel_bf16", 1)];
+    case(SHAPE, &[3], &whole);
+    case(SHAPE, &[3, 200], &whole);
+    // 115 operations, and 130.
+    let small = Shape { cols: 64, inner: 64, heads: 1, kv_heads: 1, ..SHAPE };
+    case(Shape { layers: 23, ..small }, &[3], &whole);
+    case(Shape { layers: 26, ..small }, &[3], &[whole[0], whole[1], ("megakernel_bf16", 2)]);
+    // What is not gathered comes between what is: more spans than multiprocessors, another cache, forms that differ.
+    for (shape, position, attention) in [
+        (SHAPE, 900, "attention_token_f16_64"),
+        (Shape { cache: CacheDtype::I8, ..SHAPE }, 3, "attention_token_i8_64"),
+    ] {
+        let products = [("linear_few_bf16", 1), ("megakernel_bf16", 2)];
+        let attended = [whole[0], (attention, 2), whole[1]];
+        case(shape, &[position], &[&attended[..], &products, &[("rope_store", 2)]].concat());
+    }
+    case(
+        Shape { last: Dtype::F16, ..SHAPE },
+        &[3],
+        &[("angles", 1), ("embed_f32", 1), ("linear_few_f16", 2), ("megakernel_bf16", 2)],
+    );
+    // Three rows are made by launches of their own.
+    assert!(started(SHAPE, &[3, 4, 5]).iter().all(|(name, _)| !name.starts_with("megakernel")));
 }
