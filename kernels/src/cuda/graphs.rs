@@ -110,7 +110,8 @@ impl<D: Driver> Cuda<D> {
     }
 
     pub(super) fn try_end(&self, step: &mut Step<D>) -> Result<(), DeviceError> {
-        let added = self.do_what_waits().and(self.end_gathering());
+        let (added, gathered) = (self.do_what_waits(), self.end_gathering());
+        let added = added.and(gathered);
         let Some(key) = step.graphs.recording.take() else {
             return added;
         };
