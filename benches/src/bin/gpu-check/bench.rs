@@ -17,7 +17,7 @@ use crate::limits::{COPY, MATRIX};
 use crate::load;
 use crate::model::{BLOCK, LLAMA_1B, LLAMA_8B, Shape, Strip, TINY, batch, decoder, room, weights};
 use crate::report::{Row, Timed};
-use crate::subject::{AHEAD, Subject};
+use crate::subject::{STEPS, Subject};
 
 pub(crate) fn checks<D: Subject>(size: Size) -> Vec<Check> {
     let mut checks = vec![
@@ -25,15 +25,17 @@ pub(crate) fn checks<D: Subject>(size: Size) -> Vec<Check> {
         Check::new("bench/sealing", 20, sealing::<D>),
     ];
     checks.push(Check::unopened("bench/ways", 60, ways::<D>));
-    for dtype in [Dtype::Bf16, Dtype::Q4_1] {
-        let name = format!("bench/ahead-{}", dtype.name());
-        checks.push(Check::unopened(name, 40, move |place| ahead::<D>(place, size, dtype)));
-    }
     let types = size.pick(&[Dtype::Bf16][..], &TYPES, &TYPES);
     for shape in size.pick(&[TINY][..], &[LLAMA_8B, LLAMA_1B], &[LLAMA_8B, LLAMA_1B]) {
         for dtype in types {
             let name = format!("bench/{}-{}", shape.name, dtype.name());
             checks.push(Check::new(name, 60, |c| model::<D>(c, *shape, *dtype)));
+        }
+        for dtype in [Dtype::Bf16, Dtype::Q4_1] {
+            let name = format!("bench/steps-{}-{}", shape.name, dtype.name());
+            checks.push(Check::unopened(name, 40, move |place| {
+                ways_of_steps::<D>(place, *shape, dtype)
+            }));
         }
         for dtype in size.pick(&[Dtype::Bf16][..], &[Dtype::Bf16, Dtype::Q4_1], &TYPES) {
             let name = format!("bench/profile-{}-{}", shape.name, dtype.name());
@@ -110,13 +112,14 @@ fn ways<D: Subject>(place: &Place) -> Outcome {
     Ok(())
 }
 
-/// Steps of one sequence, with weights asked for further and further ahead: what the limit for that is to be set by.
-fn ahead<D: Subject>(place: &Place, size: Size, dtype: Dtype) -> Outcome {
-    let shape = size.pick(TINY, LLAMA_8B.with_layers(8), LLAMA_8B.with_layers(8));
+/// Steps of one sequence in every way: what the limits for that are to be set by.
+fn ways_of_steps<D: Subject>(place: &Place, shape: Shape, dtype: Dtype) -> Outcome {
+    let size = place.size;
+    let shape = shape.with_layers(16);
     let strip = Strip::new(dtype, size.pick(1 << 16, 1 << 26, 1 << 26))?;
     let (start, steps) = steps(size);
     let blocks = (start + steps).div_ceil(BLOCK);
-    for way in AHEAD {
+    for way in STEPS {
         let device = Arc::new(D::open_way(way)?);
         let (weights, _) = weights(&*device, &shape, dtype, &strip)?;
         let limits = room(1, 1, blocks * BLOCK, CacheDtype::F16);
