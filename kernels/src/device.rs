@@ -223,7 +223,8 @@ pub struct RopeStore<'a, D: Device> {
 pub struct Attention<'a, D: Device> {
     /// Index into the cache.
     pub layer: usize,
-    /// `[tokens, num_heads * head_dim]`.
+    /// `[tokens, num_heads * head_dim]`. If it is what [`Device::rope_store`] has just turned, it and that operation's `k` hold anything
+    /// afterwards.
     pub q: &'a D::Buffer,
     /// K and V of every position up to and including each token's own.
     pub cache: &'a D::Cache,
