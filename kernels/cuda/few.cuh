@@ -130,7 +130,7 @@ struct Asking {
     for (uint32_t at = 0; at < Form::RECORD; at += WARP * 16) {
       if (at + WARP * 16 > Form::RECORD && lane * 16 >= Form::RECORD - at) continue;
       if (ahead) prefetch(record + behind * APART + at);
-      copy_async(to + at, record + at);
+      copy_async_once(to + at, record + at);
     }
     record += APART;
   }
@@ -322,6 +322,13 @@ __device__ __forceinline__ void few_works(const Few& p, const FewRows<IS_HALF<Fo
   }
 }
 
+
+// By one thread: asks the second-level cache for what rows are normalised by, which no kernel writes. Each block asks for some of it.
+__device__ __forceinline__ void ask_for_norm(const Few& p) {
+  constexpr uint32_t LINE = 128 / sizeof(float);
+  if (p.linear.rows || p.input.kind != 1) return;
+  for (uint32_t i = blockIdx.x * LINE; i < p.input.cols; i += gridDim.x * LINE) ask_for(p.input.other + i);
+}
 
 // Fills the ring of a warp.
 template <class Form, class Steps>

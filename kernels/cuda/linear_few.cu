@@ -15,6 +15,8 @@ __device__ __forceinline__ void linear_few(const Few& p) {
   __shared__ FewJoined joined;
   uint8_t* ring = shared + threadIdx.x / WARP * RING_BYTES;
   const Alone alone = {p};
+  // In front of all that the ring asks for.
+  if (threadIdx.x == 0) ask_for_norm(p);
   Asking<Form, Alone> asking = Asking<Form, Alone>::begin(alone);
   fill_ring(asking, ring);
   wait_for_previous();

@@ -67,6 +67,15 @@ struct Products {
   }
 };
 
+// Has a word read that nobody uses.
+__device__ __forceinline__ void touch(uint32_t word) {
+#ifdef CHRYSALIS_EMULATE
+  (void)word;
+#else
+  asm volatile("" ::"r"(word));
+#endif
+}
+
 // A barrier of all blocks, by all threads: what any of them wrote before they arrive, all see when they have waited. No thread of this block
 // needs what it had in shared memory any more.
 __device__ __forceinline__ void arrive_all(uint32_t* meeting) {
@@ -92,6 +101,18 @@ __device__ __forceinline__ void wait_all(uint32_t* meeting, uint32_t arrivals) {
 #endif
   }
   __syncthreads();
+}
+
+// By one warp, while others wait: what the next operation is in need of, and arguments of later ones, which the constant cache brings line by
+// line, and whose weights are asked for long before their turn.
+__device__ __forceinline__ void look_ahead(const Megakernel& p, uint32_t n) {
+  constexpr uint32_t FAR = 8, LINE = 64, LAST = sizeof(Operation) - sizeof(uint32_t);
+  const uint32_t lane = threadIdx.x % WARP;
+  if (n + FAR < p.count && lane * LINE < LAST + LINE) {
+    const uint8_t* at = reinterpret_cast<const uint8_t*>(&p.operations[n + FAR]) + min(lane * LINE, LAST);
+    touch(*reinterpret_cast<const uint32_t*>(at));
+  }
+  if (n + 1 < p.count && p.operations[n + 1].kind == OPERATION_LINEAR && lane == 0) ask_for_norm(p.operations[n + 1].linear);
 }
 
 // How far a thread is with weights, while its registers are attention's.
@@ -176,6 +197,7 @@ __device__ __forceinline__ void megakernel(const Megakernel& p) {
     const Operation& operation = p.operations[n];
     const uint32_t arrivals = n * gridDim.x;
     if (n > 0) arrive_all(p.meeting);
+    if (threadIdx.x / WARP == FEW_WARPS - 1) look_ahead(p, n);
     if (operation.kind == OPERATION_LINEAR) {
       wait_all(p.meeting, arrivals);
       const Few& few = operation.linear;
