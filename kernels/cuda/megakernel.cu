@@ -76,8 +76,8 @@ __device__ __forceinline__ void touch(uint32_t word) {
 #endif
 }
 
-// A barrier of all blocks, by all threads: what any of them wrote before they arrive, all see when they have waited. No thread of this block
-// needs what it had in shared memory any more.
+// A barrier of all blocks, by all threads: what any of them wrote before they arrive, all see when they have waited. Behind it no thread of
+// this block needs what the operation before had in shared memory.
 __device__ __forceinline__ void arrive_all(uint32_t* meeting) {
   __syncthreads();
   if (threadIdx.x > 0) return;
@@ -140,8 +140,9 @@ struct Turning {
     }
   }
 
-  // A warp has a head of q, k or v; rows of the tile that are none are anything, and so is what becomes of them. The newest K and V go to the cache and, where the ring has their chunk, to their row there. Blocks
-  // of other spans turn the same q, those of other heads of the group write the same K and V.
+  // A warp has a head of q, k or v; rows of the tile that are none are anything, and so is what becomes of them. The newest K and V go to the
+  // cache and, where the ring has their chunk, to their row there. Blocks of other spans turn the same q, those of other heads of the
+  // group write the same K and V.
   template <class Token>
   __device__ __forceinline__ void bring(Token& token, uint32_t newest, uint32_t row, uint32_t place) const {
     const CacheLayer& cache = token.p.cache;

@@ -1,6 +1,6 @@
 // A card on one thread of the host, for tests: blocks one after the other, the threads of a block as fibers that change places
-// at barriers and shuffles; blocks that were launched together change places where a thread says that it waits for others. What it offers is what the kernels use, by CUDA's names. A barrier that some threads of its block
-// or warp never reach ends the program, as it hangs a card.
+// at barriers and shuffles; blocks that were launched together change places where one waits for others. What it offers is what the
+// kernels use, by CUDA's names. A barrier that some threads of its block or warp never reach ends the program, as it hangs a card.
 #pragma once
 
 #include <csetjmp>

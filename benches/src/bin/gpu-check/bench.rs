@@ -31,15 +31,12 @@ pub(crate) fn checks<D: Subject>(size: Size) -> Vec<Check> {
             let name = format!("bench/{}-{}", shape.name, dtype.name());
             checks.push(Check::new(name, 60, |c| model::<D>(c, *shape, *dtype)));
         }
-        for dtype in [Dtype::Bf16, Dtype::Q4_1] {
-            let name = format!("bench/steps-{}-{}", shape.name, dtype.name());
-            checks.push(Check::unopened(name, 40, move |place| {
-                ways_of_steps::<D>(place, *shape, dtype)
-            }));
-        }
         for dtype in size.pick(&[Dtype::Bf16][..], &[Dtype::Bf16, Dtype::Q4_1], &TYPES) {
-            let name = format!("bench/profile-{}-{}", shape.name, dtype.name());
-            checks.push(Check::unopened(name, 40, |c| profile::<D>(c, *shape, *dtype)));
+            let name = |what| format!("bench/{what}-{}-{}", shape.name, dtype.name());
+            checks.push(Check::unopened(name("steps"), 40, |place| {
+                ways_of_steps::<D>(place, *shape, *dtype)
+            }));
+            checks.push(Check::unopened(name("profile"), 40, |c| profile::<D>(c, *shape, *dtype)));
         }
     }
     checks

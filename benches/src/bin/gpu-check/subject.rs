@@ -226,10 +226,8 @@ fn limits(way: &str, architecture: u32) -> ProductLimits {
     let wgmma = ProductLimits { wgmma: true, narrow_rows: 0, wide_blocks: all, ..mma };
     match way {
         "few rows, together" => ProductLimits { few_rows: 8, ..mma },
-        "2 KiB ahead" => ProductLimits { few_ahead: 2 << 10, ..own },
         "8 KiB ahead" => ProductLimits { few_ahead: 8 << 10, ..own },
         ONE_LAUNCH => together,
-        "one launch, 4 KiB ahead" => ProductLimits { few_ahead: 4 << 10, ..together },
         "one launch, 8 KiB ahead" => ProductLimits { few_ahead: 8 << 10, ..together },
         "mma, few rows" => ProductLimits { few_rows: all, shared: 0, ..mma },
         "mma, some rows" => ProductLimits { some_rows: all, ..mma },
@@ -258,14 +256,7 @@ fn together(own: &ProductLimits) -> ProductLimits {
 pub(crate) const ONE_LAUNCH: &str = "one launch";
 
 /// Ways of a step of few rows: its own choice, but for how far ahead weights are asked for, and in how many launches.
-pub(crate) const STEPS: [&str; 6] = [
-    OWN_WAY,
-    "2 KiB ahead",
-    "8 KiB ahead",
-    ONE_LAUNCH,
-    "one launch, 4 KiB ahead",
-    "one launch, 8 KiB ahead",
-];
+pub(crate) const STEPS: [&str; 4] = [OWN_WAY, "8 KiB ahead", ONE_LAUNCH, "one launch, 8 KiB ahead"];
 
 /// What a device chooses where nobody holds it to a way.
 pub(crate) const OWN_WAY: &str = "its own choice";
