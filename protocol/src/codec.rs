@@ -123,10 +123,13 @@ impl<'a> Reader<'a> {
     /// # Errors
     /// [`CodecError::Short`] when fewer are left, [`CodecError::Reserved`] when one is not zero.
     pub fn zeros(&mut self, len: usize) -> Result<(), CodecError> {
-        match self.bytes(len)?.iter().find(|&&byte| byte != 0) {
-            Some(&value) => Err(CodecError::Reserved { value }),
-            None => Ok(()),
+        let reserved = self.bytes(len)?;
+        // All at once: there is nothing to find, mostly.
+        if reserved.iter().fold(0, |all, byte| all | byte) == 0 {
+            return Ok(());
         }
+        let value = reserved.iter().copied().find(|byte| *byte != 0).unwrap_or_default();
+        Err(CodecError::Reserved { value })
     }
 
     /// Skips an eight-byte magic.
@@ -259,13 +262,32 @@ impl Writer {
     /// When more than `N` bytes were written: the layout in this crate is wrong.
     #[must_use]
     pub fn into_array<const N: usize>(self) -> [u8; N] {
-        assert!(self.out.len() <= N, "a layout of {N} bytes got {}", self.out.len());
-        let mut array = [0; N];
-        for (to, from) in array.iter_mut().zip(&self.out) {
-            *to = *from;
-        }
-        array
+        padded(&self.out)
     }
+
+    /// The same of what is no secret any more, as it was sealed in place: it is not wiped.
+    ///
+    /// # Panics
+    /// As [`Self::into_array`].
+    #[must_use]
+    pub(crate) fn into_sealed<const N: usize>(mut self) -> [u8; N] {
+        padded(&core::mem::take(&mut self.out))
+    }
+
+    /// What was written from byte `start` on, to be sealed in place.
+    pub(crate) fn since(&mut self, start: usize) -> &mut [u8] {
+        self.out.get_mut(start..).unwrap_or_default()
+    }
+}
+
+/// These bytes, followed by zeros.
+fn padded<const N: usize>(bytes: &[u8]) -> [u8; N] {
+    assert!(bytes.len() <= N, "a layout of {N} bytes got {}", bytes.len());
+    let mut array = [0; N];
+    if let Some(begin) = array.get_mut(..bytes.len()) {
+        begin.copy_from_slice(bytes);
+    }
+    array
 }
 
 impl Drop for Writer {

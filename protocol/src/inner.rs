@@ -241,26 +241,28 @@ impl Inner {
         }
     }
 
-    /// The encoding, after `before` output tokens.
-    pub(crate) fn encode(&self, before: u32) -> Result<Zeroizing<[u8; INNER_LEN]>, InnerError> {
+    /// Writes the encoding, [`INNER_LEN`] bytes, after `before` output tokens. On an error the writer holds anything.
+    pub(crate) fn encode(&self, before: u32, writer: &mut Writer) -> Result<(), InnerError> {
         let more = self.num_tokens();
         let cumulative = before
             .checked_add(more)
             .ok_or(InnerError::TooManyTokens { cumulative: before, more })?;
-        let (kind, flags, payload) = self.payload();
-        let len = payload.len();
+        let (kind, flags, len) = self.kind();
+        // Before it is written: a writer that grows leaves plaintext behind.
         if len > PAYLOAD_MAX {
             return Err(InnerError::PayloadLen { kind, len });
         }
-        let mut writer = Writer::with_capacity(INNER_LEN);
-        writer.u8(kind).u8(flags).u16(len as u16).u32(cumulative).bytes(payload.as_slice());
-        let frame = Zeroizing::new(writer.into_array());
+        let start = writer.len();
+        writer.u8(kind).u8(flags).u16(len as u16).u32(cumulative);
+        self.write_payload(writer);
+        writer.zeros(PAYLOAD_MAX.saturating_sub(len));
         // One rule for both ends: what the client would refuse is not sealed.
-        Self::decode(&frame, before)?;
+        let written = writer.since(start).as_array();
+        Self::decode(written.ok_or(InnerError::PayloadLen { kind, len })?, before)?;
         if let Self::Logprobs(entries) = self {
             check_alternatives(entries)?;
         }
-        Ok(frame)
+        Ok(())
     }
 
     /// Reads the frame and the cumulative number of output tokens that it states. That number
@@ -308,52 +310,57 @@ impl Inner {
         Ok((inner, cumulative))
     }
 
-    fn payload(&self) -> (u8, u8, Writer) {
-        let mut writer = Writer::with_capacity(PAYLOAD_MAX);
-        let mut flags = 0;
-        let kind = match self {
-            Self::Dummy => DUMMY,
+    /// Type, flags, and length of the payload.
+    fn kind(&self) -> (u8, u8, usize) {
+        match self {
+            Self::Dummy => (DUMMY, 0, 0),
+            Self::Accept(_) => (ACCEPT, 0, 32 + 16 + 8),
+            Self::Tokens(ids) => (TOKENS, 0, ids.len().saturating_mul(4)),
+            Self::Text { text, .. } => (TEXT, 0, text.len()),
+            Self::Progress { .. } => (PROGRESS, 0, 8),
+            Self::Error(_) => (ERROR, 0, 2),
+            Self::Logprobs(entries) => {
+                let alternatives = entries.first().map_or(0, |first| first.alternatives.len());
+                let all = entries.iter().map(|entry| entry.alternatives.len().saturating_add(1));
+                let flags = u8::try_from(alternatives).unwrap_or(u8::MAX);
+                (LOGPROBS, flags, all.fold(0, usize::saturating_add).saturating_mul(8))
+            }
+            Self::End(_) => (END, 0, 4 + 3 * 4 + 2 * 32),
+        }
+    }
+
+    fn write_payload(&self, writer: &mut Writer) {
+        match self {
+            Self::Dummy => {}
             Self::Accept(accept) => {
                 writer.bytes(&accept.request_hash).bytes(&accept.boot_id).u64(accept.serial);
-                ACCEPT
             }
-            Self::Tokens(ids) => {
-                for id in ids.iter() {
-                    writer.u32(*id);
-                }
-                TOKENS
-            }
+            Self::Tokens(ids) => ids.iter().for_each(|id| {
+                writer.u32(*id);
+            }),
             Self::Text { text, .. } => {
                 writer.bytes(text.as_bytes());
-                TEXT
             }
             Self::Progress { done, total } => {
                 writer.u32(*done).u32(*total);
-                PROGRESS
             }
             Self::Error(code) => {
                 writer.u16(*code as u16);
-                ERROR
             }
             Self::Logprobs(entries) => {
-                let alternatives = entries.first().map_or(0, |first| first.alternatives.len());
-                flags = u8::try_from(alternatives).unwrap_or(u8::MAX);
                 for (id, logprob) in entries
                     .iter()
                     .flat_map(|entry| core::iter::once(&entry.token).chain(&entry.alternatives))
                 {
                     writer.u32(*id).f32(*logprob);
                 }
-                LOGPROBS
             }
             Self::End(end) => {
                 writer.u8(end.reason as u8).zeros(3).u32(end.prompt_tokens);
                 writer.u32(end.cached_tokens).u32(end.output_tokens);
                 writer.bytes(&end.output_hash).bytes(&end.receipt_hash);
-                END
             }
-        };
-        (kind, flags, writer)
+        }
     }
 }
 

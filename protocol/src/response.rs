@@ -5,8 +5,7 @@
 //! AAD `"chrysalis1"` || 0x02 || final; bit 31 of h says that it is the final one. Exactly the
 //! final frame is an END.
 
-use aes_gcm::aead::{AeadInOut, KeyInit};
-use aes_gcm::{Aes256Gcm, Nonce, Tag};
+use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use rand_core::CryptoRng;
 use thiserror::Error;
 use zeroize::Zeroizing;
@@ -128,8 +127,7 @@ impl ResponseSecret {
     fn keys(&self, response_nonce: &[u8; 32]) -> Keys {
         let salt = [self.enc.as_slice(), response_nonce].concat();
         let prk = Prk::extract(&salt, self.exported.expose());
-        let key = prk.expand::<32>(&[b"key"]);
-        let cipher = Aes256Gcm::new(&(*key.expose()).into());
+        let cipher = cipher(&prk.expand::<32>(&[b"key"]));
         Keys { cipher, nonce0: prk.expand(&[b"nonce"]), next: 0 }
     }
 }
@@ -174,15 +172,14 @@ impl ResponseSealer {
     pub fn seal(&mut self, inner: &Inner) -> Result<[u8; FRAME_LEN], ResponseError> {
         let last = matches!(inner, Inner::End(_));
         let stated = self.order.num_tokens.saturating_add(inner.num_tokens());
-        let plaintext = inner.encode(self.order.num_tokens)?;
-        self.order.check(inner, stated, last)?;
-        let mut ciphertext = plaintext;
-        let tag = self.keys.seal(last, ciphertext.as_mut_slice())?;
-        self.order.follow(inner, last);
         let h = if last { CIPHERTEXT_LEN as u32 | FINAL } else { CIPHERTEXT_LEN as u32 };
         let mut writer = Writer::with_capacity(FRAME_LEN);
-        writer.u32(h).bytes(ciphertext.as_slice()).bytes(&tag);
-        Ok(writer.into_array())
+        inner.encode(self.order.num_tokens, writer.u32(h))?;
+        self.order.check(inner, stated, last)?;
+        let tag = self.keys.seal(last, writer.since(size_of_val(&h)))?;
+        self.order.follow(inner, last);
+        writer.bytes(&tag);
+        Ok(writer.into_sealed())
     }
 
     /// The END that fits what was sealed so far: the counts and the hash of the output are filled
@@ -330,7 +327,7 @@ impl ResponseOpener {
 
 /// The response's AEAD with the number of the next frame.
 struct Keys {
-    cipher: Aes256Gcm,
+    cipher: LessSafeKey,
     nonce0: Secret<12>,
     next: u32,
 }
@@ -338,8 +335,9 @@ struct Keys {
 impl Keys {
     fn seal(&mut self, last: bool, frame: &mut [u8]) -> Result<[u8; TAG_LEN], ResponseError> {
         let nonce = self.advance()?;
-        let tag = self.cipher.encrypt_inout_detached(&nonce, &aad(last), frame.into());
-        tag.map(Into::into).map_err(|_| ResponseError::Refused)
+        let tag = self.cipher.seal_in_place_separate_tag(nonce, aad(last), frame);
+        let tag = tag.map_err(|_| ResponseError::Refused)?;
+        tag.as_ref().try_into().map_err(|_| ResponseError::Refused)
     }
 
     fn open_frame(
@@ -354,16 +352,16 @@ impl Keys {
             return Err(ResponseError::FrameLen { found });
         }
         let mut plaintext = Zeroizing::new(reader.array::<INNER_LEN>()?);
-        let tag = Tag::from(reader.array::<TAG_LEN>()?);
+        let tag = reader.array::<TAG_LEN>()?;
         let nonce = self.advance()?;
         self.cipher
-            .decrypt_inout_detached(&nonce, &aad(last), plaintext.as_mut_slice().into(), &tag)
+            .open_in_place_separate_tag(nonce, aad(last), &tag, plaintext.as_mut_slice())
             .map_err(|_| ResponseError::Refused)?;
         let (inner, stated) = Inner::decode(&plaintext, before)?;
         Ok((inner, stated, last))
     }
 
-    fn advance(&mut self) -> Result<Nonce<aes_gcm::aead::consts::U12>, ResponseError> {
+    fn advance(&mut self) -> Result<Nonce, ResponseError> {
         if self.next >= FRAMES_MAX {
             return Err(ResponseError::TooManyFrames);
         }
@@ -372,7 +370,7 @@ impl Keys {
             *byte ^= number;
         }
         self.next = self.next.saturating_add(1);
-        Ok(nonce.into())
+        Ok(Nonce::assume_unique_for_key(nonce))
     }
 }
 
@@ -384,10 +382,15 @@ fn read_head(bytes: &[u8]) -> Result<[u8; 32], CodecError> {
     Ok(nonce)
 }
 
-fn aad(last: bool) -> [u8; 12] {
-    let mut writer = Writer::with_capacity(12);
-    writer.bytes(b"chrysalis1").u8(0x02).u8(last.into());
-    writer.into_array()
+fn aad(last: bool) -> Aad<&'static [u8; 12]> {
+    let aad: &[u8; 12] = if last { b"chrysalis1\x02\x01" } else { b"chrysalis1\x02\x00" };
+    Aad::from(aad)
+}
+
+/// Frames are sealed between a step and the next one: a frame's time counts (docs/benchmarks-gpu.md).
+#[expect(clippy::expect_used, reason = "the key is as long as the algorithm's")]
+fn cipher(key: &Secret<32>) -> LessSafeKey {
+    LessSafeKey::new(UnboundKey::new(&AES_256_GCM, key.expose()).expect("a key of 32 bytes"))
 }
 
 const MAGIC: &[u8; 8] = b"CHRY-RS1";
