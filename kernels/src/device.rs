@@ -200,7 +200,8 @@ pub struct Linear<'a, D: Device> {
 pub struct RopeStore<'a, D: Device> {
     /// Index into the cache.
     pub layer: usize,
-    /// `[tokens, num_heads * head_dim]`, normalised and rotated in place.
+    /// `[tokens, num_heads * head_dim]`, normalised and rotated in place, for [`Device::attention`]: once that has taken them, q and k hold
+    /// anything.
     pub q: &'a mut D::Buffer,
     /// `[tokens, num_kv_heads * head_dim]`, normalised and rotated in place.
     pub k: &'a mut D::Buffer,
@@ -223,8 +224,7 @@ pub struct RopeStore<'a, D: Device> {
 pub struct Attention<'a, D: Device> {
     /// Index into the cache.
     pub layer: usize,
-    /// `[tokens, num_heads * head_dim]`. If it is what [`Device::rope_store`] has just turned, it and that operation's `k` hold anything
-    /// afterwards.
+    /// `[tokens, num_heads * head_dim]`, once: it may hold anything afterwards, and so may the k that was turned with it.
     pub q: &'a D::Buffer,
     /// K and V of every position up to and including each token's own.
     pub cache: &'a D::Cache,

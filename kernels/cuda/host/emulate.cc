@@ -61,6 +61,10 @@ struct Running {
   // Of blocks that change places, or none, and their changes since somebody got further.
   std::vector<Crew>* together;
   uint32_t idle;
+  // Whether threads and blocks take turns from the last to the first.
+  bool backwards;
+
+  size_t after(size_t n, size_t count) const { return (n + (backwards ? count - 1 : 1)) % count; }
 };
 thread_local Running running;
 
@@ -141,12 +145,12 @@ void refuse(const char* what) {
   std::abort();
 }
 
-// Goes on with the next fiber that has not ended, in order. Where all have been asked twice in vain, they wait for somebody who
+// Goes on with the next fiber that has not ended. Where all have been asked twice in vain, they wait for somebody who
 // never comes.
 void next() {
   if (++crew->idle > 2 * block.threads) refuse("a barrier that not all threads reach");
   uint32_t thread = block.thread;
-  do thread = (thread + 1) % block.threads;
+  do thread = (uint32_t)running.after(thread, block.threads);
   while (crew->fibers[thread].ended);
   enter(thread);
 }
@@ -164,7 +168,7 @@ void pass_block() {
   if (_setjmp(crew->fibers[block.thread].at) != 0) return;
   *crew->waiting = block;
   size_t next = (size_t)(crew - crews.data());
-  do next = (next + 1) % crews.size();
+  do next = running.after(next, crews.size());
   while (!crews[next].waiting);
   crew = &crews[next];
   block = *crew->waiting;
@@ -172,9 +176,8 @@ void pass_block() {
 }
 
 void meet_first(uint32_t expected) {
-  static thread_local Barrier first;
   if (block.thread >= expected) refuse("a thread that the barrier does not await");
-  meet(first, expected);
+  meet(block.first, expected);
 }
 
 void meet(Barrier& barrier, uint32_t expected) {
@@ -277,7 +280,7 @@ void begin_block(Crew& mine, uint64_t n, const Dim3& grid, uint32_t threads, Sha
   block.thread = 0;
   block.shared = memory.begin();
   block.shared_bytes = shared;
-  block.barrier = {};
+  block.barrier = block.first = {};
   for (uint32_t w = 0; w < threads / 32; w++) block.warps[w].barrier = {};
 }
 
@@ -323,9 +326,10 @@ void all_together(uint64_t blocks, const Dim3& grid, uint32_t threads, uint32_t 
 }  // namespace
 }  // namespace emulate
 
-// Runs a kernel with block[0] threads and block[1] bytes of dynamic shared memory, all blocks together where block[2] is not zero: 0,
-// or 1 where there is none of this name, 2 where its block or its arguments have another size.
-extern "C" int chrysalis_emulate(const char* name, size_t name_len, const uint32_t grid[3], const uint32_t block_size[3],
+// Runs a kernel with block[0] threads and block[1] bytes of dynamic shared memory, all blocks together where block[2] is not zero, from
+// the last thread on where block[3] is not: 0, or 1 where there is none of this name, 2 where its block or its arguments have another
+// size.
+extern "C" int chrysalis_emulate(const char* name, size_t name_len, const uint32_t grid[3], const uint32_t block_size[4],
                                  const void* params, size_t params_len) {
   using namespace emulate;
   const uint32_t threads = block_size[0], shared = block_size[1];
@@ -337,6 +341,7 @@ extern "C" int chrysalis_emulate(const char* name, size_t name_len, const uint32
   }
   running.entry = entry;
   running.params = params;
+  running.backwards = block_size[3] != 0;
   const uint64_t blocks = (uint64_t)grid[0] * grid[1] * grid[2];
   (block_size[2] ? all_together : one_after_the_other)(blocks, {grid[0], grid[1], grid[2]}, threads, shared);
   return 0;

@@ -40,6 +40,8 @@ struct Block {
   uint8_t* shared;
   uint32_t shared_bytes;
   Barrier barrier;
+  // Of the first threads alone.
+  Barrier first;
   // Threads that say yes at this meeting and at the one before: nobody is further than one ahead.
   uint32_t counted[2];
   Warp warps[1024 / 32];

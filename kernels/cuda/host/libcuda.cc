@@ -16,7 +16,7 @@
 #include <string>
 #include <vector>
 
-extern "C" int chrysalis_emulate(const char* name, size_t name_len, const uint32_t grid[3], const uint32_t block_size[2],
+extern "C" int chrysalis_emulate(const char* name, size_t name_len, const uint32_t grid[3], const uint32_t block_size[4],
                                  const void* params, size_t params_len);
 
 namespace fake {
@@ -486,7 +486,7 @@ ENTRY(cuLaunchKernelEx, const fake::Config* config, fake::Function* function, vo
   }
   if (config->block[0] != entry->threads || config->block[1] != 1 || config->block[2] != 1) return INVALID_VALUE;
   if (config->shared > function->dynamic_shared) return INVALID_VALUE;
-  std::vector<uint32_t> block = {config->block[0], config->shared, 0};
+  std::vector<uint32_t> block = {config->block[0], config->shared, 0, 0};
   for (uint32_t i = 0; i < config->num_attributes; i++) {
     const bool together = config->attributes[i].id == 2, early = config->attributes[i].id == 6;
     // Cooperative, or programmatic stream serialization.

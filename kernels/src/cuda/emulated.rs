@@ -17,6 +17,7 @@ use crate::device::{Crossings, DeviceError};
 #[derive(Debug)]
 pub struct Emulated {
     multiprocessors: usize,
+    backwards: bool,
     counts: Counts,
     given_back: Arc<AtomicU64>,
     /// What a record that is being made has so far.
@@ -88,7 +89,13 @@ impl Emulated {
     /// One that says that it has so many.
     pub fn with_multiprocessors(multiprocessors: usize) -> Self {
         let (counts, given_back, record, started) = Default::default();
-        Self { multiprocessors, counts, given_back, record, started }
+        Self { multiprocessors, backwards: false, counts, given_back, record, started }
+    }
+
+    /// The same, whose threads and blocks take turns from the last to the first: what only their order keeps right shows.
+    #[must_use]
+    pub fn backwards(self) -> Self {
+        Self { backwards: true, ..self }
     }
 
     /// How often each kernel was started, by a record or one by one.
@@ -117,9 +124,14 @@ impl Emulated {
     ///
     /// # Safety
     /// That of [`Driver::launch`]; nothing where a side of the grid is zero.
-    unsafe fn run(launch: &Launch<'_>, grid: [u32; 3], params: &[u8]) -> Result<(), DeviceError> {
+    unsafe fn run(
+        &self,
+        launch: &Launch<'_>,
+        grid: [u32; 3],
+        params: &[u8],
+    ) -> Result<(), DeviceError> {
         let Launch { kernel, threads, shared, together, .. } = *launch;
-        let block = [threads, shared, together.into()];
+        let block = [threads, shared, together.into(), self.backwards.into()];
         let (name, args) = (kernel.as_ptr(), params.as_ptr());
         // SAFETY: name and params are as long as said, and the table's entry has the struct's size; what the addresses in it
         // lead to is the caller's promise.
@@ -204,7 +216,7 @@ impl Driver for Emulated {
 
     fn find(&self, launch: &Launch<'_>, params: usize) -> Result<(), DeviceError> {
         // SAFETY: of no blocks none reads its arguments.
-        unsafe { Self::run(launch, [0; 3], &vec![0; params]) }
+        unsafe { self.run(launch, [0; 3], &vec![0; params]) }
     }
 
     // SAFETY: the trait's condition is all that it needs: the addresses are the host's.
@@ -221,7 +233,7 @@ impl Driver for Emulated {
         self.counts.launched();
         self.count(launch.kernel);
         // SAFETY: the caller's promise is the same.
-        unsafe { Self::run(launch, launch.grid, params) }
+        unsafe { self.run(launch, launch.grid, params) }
     }
 
     fn begin_record(&self) -> Result<(), DeviceError> {
@@ -245,7 +257,7 @@ impl Driver for Emulated {
                     let launch = Launch { kernel, grid, threads, shared, together };
                     self.count(kernel);
                     // SAFETY: whoever recorded it kept the condition, and no address has changed since.
-                    unsafe { Self::run(&launch, grid, params)? };
+                    unsafe { self.run(&launch, grid, params)? };
                 }
                 Call::Zero { address, bytes } => {
                     let start = std::ptr::with_exposed_provenance_mut::<u8>(*address as usize);
@@ -274,7 +286,7 @@ unsafe extern "C" {
         name: *const u8,
         name_len: usize,
         grid: *const [u32; 3],
-        block: *const [u32; 3],
+        block: *const [u32; 4],
         params: *const u8,
         params_len: usize,
     ) -> i32;

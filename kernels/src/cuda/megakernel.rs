@@ -1,6 +1,6 @@
 //! Steps of few rows as one launch (`cuda/megakernel.cu`): while a step is recorded, products of few rows, rotation and attention are
 //! gathered instead of launched; whatever else is asked for has what was gathered started first, as one launch where that
-//! is possible. So it shows in nothing but time.
+//! is possible. So it shows in nothing but time, and in heads that nobody has turned where they lie, as their attention does.
 
 use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -166,6 +166,12 @@ impl<D: Driver> Cuda<D> {
             None => operation,
         };
         let fits = operation.part().is_some_and(|(_, shared)| shared <= self.room());
+        if let (true, Some(form)) = (self.is_planning(), operation.form()) {
+            // Recorded, it may be gathered with what is not while it is planned.
+            let kernel = &format!("megakernel_{form}");
+            let launch = self.together(kernel, self.room());
+            self.start_or_plan(&launch, &MegakernelParams::none())?;
+        }
         let gathers = fits || operation.turns().is_some();
         if !gathers || !gathered.goes_on_with(&operation) {
             self.start_all(gathered)?;
@@ -194,7 +200,7 @@ impl<D: Driver> Cuda<D> {
         let each = operations.len().div_ceil(launches).max(1);
         for operations in operations.chunks(each) {
             match (operations.iter().find_map(Operation::form), &gathered.meeting) {
-                (Some(form), Some(meeting)) if operations.len() > 1 => {
+                (Some(form), Some(meeting)) if operations.len() >= LEAST => {
                     self.start_together(form, operations, self.driver().address(meeting))?;
                 }
                 _ => operations.iter().try_for_each(|operation| self.start_alone(operation))?,
@@ -228,27 +234,30 @@ impl<D: Driver> Cuda<D> {
         let mut params = MegakernelParams {
             meeting,
             count: count(operations.len()),
-            unused: 0,
-            operations: [OperationParams::NONE; OPERATIONS],
+            ..MegakernelParams::none()
         };
         let mut most = 0;
         for (place, (part, shared)) in params.operations.iter_mut().zip(parts) {
             *place = part;
             most = shared.max(most);
         }
-        // Another step of this kind may need all that there is.
-        let shared = if self.is_planning() { self.room() } else { most };
-        let launch = Launch {
-            kernel: &format!("megakernel_{form}"),
+        let kernel = &format!("megakernel_{form}");
+        self.start_or_plan(&self.together(kernel, most), &params)
+    }
+
+    fn together<'a>(&self, kernel: &'a str, shared: usize) -> Launch<'a> {
+        Launch {
+            kernel,
             grid: [count(self.driver().multiprocessors()), 1, 1],
             threads: FEW_THREADS,
             shared: count(shared),
             together: true,
-        };
-        self.start_or_plan(&launch, &params)
+        }
     }
 }
 
+/// Operations from which on they are one launch: it begins later than one that is alone, and lets nothing begin before it ends.
+const LEAST: usize = 3;
 /// Of `megakernel.cu`.
 const LINEAR: u32 = 0;
 /// Of `few.cuh`: sums that are joined, which `linear_few.cu` declares.

@@ -114,9 +114,12 @@ pub(super) fn words_of<P: Params>(params: &P) -> [u64; OPERATION_WORDS] {
     words
 }
 
-impl OperationParams {
-    /// What nobody reads.
-    pub(super) const NONE: Self = Self { kind: 0, x: 0, y: 0, z: 0, params: [0; OPERATION_WORDS] };
+impl MegakernelParams {
+    /// No operation.
+    pub(super) fn none() -> Self {
+        let none = OperationParams { kind: 0, x: 0, y: 0, z: 0, params: [0; OPERATION_WORDS] };
+        Self { meeting: 0, count: 0, unused: 0, operations: [none; OPERATIONS] }
+    }
 }
 
 impl InputParams {
