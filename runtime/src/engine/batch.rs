@@ -28,21 +28,24 @@ pub(super) fn fill(
             let drafted = with_draft(tokens, draft);
             let drafted = drafted.get(..=draft.len).unwrap_or_default();
             batch.push(drafted, start, blocks, WantLogits::All);
-            draws(batch, sequence, drafted, changes);
+            drafted_draws(batch, sequence, drafted, changes);
             continue;
         }
         let want = if chunk.last { WantLogits::Last } else { WantLogits::None };
         let chunk_tokens = tokens.get(chunk.start..chunk.start + chunk.len);
         batch.push(chunk_tokens.unwrap_or_default(), start, blocks, want);
         if chunk.last {
-            draws(batch, sequence, tokens.last().map_or(&[], std::slice::from_ref), changes);
+            let row = super::saturate(batch.draws.len());
+            let output = sequence.num_output() as u64;
+            let draw = sequence.sampling.draw(row, sequence.seed, output);
+            batch.draws.push(draw, sequence.edits(changes));
         }
     }
 }
 
 /// The draws after each of `seen`: the last token of the sequence, and a draft after it, which a draw takes for put out as
 /// far as it goes.
-fn draws(batch: &mut Batch, sequence: &Sequence, seen: &[u32], changes: &mut Changes) {
+fn drafted_draws(batch: &mut Batch, sequence: &Sequence, seen: &[u32], changes: &mut Changes) {
     let (sampling, (prompt, output)) = (&sequence.sampling, sequence.parts());
     changes.begin(sampling, prompt, output);
     for (token, index) in seen.iter().zip(0..) {

@@ -62,11 +62,8 @@ impl Changes {
         if !sampling.penalises() {
             return;
         }
-        let Sampling { repetition_penalty, presence_penalty, frequency_penalty, .. } = *sampling;
         if let Some((edit, count)) = self.edit(token) {
-            *count += 1;
-            edit.repetition = repetition_penalty;
-            edit.lowered = frequency_penalty * *count as f32 + presence_penalty;
+            occurs(sampling, edit, count);
         }
     }
 
@@ -88,12 +85,90 @@ impl Changes {
     }
 }
 
+/// Once more in the output.
+fn occurs(sampling: &Sampling, edit: &mut Edit, count: &mut u32) {
+    *count += 1;
+    edit.repetition = sampling.repetition_penalty;
+    edit.lowered = sampling.frequency_penalty * *count as f32 + sampling.presence_penalty;
+}
+
+/// The list of one sequence, kept from step to step: its whole history is looked through once. Wiped on drop.
+#[derive(Default)]
+pub(super) struct Kept {
+    edits: Vec<Edit>,
+    counts: Vec<u32>,
+    /// So many tokens of the output are in it.
+    output: Option<usize>,
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.edits.zeroize();
+        self.counts.zeroize();
+    }
+}
+
+impl Kept {
+    /// What [`Changes::begin`] lists. The sequence has at most `most` tokens, ever: the list does not grow beyond what it reserves
+    /// for them.
+    pub(super) fn edits(
+        &mut self,
+        changes: &mut Changes,
+        sampling: &Sampling,
+        (prompt, output): (&[u32], &[u32]),
+        most: usize,
+    ) -> &[Edit] {
+        if !sampling.penalises() && sampling.logit_bias.is_empty() {
+            return &[];
+        }
+        let known = self.output.replace(output.len());
+        match known.and_then(|known| output.get(known..)) {
+            Some(new) if new.len() <= FEW => {
+                new.iter().for_each(|token| self.put_out(sampling, *token));
+            }
+            _ => {
+                changes.begin(sampling, prompt, output);
+                let most = sampling.logit_bias.len() + most;
+                self.take(changes, most.min(changes.places.len()));
+            }
+        }
+        &self.edits
+    }
+
+    fn take(&mut self, changes: &Changes, most: usize) {
+        self.edits.zeroize();
+        self.counts.zeroize();
+        self.edits.reserve_exact(most);
+        self.counts.reserve_exact(most);
+        self.edits.extend_from_slice(&changes.edits);
+        self.counts.extend_from_slice(&changes.counts);
+    }
+
+    fn put_out(&mut self, sampling: &Sampling, token: u32) {
+        if !sampling.penalises() {
+            return;
+        }
+        let place = self.edits.iter().position(|edit| edit.token == token);
+        let place = place.unwrap_or_else(|| {
+            self.edits.push(Edit::none(token));
+            self.counts.push(0);
+            self.edits.len() - 1
+        });
+        if let Some((edit, count)) = self.edits.get_mut(place).zip(self.counts.get_mut(place)) {
+            occurs(sampling, edit, count);
+        }
+    }
+}
+
+/// Tokens of which each is looked for in the list: of more the whole history is looked through again.
+const FEW: usize = 16;
+
 #[cfg(test)]
 mod tests {
     use chrysalis_kernels::reference::choose;
     use chrysalis_kernels::sampling::Draw;
 
-    use super::Changes;
+    use super::{Changes, Kept};
     use crate::engine::Sampling;
 
     /// The greedy token after a history.
@@ -161,5 +236,34 @@ mod tests {
         }
         used.begin(&Sampling::default(), &[1, 2], &[3]);
         assert!(used.edits().is_empty());
+    }
+
+    #[test]
+    fn a_list_that_is_kept_is_the_one_that_would_be_made_and_never_moves() {
+        let bias = vec![(3, -1.0), (11, 2.0)];
+        let penalties =
+            Sampling { repetition_penalty: 1.7, frequency_penalty: 0.5, ..Sampling::default() };
+        let only = penalties.clone();
+        let both = Sampling { logit_bias: bias.clone(), ..penalties };
+        let biased = Sampling { logit_bias: bias, ..Sampling::default() };
+        // Token by token, several at once, many at once, and one that was taken back.
+        let lengths = [0, 1, 2, 5, 6, 30, 31, 90, 89, 91];
+        for sampling in [only, both, biased, Sampling::default()] {
+            let tokens: Vec<u32> = (0..100).map(|i| i * i % 29).collect();
+            let (prompt, output) = tokens.split_at(9);
+            let (mut kept, mut place) = (Kept::default(), None);
+            for len in lengths {
+                let mut whole = Changes::new(30);
+                whole.begin(&sampling, prompt, &output[..len]);
+                // Another sequence used the same memory in between.
+                let mut shared = Changes::new(30);
+                shared.begin(&sampling, &[29, 28, 3], &[29]);
+                let parts = (prompt, &output[..len]);
+                let edits = kept.edits(&mut shared, &sampling, parts, tokens.len());
+                assert!(edits == whole.edits(), "{len}");
+                let at = (!edits.is_empty()).then_some(edits.as_ptr());
+                assert_eq!(*place.get_or_insert(at), at, "its memory is the same");
+            }
+        }
     }
 }

@@ -1,7 +1,9 @@
 //! One request in the engine: its tokens, how far their keys and values are computed, its blocks.
 
+use chrysalis_kernels::Edit;
 use zeroize::Zeroizing;
 
+use super::changes::{Changes, Kept};
 use super::lookup::{Draft, Speculation};
 use super::sampling::Sampling;
 
@@ -83,6 +85,7 @@ pub(super) struct Sequence {
     max_output: usize,
     stop_token_ids: Vec<u32>,
     pub(super) speculation: Speculation,
+    kept: Kept,
 }
 
 impl Sequence {
@@ -105,7 +108,14 @@ impl Sequence {
             max_output,
             stop_token_ids: new.stop_token_ids,
             speculation: Speculation::default(),
+            kept: Kept::default(),
         }
+    }
+
+    /// What bias and penalties do to the logits of the next token.
+    pub(super) fn edits(&mut self, changes: &mut Changes) -> &[Edit] {
+        let parts = self.tokens.split_at_checked(self.num_prompt).unwrap_or_default();
+        self.kept.edits(changes, &self.sampling, parts, self.num_prompt + self.max_output)
     }
 
     /// All tokens known so far, `[prompt + output]`.
