@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::{Mutex, PoisonError};
 
 use super::device::{Cuda, count};
-use super::driver::Driver;
+use super::driver::{Driver, Launch};
 use super::megakernel::{Operation, OperationKind};
 use super::params::{Angles, Clear, Heads, RopeStoreParams, lists};
 use super::step::{Cache, Step};
@@ -53,7 +53,11 @@ impl<D: Driver> Rope<D> {
                 pairs: count(self.pairs),
                 factor: self.factor,
             };
-            device.launch_in_front("angles", [count(step.num_tokens), 1, 1], 128, &params)?;
+            let grid = [count(step.num_tokens), 1, 1];
+            let launch =
+                Launch { kernel: "angles", grid, threads: 128, shared: 0, together: false };
+            // In front of whatever waits or was gathered, which neither reads nor writes what it does.
+            device.start_or_plan(&launch, &params)?;
             turned.number = step.number;
         }
         Ok(out)

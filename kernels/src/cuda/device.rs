@@ -146,19 +146,7 @@ impl<D: Driver> Cuda<D> {
         self.start_or_plan(&launch, params)
     }
 
-    /// As [`Self::launch`], in front of whatever waits or was gathered, which neither reads nor writes what this kernel does.
-    pub(super) fn launch_in_front<P: Params>(
-        &self,
-        kernel: &str,
-        grid: [u32; 3],
-        threads: u32,
-        params: &P,
-    ) -> Result<(), DeviceError> {
-        let launch = Launch { kernel, grid, threads, shared: 0, together: false };
-        self.start_or_plan(&launch, params)
-    }
-
-    /// The same of what is next in turn.
+    /// Starts what is next in turn, or, while planning, finds it.
     pub(super) fn start_or_plan<P: Params>(
         &self,
         launch: &Launch<'_>,
