@@ -130,7 +130,7 @@ struct Asking {
     for (uint32_t at = 0; at < Form::RECORD; at += WARP * 16) {
       if (at + WARP * 16 > Form::RECORD && lane * 16 >= Form::RECORD - at) continue;
       if (ahead) prefetch(record + behind * APART + at);
-      copy_async_once(to + at, record + at);
+      copy_async(to + at, record + at);
     }
     record += APART;
   }

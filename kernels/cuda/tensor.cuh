@@ -132,18 +132,6 @@ __device__ __forceinline__ void copy_async(void* shared, const void* global, uin
 #endif
 }
 
-// The same of sixteen bytes that nobody needs again: what else the second-level cache has stays there rather than them.
-__device__ __forceinline__ void copy_async_once(void* shared, const void* global) {
-#ifdef CHRYSALIS_EMULATE
-  emulate::copy_async(shared, global, 16, 16);
-#else
-  uint64_t policy;
-  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
-  asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global), "l"(policy)
-               : "memory");
-#endif
-}
-
 // The same of four bytes, aligned to four.
 __device__ __forceinline__ void copy_async_word(void* shared, const void* global, uint32_t bytes = 4) {
 #ifdef CHRYSALIS_EMULATE

@@ -300,18 +300,22 @@ fn profile<D: Subject>(context: &Place, shape: Shape, dtype: Dtype) -> Outcome {
     let device = Arc::new(Profiled::new(D::open()?));
     let (weights, _) = weights(&*device, &shape, dtype, &strip)?;
     let (start, _) = steps(context.size);
-    let prompt = context.size.pick(9, 100, 100);
-    let blocks = (start + prompt).div_ceil(BLOCK);
-    let widest = context.size.pick(2, 64, 64);
-    let mut model = decoder(
-        &device,
-        &shape,
-        weights,
-        room(512, widest, widest * blocks * BLOCK, CacheDtype::F16),
-    )?;
-    for (name, sequences, tokens) in
-        [("decode of 1", 1, 1), ("decode of many", widest, 1), ("prefill", 1, prompt)]
-    {
+    let prompt = context.size.pick(9, 2048, 2048);
+    let (some, many) = context.size.pick((1, 2), (64, 256), (64, 256));
+    let positions = |tokens: usize| (start + tokens).next_multiple_of(BLOCK);
+    let limits = room(
+        prompt.max(many),
+        many,
+        positions(prompt).max(many * positions(1)),
+        CacheDtype::F16,
+    );
+    let mut model = decoder(&device, &shape, weights, limits)?;
+    for (sequences, tokens) in [(1, 1), (some, 1), (many, 1), (1, prompt)] {
+        let name = match tokens {
+            1 => format!("decode of {sequences}"),
+            _ => format!("prefill of {tokens}"),
+        };
+        let blocks = positions(tokens) / BLOCK;
         let step = batch(&shape, sequences, start, tokens, blocks, WantLogits::Last);
         model.forward(&step)?;
         device.finish()?;
