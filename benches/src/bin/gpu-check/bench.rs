@@ -303,12 +303,8 @@ fn profile<D: Subject>(context: &Place, shape: Shape, dtype: Dtype) -> Outcome {
     let prompt = context.size.pick(9, 2048, 2048);
     let (some, many) = context.size.pick((1, 2), (64, 256), (64, 256));
     let positions = |tokens: usize| (start + tokens).next_multiple_of(BLOCK);
-    let limits = room(
-        prompt.max(many),
-        many,
-        positions(prompt).max(many * positions(1)),
-        CacheDtype::F16,
-    );
+    let limits =
+        room(prompt.max(many), many, positions(prompt).max(many * positions(1)), CacheDtype::F16);
     let mut model = decoder(&device, &shape, weights, limits)?;
     for (sequences, tokens) in [(1, 1), (some, 1), (many, 1), (1, prompt)] {
         let name = match tokens {
