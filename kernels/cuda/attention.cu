@@ -23,7 +23,7 @@
 // Rounding: q becomes f16 where the cache is f16 or bytes (whose values, code * scale, do too), as f16 keeps 11 bits; bf16 where the
 // cache is bf16, which is chosen for its range. Weights, at most 1, are rounded to the same; their sum is of what they were before.
 //
-// Early: before the kernel before them has ended `attention_token` and `rope_store` read the step's arrays, and the former, where
+// Early: before the kernel before them has ended `attention_token`, `rope_store` and `embed` read the step's arrays, and the first, where
 // `early` says so, K and V of positions before the token's own. A kernel begins when all blocks of the one before have begun, so
 // whatever a step starts begins after the copy that brought its arrays has ended (what is no kernel begins when all before it
 // has ended, and is waited for), and no kernel writes them. `early` is for graphs, in which every sequence has one token: a graph

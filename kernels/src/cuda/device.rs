@@ -309,7 +309,8 @@ impl<D: Driver> Device for Cuda<D> {
             unused: 0,
         };
         let name = format!("embed_{}", table.form.name());
-        self.note(self.launch(&name, [count(step.num_tokens), 1, 1], 128, &params));
+        let grid = [count(step.num_tokens), count(table.cols.div_ceil(512)).max(1), 1];
+        self.note(self.launch(&name, grid, 128, &params));
     }
 
     fn linear(&self, rows: usize, input: Input<'_, Self>, outputs: &mut [Linear<'_, Self>]) {
