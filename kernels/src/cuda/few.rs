@@ -22,7 +22,6 @@ impl<D: Driver> Cuda<D> {
     ) -> Result<(), DeviceError> {
         let Launch { kernel, outputs } = launch;
         let (products, works) = self.products(kernel, outputs);
-        let none = InputParams { x: 0, other: 0, kind: 0, cols: 0, span: 0, eps: 0.0 };
         let linear = LinearParams {
             rows: if made.is_some() { 0 } else { space.tiles },
             rest: space.rest,
@@ -37,7 +36,8 @@ impl<D: Driver> Cuda<D> {
         };
         let params = FewParams {
             linear,
-            input: made.map_or(none, |made| InputParams { span: made.cols.max(1), ..made }),
+            input: made
+                .map_or(InputParams::NONE, |made| InputParams { span: made.cols.max(1), ..made }),
             sums: 0,
             works: count(works),
             group: count(kernel.group),

@@ -25,6 +25,7 @@ mod megakernel;
 mod params;
 mod products;
 mod residual;
+mod rows;
 mod sampling;
 mod space;
 mod spans;

@@ -34,9 +34,9 @@ params! {
     InputParams, 32 { x: u64, other: u64, kind: u32, cols: u32, span: u32, eps: f32 }
     /// `input.cu`.
     InputRows, 40 { input: InputParams, out: u64 }
-    /// `input.cu`.
+    /// `input_tiles.cuh`.
     InputTiles, 96 {
-        input: InputParams, added: InputParams, sum: u64, tiles: u64, rest: u64, half: u32, unused: u32,
+        input: InputParams, added: InputParams, sum: u64, tiles: u64, rest: u64, half: u32, num_rows: u32,
     }
     /// `pack.cu`.
     Pack, 32 { stored: u64, records: u64, rows: u32, cols: u32, first_tile: u32, unused: u32 }
@@ -123,6 +123,9 @@ impl MegakernelParams {
 }
 
 impl InputParams {
+    /// What is not there.
+    pub(super) const NONE: Self = Self { x: 0, other: 0, kind: 0, cols: 0, span: 0, eps: 0.0 };
+
     /// The grid of a kernel that makes so many rows.
     pub(super) fn grid(&self, rows: usize) -> [u32; 3] {
         [rows as u32, self.cols.div_ceil(self.span).max(1), 1]

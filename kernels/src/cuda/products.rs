@@ -7,8 +7,8 @@ use super::device::{Cuda, count};
 use super::driver::Driver;
 use super::few::{DECLARED, FEW_THREADS, few_shared, makes_rows};
 use super::image_has;
-use super::params::{InputParams, InputTiles, Product};
-use super::space::{Space, operand_bytes};
+use super::params::Product;
+use super::space::operand_bytes;
 use super::weights::Form;
 use crate::device::{DeviceError, Input, Linear};
 
@@ -179,26 +179,6 @@ impl<D: Driver> Cuda<D> {
             true => [count((groups * works).min(most).max(1)), 1, 1],
             false => [count(groups), count(works), 1],
         }
-    }
-
-    /// Rows as tiles of f16 or bf16, after what waits to be added to them.
-    fn make_tiles(
-        &self,
-        rows: usize,
-        input: Input<'_, Self>,
-        made: InputParams,
-        half: bool,
-        space: &Space<D>,
-    ) -> Result<(), DeviceError> {
-        let waiting = self.take_added(rows, input);
-        let (added, sum) = match &waiting {
-            Some(waiting) => (InputParams { span: made.cols, ..waiting.input }, made.x),
-            None => (InputParams { cols: 0, ..made }, 0),
-        };
-        let Space { tiles, rest, .. } = *space;
-        let half = u32::from(half);
-        let params = InputTiles { input: made, added, sum, tiles, rest, half, unused: 0 };
-        self.launch("input_tiles", made.grid(rows), 256, &params)
     }
 
     /// Arguments of the products of a launch, and how many works they are.

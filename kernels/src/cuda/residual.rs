@@ -145,12 +145,15 @@ impl<D: Driver> Cuda<D> {
         Ok(())
     }
 
-    /// What waits to be added to these rows, if their norm is what is asked for: the caller adds it.
+    /// What waits to be added to these rows, if their norm is what is asked for: the caller adds it. No gate, which a launch of more
+    /// blocks makes.
     pub(super) fn take_added(&self, rows: usize, input: Input<'_, Self>) -> Option<Addition<D>> {
         let Input::Normed { x, .. } = input else { return None };
         match self.residual.replace(None) {
             Some(Waiting::Addition(waiting))
-                if waiting.rows == rows && Arc::ptr_eq(&waiting.sum, &x.memory) =>
+                if waiting.rows == rows
+                    && waiting.input.kind <= 1
+                    && Arc::ptr_eq(&waiting.sum, &x.memory) =>
             {
                 Some(waiting)
             }

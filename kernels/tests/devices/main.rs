@@ -16,6 +16,8 @@ mod cuda_layers;
 mod cuda_megakernel;
 #[cfg(feature = "cuda-host")]
 mod cuda_products;
+#[cfg(feature = "cuda-host")]
+mod cuda_rows;
 mod linear;
 mod operations;
 mod profile;
