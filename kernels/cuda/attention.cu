@@ -39,13 +39,8 @@ template <class Kind, uint32_t DIM>
 __device__ __forceinline__ void attention_rows(const Attention& p) {
   using Tile = AttentionTile<Kind, DIM, (DIM > 128 ? 2 : 1), ROWS_WARPS>;
   DYNAMIC_SHARED(shared);
-  const uint32_t group = p.group, end = end_of_tokens(p);
-  const uint32_t blocks = ((p.end_token - p.first_token) * group + Tile::ROWS - 1) / Tile::ROWS;
-  // Later tokens see more: the longest blocks begin first.
-  const uint32_t skipped = (blocks - 1 - blockIdx.x) * Tile::ROWS;
-  const Rows rows = {p.first_token, end, blockIdx.y, blockIdx.y * group, group, skipped};
-  if (p.first_token + skipped / group >= end) return;
-  Tile(p, rows, shared).run(p.records != nullptr, blockIdx.z);
+  Rows rows;
+  if (rows_of_block<Tile::ROWS>(p, rows)) Tile(p, rows, shared).run(p.records != nullptr, blockIdx.z);
 }
 
 // `rows` waits for the kernel before it at once; it is no `KERNEL` as fewer blocks of it fit.

@@ -14,6 +14,16 @@ struct Rows {
   uint32_t skipped;
 };
 
+// Those of this block, of ROWS; false where all of them are none.
+template <uint32_t ROWS>
+__device__ __forceinline__ bool rows_of_block(const Attention& p, Rows& rows) {
+  const uint32_t blocks = ((p.end_token - p.first_token) * p.group + ROWS - 1) / ROWS;
+  // Later tokens see more: the longest blocks begin first.
+  const uint32_t skipped = (blocks - 1 - blockIdx.x) * ROWS;
+  rows = {p.first_token, end_of_tokens(p), blockIdx.y, blockIdx.y * p.group, p.group, skipped};
+  return p.first_token + skipped / p.group < rows.end;
+}
+
 // The same number, and what follows from it is not computed before: the compiler would keep dozens of sums in registers from the
 // beginning on for the few times that they are used.
 __device__ __forceinline__ uint32_t computed_here(uint32_t x) {
@@ -23,7 +33,10 @@ __device__ __forceinline__ uint32_t computed_here(uint32_t x) {
   return x;
 }
 
-template <class Kind, uint32_t DIM, uint32_t SHARE, uint32_t WARPS>
+// Of K and V there are PLACES steps, there or on their way; KEPT sixteens of the queries' values stay in registers, as many as there is
+// room for.
+template <class Kind, uint32_t DIM, uint32_t SHARE, uint32_t WARPS, uint32_t PLACES = 3,
+          uint32_t KEPT = (DIM > 128 ? 1 : DIM > 64 ? 4 : DIM / 16)>
 struct AttentionTile {
   using Pair = typename Kind::Pair;
   static constexpr uint32_t THREADS = WARPS * WARP;
@@ -35,13 +48,8 @@ struct AttentionTile {
   // Units, and sixteens of values, that are a warp's.
   static constexpr uint32_t MINE = UNITS / SHARE;
   static constexpr uint32_t SLICES = DIM / 16 / SHARE;
-  // K and V of steps that are there or on their way.
-  static constexpr uint32_t RING = 3;
-  // Sixteens of the queries' values that stay in registers, as many as there is room for.
-  static constexpr uint32_t KEPT = DIM > 128 ? 1 : DIM > 64 ? 4 : DIM / 16;
-
   static constexpr uint32_t PLACE_BYTES = Kind::bytes(STEP, DIM);
-  static constexpr uint32_t READ_AT = RING * PLACE_BYTES;
+  static constexpr uint32_t READ_AT = PLACES * PLACE_BYTES;
   static constexpr uint32_t QUERIES_AT = READ_AT + (Kind::WIDENED ? STEP * DIM * 2 : 0);
   static constexpr uint32_t SHARED_AT = QUERIES_AT + ROWS * DIM * 2;
   // What the warps of a tile tell each other: of each unit weights as a fragment, their sums by lane, the largest score of each row.
@@ -92,7 +100,7 @@ struct AttentionTile {
       *reinterpret_cast<uint4*>(shared + QUERIES_AT + chunk_at<DIM>(r, chunk)) = {
           Pair::pack(x[0], x[1]), Pair::pack(x[2], x[3]), Pair::pack(x[4], x[5]), Pair::pack(x[6], x[7])};
     }
-    __syncthreads();
+    meet_first<THREADS>();
 #pragma unroll
     for (uint32_t k = 0; k < KEPT; k++) query(q[k], k);
   }
@@ -162,26 +170,44 @@ struct AttentionTile {
     }
   }
 
-  // Scores as logarithms to base 2, minus infinity where a row does not see, and the largest of each of the lane's rows.
-  __device__ __forceinline__ void score(uint32_t base, bool edge, float (&most)[2]) {
-    const float factor = p.softcap > 0.0f ? p.scale / p.softcap : p.scale * LOG2_E;
-    const uint4 rows_see = edge ? sees() : uint4{};
+  __device__ __forceinline__ void cap() {
+#pragma unroll
+    for (uint32_t i = 0; i < MINE; i++) {
+#pragma unroll
+      for (uint32_t n = 0; n < 8; n++) s[i][n / 4][n % 4] = p.softcap * LOG2_E * tanhf(s[i][n / 4][n % 4]);
+    }
+  }
+
+  // Minus infinity is the score of what a row does not see.
+  __device__ __forceinline__ void hide(uint32_t base) {
+    const uint4 rows_see = sees();
     const uint32_t first[2] = {rows_see.x, rows_see.y}, end[2] = {rows_see.z, rows_see.w};
-    most[0] = most[1] = -INFINITY;
 #pragma unroll
     for (uint32_t i = 0; i < MINE; i++) {
 #pragma unroll
       for (uint32_t n = 0; n < 8; n++) {
-        const uint32_t h = n % 4 / 2;
-        float x = s[i][n / 4][n % 4] * factor;
-        if (p.softcap > 0.0f) x = p.softcap * LOG2_E * tanhf(x);
-        if (edge) {
-          const uint32_t position = base + unit(i) * 16 + n / 4 * 8 + lane % 4 * 2 + n % 2;
-          if (position < first[h] || position >= end[h]) x = -INFINITY;
-        }
-        s[i][n / 4][n % 4] = x;
-        most[h] = fmaxf(most[h], x);
+        const uint32_t h = n % 4 / 2, position = base + unit(i) * 16 + n / 4 * 8 + lane % 4 * 2 + n % 2;
+        if (position < first[h] || position >= end[h]) s[i][n / 4][n % 4] = -INFINITY;
       }
+    }
+  }
+
+  // Scores as logarithms to base 2, and the largest of each of the lane's rows.
+  __device__ __forceinline__ void score(uint32_t base, bool edge, float (&most)[2]) {
+    const float factor = p.softcap > 0.0f ? p.scale / p.softcap : p.scale * LOG2_E;
+    // Each question is asked once, not of every score.
+#pragma unroll
+    for (uint32_t i = 0; i < MINE; i++) {
+#pragma unroll
+      for (uint32_t n = 0; n < 8; n++) s[i][n / 4][n % 4] *= factor;
+    }
+    if (p.softcap > 0.0f) cap();
+    if (edge) hide(base);
+    most[0] = most[1] = -INFINITY;
+#pragma unroll
+    for (uint32_t i = 0; i < MINE; i++) {
+#pragma unroll
+      for (uint32_t n = 0; n < 8; n++) most[n % 4 / 2] = fmaxf(most[n % 4 / 2], s[i][n / 4][n % 4]);
     }
 #pragma unroll
     for (uint32_t h = 0; h < 2; h++) {
@@ -207,18 +233,21 @@ struct AttentionTile {
         most[1] = fmaxf(most[1], told_largest[i * 16 + lane / 4 + 8]);
       }
     }
-    float base[2], sums[MINE][2];
+    float base[2], shrink[2], sums[MINE][2];
 #pragma unroll
     for (uint32_t h = 0; h < 2; h++) {
       most[h] = fmaxf(most[h], largest[h]);
       base[h] = most[h] == -INFINITY ? 0.0f : most[h];
-      const float shrink = power_of_two(largest[h] - base[h]);
+      shrink[h] = power_of_two(largest[h] - base[h]);
       largest[h] = most[h];
-      weight[h] *= shrink;
+      weight[h] *= shrink[h];
+    }
+    // Times one is left out, which it mostly is of all rows of a warp.
+    if (__any_sync(ALL_LANES, shrink[0] != 1.0f || shrink[1] != 1.0f)) {
 #pragma unroll
       for (uint32_t j = 0; j < SLICES; j++) {
 #pragma unroll
-        for (uint32_t n = 0; n < 4; n++) o[j][n / 2][2 * h + n % 2] *= shrink;
+        for (uint32_t n = 0; n < 8; n++) o[j][n / 4][n % 4] *= shrink[n % 4 / 2];
       }
     }
 #pragma unroll
@@ -282,10 +311,16 @@ struct AttentionTile {
     before() = {0.0f, 0.0f, -INFINITY, -INFINITY};
   }
 
-  __device__ __forceinline__ void join_span() {
+  // How the spans before and this one count in those of both, by row; the weights of both.
+  __device__ __forceinline__ void join_weights(Join (&joins)[2]) {
     const float4 b = before();
-    const Join joins[2] = {join_of(b.z, largest[0]), join_of(b.w, largest[1])};
+    joins[0] = join_of(b.z, largest[0]), joins[1] = join_of(b.w, largest[1]);
     before() = {joined(joins[0], b.x, weight[0]), joined(joins[1], b.y, weight[1]), joins[0].largest, joins[1].largest};
+  }
+
+  __device__ __forceinline__ void join_span() {
+    Join joins[2];
+    join_weights(joins);
 #pragma unroll
     for (uint32_t h = 0; h < 2; h++) {
 #pragma unroll
@@ -357,12 +392,12 @@ struct AttentionTile {
   // Waits until the next of the ring is there and everybody is done with the one before, whose place then gets number `next`.
   // Where it lies.
   __device__ __forceinline__ uint32_t arrive(uint32_t& place, uint32_t next, uint32_t last) {
-    wait_copies<RING - 2>();
+    wait_copies<PLACES - 2>();
     __syncthreads();
     const uint32_t there = place * PLACE_BYTES;
-    if (next < last) bring(next, place == 0 ? RING - 1 : place - 1);
+    if (next < last) bring(next, place == 0 ? PLACES - 1 : place - 1);
     commit_copies();
-    place = place + 1 == RING ? 0 : place + 1;
+    place = place + 1 == PLACES ? 0 : place + 1;
     if constexpr (Kind::WIDENED) {
       Kind::template widen<STEP, DIM, THREADS>(shared + READ_AT, shared + there);
       __syncthreads();
@@ -388,7 +423,7 @@ struct AttentionTile {
     __syncthreads();
     const uint32_t last = (seen.end + STEP - 1) / STEP * 2;
     uint32_t n = seen.first / STEP * 2, place = 0;
-    for (uint32_t i = 0; i < RING - 1; i++) {
+    for (uint32_t i = 0; i < PLACES - 1; i++) {
       if (n + i < last) bring(n + i, i);
       commit_copies();
     }
@@ -401,12 +436,12 @@ struct AttentionTile {
       const bool edge = base < of_tile.z || base + STEP > of_tile.w;
       float most[2];
       uint32_t weights[SHARE > 1 ? 1 : UNITS][4];
-      const uint32_t keys = arrive(place, n + RING - 1, last);
+      const uint32_t keys = arrive(place, n + PLACES - 1, last);
       if (base % SPAN == 0 && base > seen.first) number_rows(span + 1, sequence, seen);
       if (seen_here) multiply_keys(keys), score(base, edge, most);
       if constexpr (SHARE > 1) __syncthreads();
       if (seen_here) weigh(most, weights);
-      const uint32_t values = arrive(place, n + RING, last);
+      const uint32_t values = arrive(place, n + PLACES, last);
       if (seen_here) multiply_values(values, weights);
       if ((base + STEP) % SPAN == 0 || n + 2 == last) {
         end_span();

@@ -125,6 +125,33 @@ __device__ __forceinline__ Descriptor describe(const void* shared, uint32_t next
   return {at / 16 | next_k / 16 << 16, next_columns / 16};
 }
 
+// The same of B in rows of 64 values, 128 bytes each, sixteen bytes of row r at their number ^ (r % 8) (a swizzle of 128 bytes; eight rows
+// begin at a multiple of 1,024). Rows are columns, and `apart` is of no account: what is further along k lies 32 bytes further, in
+// the same rows. Or rows are k (`Along::COLUMNS`): eight of them lie 1,024 bytes apart, and the next 64 columns `apart`.
+__device__ __forceinline__ Descriptor describe_rows(const void* shared, uint32_t apart) {
+  const Descriptor plain = describe(shared, apart, 1024);
+  return {plain.low, plain.high | 1u << 30};
+}
+
+// What lies side by side in the rows of a B that `describe_rows` tells of.
+enum class Along { K, COLUMNS };
+
+// What this thread wrote to shared memory comes before what wgmma reads there behind the next barrier or arrival.
+__device__ __forceinline__ void fence_shared() {
+#ifndef CHRYSALIS_EMULATE
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+}
+
+// What was written to these registers is not put off until products have begun, which would then be begun one after the other.
+template <uint32_t N>
+__device__ __forceinline__ void settle([[maybe_unused]] float (&sums)[N]) {
+#ifndef CHRYSALIS_EMULATE
+#pragma unroll
+  for (uint32_t i = 0; i < N; i++) asm volatile("" : "+f"(sums[i])::"memory");
+#endif
+}
+
 // Before the first product of a group: what was written to its registers comes before it.
 __device__ __forceinline__ void fence_products() {
 #ifdef CHRYSALIS_EMULATE
@@ -159,9 +186,9 @@ __device__ __forceinline__ void wait_products() {
 //   sums[4 j + i] = row 16 w + g + 8 (i / 2), column 8 j + 2 t + i % 2
 // Until it was waited for nobody may touch `sums`, `a` or b.
 #ifdef CHRYSALIS_EMULATE
-template <uint32_t N, class Pair>
+template <uint32_t N, class Pair, Along ALONG = Along::K>
 void begin_product(float (&sums)[N / 2], const uint32_t (&a)[4], Descriptor b, bool add) {
-  emulate::begin_product(sums, N, a, (uint64_t)b.high << 32 | b.low, add, Pair::unpack);
+  emulate::begin_product(sums, N, a, (uint64_t)b.high << 32 | b.low, add, ALONG == Along::COLUMNS, Pair::unpack);
 }
 #else
 // Operands 10 d to 10 d + 9, and those of eight sums.
@@ -169,17 +196,20 @@ void begin_product(float (&sums)[N / 2], const uint32_t (&a)[4], Descriptor b, b
 #define EIGHT_SUMS(i)                                                                                           \
   "+f"(sums[i]), "+f"(sums[i + 1]), "+f"(sums[i + 2]), "+f"(sums[i + 3]), "+f"(sums[i + 4]), "+f"(sums[i + 5]), \
       "+f"(sums[i + 6]), "+f"(sums[i + 7])
-#define BEGIN_PRODUCT(...) BEGIN_PRODUCT_OF(half_pair, "f16.f16", __VA_ARGS__) BEGIN_PRODUCT_OF(bf16_pair, "bf16.bf16", __VA_ARGS__)
-#define BEGIN_PRODUCT_OF(pair, types, n, sums_list, a_list, low_operand, high_operand, add_operand, ...)                              \
+#define BEGIN_PRODUCT(...)                                                                                               \
+  BEGIN_PRODUCT_OF(half_pair, "f16.f16", K, "0", __VA_ARGS__) BEGIN_PRODUCT_OF(half_pair, "f16.f16", COLUMNS, "1", __VA_ARGS__) \
+  BEGIN_PRODUCT_OF(bf16_pair, "bf16.bf16", K, "0", __VA_ARGS__) BEGIN_PRODUCT_OF(bf16_pair, "bf16.bf16", COLUMNS, "1", __VA_ARGS__)
+#define BEGIN_PRODUCT_OF(pair, types, along, transposed, n, sums_list, a_list, low_operand, high_operand, add_operand, ...)          \
   template <>                                                                                                                         \
-  __device__ __forceinline__ void begin_product<n, pair>(float(&sums)[n / 2], const uint32_t (&a)[4], Descriptor b, bool add) {       \
+  __device__ __forceinline__ void begin_product<n, pair, Along::along>(float(&sums)[n / 2], const uint32_t (&a)[4], Descriptor b,     \
+                                                                       bool add) {                                                    \
     asm volatile("{\n.reg .pred add;\n.reg .b64 b;\nsetp.ne.b32 add, " add_operand ", 0;\nmov.b64 b, {" low_operand ", " high_operand \
                  "};\nwgmma.mma_async.sync.aligned.m64n" #n "k16.f32." types " {" sums_list "}, {" a_list                             \
-                 "}, b, add, 1, 1, 0;\n}"                                                                                             \
+                 "}, b, add, 1, 1, " transposed ";\n}"                                                                                \
                  : __VA_ARGS__                                                                                                        \
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b.low), "r"(b.high), "r"((uint32_t)add));                          \
   }
-template <uint32_t N, class Pair>
+template <uint32_t N, class Pair, Along ALONG = Along::K>
 __device__ __forceinline__ void begin_product(float (&sums)[N / 2], const uint32_t (&a)[4], Descriptor b, bool add);
 BEGIN_PRODUCT(8, "%0, %1, %2, %3", "%4, %5, %6, %7", "%8", "%9", "%10", "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3]))
 BEGIN_PRODUCT(32, TEN() "%10, %11, %12, %13, %14, %15", "%16, %17, %18, %19", "%20", "%21", "%22", EIGHT_SUMS(0), EIGHT_SUMS(8))

@@ -126,6 +126,12 @@ T shuffle_xor(T value, uint32_t apart) {
   return exchange(value)[(block.thread % 32) ^ apart];
 }
 
+inline bool any_of_warp(bool yes) {
+  uint32_t all = yes;
+  for (uint32_t apart = 1; apart < 32; apart *= 2) all |= shuffle_xor(all, apart);
+  return all != 0;
+}
+
 template <class T>
 T shuffle(T value, uint32_t lane) {
   return exchange(value)[lane % 32];
@@ -172,6 +178,7 @@ To same_bits(From x) {
 #define __threadfence() ((void)0)
 #define __syncwarp() emulate::meet_warp()
 #define __shfl_sync(lanes, value, lane) emulate::shuffle(value, lane)
+#define __any_sync(lanes, yes) emulate::any_of_warp(yes)
 #define __shfl_xor_sync(lanes, value, apart) emulate::shuffle_xor(value, apart)
 #define __float_as_uint(x) emulate::same_bits<uint32_t, float>(x)
 #define __uint_as_float(x) emulate::same_bits<float, uint32_t>(x)

@@ -63,6 +63,7 @@ struct Product {
   const uint32_t* a;
   uint64_t b;
   bool add;
+  bool transposed;
   uint32_t group;
   float (*value)(uint16_t);  // of 16 bits
 };
@@ -99,14 +100,22 @@ Sums& sums_of(Part& part, float* at) {
 // B as the descriptor tells, value (k, column).
 class Columns {
  public:
-  Columns(uint64_t bits, float (*value)(uint16_t))
-      : value_(value), start_((uint32_t)(bits & 0x3fff) << 4), next_k_((uint32_t)(bits >> 16 & 0x3fff) << 4),
-        next_columns_((uint32_t)(bits >> 32 & 0x3fff) << 4) {
-    if (bits >> 46) refuse("a descriptor with a swizzle or an offset");
+  Columns(uint64_t bits, bool transposed, float (*value)(uint16_t))
+      : value_(value), start_(field(bits, 0)), leading_(field(bits, 16)), stride_(field(bits, 32)), swizzled_(bits >> 62 == 1),
+        transposed_(transposed) {
+    if ((bits >> 46 & 0xffff) != 0 || bits >> 62 > 1) refuse("a descriptor with an offset or another swizzle");
+    if (transposed && !swizzled_) refuse("a transposed descriptor without a swizzle");
   }
 
   float operator()(uint32_t k, uint32_t column) const {
-    const uint32_t at = start_ + k / 8 * next_k_ + column / 8 * next_columns_ + column % 8 * 16 + k % 8 * 2;
+    uint32_t at = start_;
+    if (!swizzled_) {
+      at += k / 8 * leading_ + column / 8 * stride_ + column % 8 * 16 + k % 8 * 2;
+    } else {
+      at += transposed_ ? column / 64 * leading_ + k / 8 * stride_ + k % 8 * 128 + column % 64 * 2
+                        : column / 8 * stride_ + column % 8 * 128 + k * 2;
+      at ^= (at >> 7 & 7) << 4;
+    }
     if (at + 2 > block.shared_bytes) refuse("a descriptor of what is not in shared memory");
     uint16_t bits;
     std::memcpy(&bits, block.shared + at, 2);
@@ -114,8 +123,11 @@ class Columns {
   }
 
  private:
+  static uint32_t field(uint64_t bits, uint32_t at) { return (uint32_t)(bits >> at & 0x3fff) << 4; }
+
   float (*value_)(uint16_t);
-  uint32_t start_, next_k_, next_columns_;
+  uint32_t start_, leading_, stride_;
+  bool swizzled_, transposed_;
 };
 
 // Product `n` of the queue: this thread's sums.
@@ -127,7 +139,7 @@ void carry_out(Part& mine, size_t n) {
     const Product& theirs = part_of(warp + 4 * g + k % 8 / 2).products[n];
     for (uint32_t half = 0; half < 2; half++) rows[half][k] = product.value((uint16_t)(theirs.a[k / 8 * 2 + half] >> k % 2 * 16));
   }
-  const Columns b(product.b, product.value);
+  const Columns b(product.b, product.transposed, product.value);
   Sums& sums = sums_of(mine, product.sums);
   for (uint32_t i = 0; i < product.columns / 2; i++) {
     const uint32_t column = i / 4 * 8 + 2 * t + i % 2;
@@ -139,7 +151,7 @@ void carry_out(Part& mine, size_t n) {
 }
 
 bool agree(const Product& a, const Product& b) {
-  return a.columns == b.columns && a.b == b.b && a.add == b.add && a.group == b.group && a.value == b.value;
+  return a.columns == b.columns && a.b == b.b && a.add == b.add && a.transposed == b.transposed && a.group == b.group && a.value == b.value;
 }
 
 }  // namespace
@@ -181,7 +193,7 @@ uint32_t shared_place(const void* at) {
   return (uint32_t)place;
 }
 
-void begin_product(float* sums, uint32_t columns, const uint32_t* a, uint64_t b, bool add, float (*value)(uint16_t)) {
+void begin_product(float* sums, uint32_t columns, const uint32_t* a, uint64_t b, bool add, bool transposed, float (*value)(uint16_t)) {
   Part& mine = part_of(block.thread);
   if (!mine.fenced) refuse("a product without a fence before its group");
   bool known = false;
@@ -192,7 +204,7 @@ void begin_product(float* sums, uint32_t columns, const uint32_t* a, uint64_t b,
   }
   if (!known) mine.sums.push_back({sums, 1, std::vector<float>(sums, sums + columns / 2)});
   for (uint32_t i = 0; i < columns / 2; i++) sums[i] = NAN;
-  mine.products.push_back({sums, columns, a, b, add, mine.group, value});
+  mine.products.push_back({sums, columns, a, b, add, transposed, mine.group, value});
 }
 
 void fence_products() { part_of(block.thread).fenced = true; }

@@ -17,8 +17,8 @@ void copy_bulk(void* shared, const void* global, uint32_t bytes, uint64_t& bits)
 // Where it lies in the block's dynamic shared memory.
 uint32_t shared_place(const void* at);
 
-// `sums` are NaN until the product was waited for, and only then `a` and what `b` tells of are read.
-void begin_product(float* sums, uint32_t columns, const uint32_t* a, uint64_t b, bool add, float (*value)(uint16_t));
+// `sums` are NaN until the product was waited for, and only then `a` and what `b` tells of are read; `transposed`: rows of b are k.
+void begin_product(float* sums, uint32_t columns, const uint32_t* a, uint64_t b, bool add, bool transposed, float (*value)(uint16_t));
 void fence_products();
 void commit_products();
 void wait_products(uint32_t left);

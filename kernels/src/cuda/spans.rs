@@ -65,7 +65,7 @@ impl<D: Driver> Cuda<D> {
         let (driver, shape) = (self.driver(), args.cache.shape);
         let num_heads = group * shape.num_kv_heads;
         let max_spans = step.max_spans(SPAN, args.window);
-        let mut plan = Plan::new(&shape, group, run);
+        let mut plan = Plan::new(&shape, group, run, self.limits.wgmma);
         let (tokens, blocks) = (run.end - run.first, plan.grid.iter().product::<usize>());
         let of_token = size_of::<f32>() * num_heads * max_spans * (shape.head_dim + 2);
         let records = tokens * of_token;
@@ -123,7 +123,7 @@ impl<D: Driver> Cuda<D> {
 }
 
 impl Plan {
-    fn new(shape: &CacheShape, group: usize, run: Run) -> Self {
+    fn new(shape: &CacheShape, group: usize, run: Run, wgmma: bool) -> Self {
         let (tokens, kv_heads) = (run.end - run.first, shape.num_kv_heads);
         let kind = match shape.dtype {
             CacheDtype::F32 => {
@@ -146,7 +146,8 @@ impl Plan {
         let width = [64, 128].into_iter().find(|width| shape.head_dim <= *width).unwrap_or(256);
         let words = matches!(shape.dtype, CacheDtype::F16 | CacheDtype::Bf16);
         if run.together {
-            Self::rows(kind, words, width, [tokens * group, kv_heads])
+            let rows = Self::rows(kind, words, width, [tokens * group, kv_heads]);
+            if wgmma && words && width <= 128 { rows.on_hopper(kind, width) } else { rows }
         } else {
             Self::token(kind, words, width, [tokens, kv_heads * group.div_ceil(TOKEN_ROWS)])
         }
@@ -170,6 +171,22 @@ impl Plan {
             grid: [rows.div_ceil(16 * tiles), kv_heads],
             enough: 2,
             joins: false,
+        }
+    }
+
+    /// `AttentionWgmma` of `attention_wgmma.cu`, likewise: the same rows of a block, which has a multiprocessor to itself.
+    fn on_hopper(self, kind: &str, width: usize) -> Self {
+        const PLACES: usize = 6;
+        // Two barriers of each place, the rows of a block, and the sums of all spans.
+        let behind =
+            2 * PLACES * size_of::<u64>() + 32 + 16 * ROWS_WARPS * width * size_of::<f32>();
+        Self {
+            kernel: format!("attention_wgmma_{kind}_{width}"),
+            threads: 384,
+            shared: self.shared + behind,
+            ring: PLACES,
+            enough: 1,
+            ..self
         }
     }
 

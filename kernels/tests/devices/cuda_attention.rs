@@ -3,7 +3,7 @@
 
 use crate::common::{bits, relative_error};
 use crate::operations::{Case, ERROR, cases};
-use chrysalis_kernels::cuda::{Cuda, Emulated};
+use chrysalis_kernels::cuda::{Cuda, Emulated, ProductLimits};
 use chrysalis_kernels::device::{CacheDtype, CacheShape, Device as _};
 use chrysalis_kernels::reference::Reference;
 
@@ -22,6 +22,12 @@ fn limit(dtype: CacheDtype) -> f64 {
 /// A card of so many multiprocessors: with none a block goes through all spans, with many each span has blocks of its own.
 fn cuda(multiprocessors: usize) -> Cuda<Emulated> {
     Cuda::new(Emulated::with_multiprocessors(multiprocessors))
+}
+
+/// The same with Hopper's instructions, or without.
+fn with_wgmma(multiprocessors: usize, wgmma: bool) -> Cuda<Emulated> {
+    let limits = ProductLimits { wgmma, ..ProductLimits::of(80) };
+    Cuda::with_limits(Emulated::with_multiprocessors(multiprocessors), limits)
 }
 
 /// Groups of 1 to 40 heads, widths of every kernel and odd ones, windows that begin within a step, soft caps.
@@ -101,11 +107,13 @@ fn attention_agrees_with_the_reference() {
 #[test]
 fn attention_is_the_same_however_the_prompt_is_chunked() {
     for (n, case) in cases().into_iter().chain(short_cases()).enumerate() {
-        let whole = bits(&case.chunks(&cuda(132), &[case.tokens]));
+        let whole = bits(&case.chunks(&with_wgmma(132, true), &[case.tokens]));
+        let without = bits(&case.chunks(&with_wgmma(132, false), &[case.tokens]));
+        assert_eq!(whole, without, "case {n}, with and without wgmma");
         let elevens = [vec![11; case.tokens / 11], vec![case.tokens % 11]].concat();
         let ones = vec![1; case.tokens];
         for chunks in [&[1, case.tokens - 1], &elevens[..], &ones] {
-            let found = bits(&case.chunks(&cuda(132), chunks));
+            let found = bits(&case.chunks(&with_wgmma(132, true), chunks));
             assert_eq!(found, whole, "case {n}, {} chunks", chunks.len());
         }
     }
@@ -114,11 +122,13 @@ fn attention_is_the_same_however_the_prompt_is_chunked() {
 #[test]
 fn long_contexts_are_the_same_in_chunks_in_one_block_and_in_many() {
     for (n, case) in long_cases().into_iter().enumerate() {
-        let whole = bits(&case.chunks(&cuda(132), &[case.tokens]));
+        let whole = bits(&case.chunks(&with_wgmma(132, true), &[case.tokens]));
+        let without = bits(&case.chunks(&with_wgmma(132, false), &[case.tokens]));
+        assert_eq!(whole, without, "case {n}, with and without wgmma");
         let last = [vec![case.tokens - 12], vec![1; 12]].concat();
         let (all, three) = (vec![case.tokens], vec![100, case.tokens - 107, 7]);
         for (multiprocessors, chunks) in [(0, all), (100_000, three), (0, last)] {
-            let found = bits(&case.chunks(&cuda(multiprocessors), &chunks));
+            let found = bits(&case.chunks(&with_wgmma(multiprocessors, true), &chunks));
             let chunks = chunks.len();
             assert_eq!(found, whole, "case {n}, {chunks} chunks, {multiprocessors}");
         }
@@ -128,10 +138,10 @@ fn long_contexts_are_the_same_in_chunks_in_one_block_and_in_many() {
 #[test]
 fn a_sequence_does_not_feel_its_neighbours() {
     for (n, case) in short_cases().into_iter().chain(long_cases().into_iter().take(2)).enumerate() {
-        let alone = bits(&case.chunks(&cuda(132), &[case.tokens]));
+        let alone = bits(&case.chunks(&with_wgmma(132, true), &[case.tokens]));
         // Neighbours that share its blocks, and some that do not.
         for others in [&[case.tokens / 2][..], &[3, 1, 9]] {
-            let found = bits(&case.with_neighbours(&cuda(132), others));
+            let found = bits(&case.with_neighbours(&with_wgmma(132, true), others));
             assert_eq!(found[..alone.len()], alone, "case {n}, {others:?}");
             let width = case.num_heads * case.cache.head_dim;
             let mut rest = &found[alone.len()..];
