@@ -250,29 +250,6 @@ __device__ __forceinline__ void add_parts(float (&sums)[4], const float4* joined
   }
 }
 
-// What the next product takes of a tile of the first product and of the second. Neighbouring columns are those of lanes four apart:
-// of two rows each keeps one, and gives the other away.
-__device__ __forceinline__ void store_gated(const Linear& p, uint32_t tile, uint32_t lane, const float (&gate)[4], const float (&up)[4]) {
-  const uint32_t second = lane / 4 % 2, row = lane % 4 * 2 + second;
-  float2 gates[2], ups[2];
-#pragma unroll
-  for (uint32_t i = 0; i < 2; i++) {
-    const auto both = [lane, second, i](const float(&sums)[4]) {
-      const float mine = second ? sums[2 * i + 1] : sums[2 * i];
-      const float other = __shfl_xor_sync(ALL_LANES, second ? sums[2 * i] : sums[2 * i + 1], 4);
-      return second ? float2{other, mine} : float2{mine, other};
-    };
-    gates[i] = both(gate), ups[i] = both(up);
-  }
-  uint32_t words[2];
-  gate_pairs(p, gates, ups, words);
-  if (row >= p.num_rows) return;
-  const uint32_t col = tile * TILE_ROWS + lane / 8 * 2;
-  uint8_t* to = p.gated + col / CHUNK * ROW_CHUNK_BYTES + row_place(row, col % CHUNK);
-  *reinterpret_cast<uint32_t*>(to) = words[0];
-  *reinterpret_cast<uint32_t*>(to + GATE_GROUP_BYTES) = words[1];
-}
-
 // All works of a warp, whose next record is `at` in its ring.
 template <class Form, bool FINE, class Steps>
 __device__ __forceinline__ void few_works(const Few& p, const FewRows<IS_HALF<Form>>& rows, Asking<Form, Steps>& asking, uint8_t* ring,
@@ -317,7 +294,7 @@ __device__ __forceinline__ void few_works(const Few& p, const FewRows<IS_HALF<Fo
       const float4 first = mine[parts * WARP];
       float up[4] = {first.x, first.y, first.z, first.w};
       add_parts(up, mine, parts + 1, 2 * parts);
-      store_gated(p.linear, unit.tile, lane, sums, up);
+      store_gated(p.linear, gated_at(p.linear, {0, ROW_CHUNK_BYTES}, unit.tile * TILE_ROWS), 0, lane, sums, up);
     }
   }
 }

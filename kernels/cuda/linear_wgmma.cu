@@ -4,7 +4,8 @@
 //          work). Up to 64: block = 160, 64 outs; above: block = 384, 128 outs. Grid: groups of rows by works, as linear.cuh has
 //          it; or fewer blocks in x, of 256 rows no others, each with a slot of `partials`. Shared memory: two stages and 16 bytes, or
 //          more; a stage is 128 bytes, a chunk of the weights and one of the rows, and of their rest where there is one. With a
-//          `gate`, above 64 rows, whole sums and no rest: works are 64 outs of both products (gate.cuh), and 32 KiB more.
+//          `gate`, above 8 rows, whole sums and no rest: works are half as many outs, of both products (gate.cuh), and up to 64 rows
+//          128 bytes more for each row, above them 32 KiB.
 // Bound:   memory up to some hundred rows (the stored bytes of weight once for ROWS rows), then arithmetic; above 64 rows
 //          what the second-level cache gives, unless ROWS is 256.
 // Meaning: src/reference/mod.rs, `linear`.
@@ -23,8 +24,11 @@
 // two sets of sums.
 constexpr uint32_t FINE_ROWS = 128, HELD_ROWS = 128;
 
-// Of a gate, rows whose sums are in shared memory at a time, and the bytes of those of both products, twice.
-constexpr uint32_t GATE_ROWS = 32, GATE_BYTES = 2 * 2 * GATE_ROWS * BLOCK_ROWS * 4;
+// Of a gate, rows whose sums are in shared memory at a time, and the bytes of those of both products, twice; of one warpgroup half of all
+// its sums.
+constexpr uint32_t GATE_ROWS = 32;
+template <uint32_t ROWS, uint32_t GROUPS>
+constexpr uint32_t GATE_BYTES = (GROUPS > 1 ? 4 * GATE_ROWS : ROWS / 2) * BLOCK_ROWS * 4;
 
 // Where the next chunk lies, in bytes, for who fills the ring and who empties it.
 struct RingPlace {
@@ -83,18 +87,20 @@ template <class Form, uint32_t ROWS, uint32_t GROUPS>
 __device__ __forceinline__ void ask(const Linear& p, const Work& work, const Ring<Form, ROWS, GROUPS>& ring, RingPlace& place,
                                     bool first_work) {
   constexpr uint32_t WEIGHT_BYTES = Ring<Form, ROWS, GROUPS>::WEIGHT_BYTES;
-  const bool gates = GROUPS > 1 && p.gate;
-  const uint32_t first = gates ? work.block : work.block * GROUPS, tile = work.group * (ROWS / ROW_TILE);
-  const uint32_t groups = gates ? GROUPS : min(GROUPS, (work.product.weight.rows + BLOCK_ROWS - 1) / BLOCK_ROWS - first);
+  // A copy has a block of outs; of a gate one of each product, or, where there is room for one, half of each.
+  const bool gates = p.gate, halves = GROUPS == 1 && gates;
+  const uint32_t first = halves ? work.block / 2 : gates ? work.block : work.block * GROUPS, begin_tile = halves ? work.block % 2 * 2 : 0;
+  const uint32_t copies = gates ? 2 : min(GROUPS, (work.product.weight.rows + BLOCK_ROWS - 1) / BLOCK_ROWS - first);
+  const uint32_t bytes = halves ? WEIGHT_BYTES / 2 : WEIGHT_BYTES, tile = work.group * (ROWS / ROW_TILE);
   const uint32_t row_bytes = min(ROWS / ROW_TILE, (p.num_rows + ROW_TILE - 1) / ROW_TILE - tile) * ROW_CHUNK_BYTES;
   const RowPlace rows = place_of_rows(p.num_rows, work.chunks, tile);
   const auto ask_weights = [&](uint32_t chunk, uint32_t at) {
     Mbarrier& full = ring.full(at);
-    arrive_expecting(full, groups * WEIGHT_BYTES + (p.rest ? 2 : 1) * row_bytes);
-    for (uint32_t g = 0; g < groups; g++) {
-      const Product& product = gates ? p.products[g] : work.product;
-      const size_t record = record_number(work.chunks, gates ? first : first + g, chunk, 0);
-      copy_bulk(ring.weights(at, g), product.weight.records + record * Form::RECORD, WEIGHT_BYTES, full);
+    arrive_expecting(full, copies * bytes + (p.rest ? 2 : 1) * row_bytes);
+    for (uint32_t c = 0; c < copies; c++) {
+      const Product& product = gates ? p.products[c] : work.product;
+      const size_t record = record_number(work.chunks, gates ? first : first + c, chunk, begin_tile);
+      copy_bulk(ring.weights(at, 0) + c * bytes, product.weight.records + record * Form::RECORD, bytes, full);
     }
   };
   const auto ask_rows = [&](uint32_t chunk, uint32_t at) {
@@ -311,6 +317,40 @@ __device__ __forceinline__ void store_gate(const Linear& p, const Work& work, co
   }
 }
 
+// The same by one warpgroup, of which two warps have the sums of a gate, sixteen outs each, and two those of what it gates. Of each pair
+// one takes the first half of the rows and one the second, and gives the other's sums away.
+template <class Form, uint32_t ROWS>
+__device__ __forceinline__ void store_gate(const Linear& p, const Work& work, const Consumer<Form, ROWS, 1>& consumer,
+                                           const float (&sums)[ROWS / 2]) {
+  constexpr uint32_t TILES = ROWS / ROW_TILE, HALF = TILES / 2;
+  const uint32_t lane = consumer.lane, warp = consumer.warp, first = work.group * TILES;
+  const bool gates = warp < 2;
+  float4* given = reinterpret_cast<float4*>(consumer.ring.behind()) + lane;
+  // What is given in the work before was taken.
+  meet_first<WARPGROUP>();
+#pragma unroll
+  for (uint32_t n = 0; n < HALF; n++) {
+    const float *low = &sums[4 * n], *high = &sums[4 * (n + HALF)];
+    given[(warp * HALF + n) * WARP] = gates ? float4{high[0], high[1], high[2], high[3]} : float4{low[0], low[1], low[2], low[3]};
+  }
+  meet_first<WARPGROUP>();
+  const RowPlace place = place_of_rows(p.num_rows, chunks_of(work.product.weight.rows), first);
+  uint8_t* to = gated_at(p, place, (work.block * 2 + warp % 2) * TILE_ROWS);
+#pragma unroll
+  for (uint32_t n = 0; n < HALF; n++) {
+    const uint32_t tile = gates ? n : n + HALF;
+    const float4 other = given[((warp ^ 2) * HALF + n) * WARP];
+    const float others[4] = {other.x, other.y, other.z, other.w};
+    float gate[4], up[4];
+#pragma unroll
+    for (uint32_t i = 0; i < 4; i++) {
+      const float mine = gates ? sums[4 * n + i] : sums[4 * (n + HALF) + i];
+      gate[i] = gates ? mine : others[i], up[i] = gates ? others[i] : mine;
+    }
+    store_gated(p, to + tile * ROW_CHUNK_BYTES, (first + tile) * ROW_TILE, lane, gate, up);
+  }
+}
+
 // Sums the parts of a work and writes what they come to, by the warpgroups that multiply.
 template <class Form, uint32_t ROWS, uint32_t GROUPS>
 __device__ __forceinline__ void finish(const Linear& p, const Work& work, Consumer<Form, ROWS, GROUPS>& consumer) {
@@ -332,7 +372,7 @@ __device__ __forceinline__ void finish(const Linear& p, const Work& work, Consum
     }
   }
   float(&all)[ROWS / 2] = either<HELD>(total, sums);
-  if constexpr (GROUPS > 1) {
+  if constexpr (ROWS >= GATE_ROWS) {
     if (p.gate) return store_gate(p, work, consumer, all);
   }
   if constexpr (HELD) {
@@ -347,11 +387,10 @@ __device__ __forceinline__ void finish(const Linear& p, const Work& work, Consum
 template <class Form, uint32_t ROWS, uint32_t GROUPS>
 __device__ __forceinline__ void linear_wgmma(const Linear& p) {
   DYNAMIC_SHARED(shared);
-  const bool gates = GROUPS > 1 && p.gate;
-  const auto ring = Ring<Form, ROWS, GROUPS>::make(shared, p.rest ? 2 : 1, gates ? GATE_BYTES : 0);
+  const auto ring = Ring<Form, ROWS, GROUPS>::make(shared, p.rest ? 2 : 1, p.gate ? GATE_BYTES<ROWS, GROUPS> : 0);
   constexpr uint32_t CONSUMERS = GROUPS * WARPGROUP;
   const uint32_t groups = (p.num_rows + ROWS - 1) / ROWS;
-  const uint32_t works = gates ? p.products[0].weight.rows / BLOCK_ROWS : works_of(p, GROUPS * BLOCK_ROWS);
+  const uint32_t works = p.gate ? p.products[0].weight.rows / (GROUPS * BLOCK_ROWS / 2) : works_of(p, GROUPS * BLOCK_ROWS);
   const uint32_t begin = blockIdx.y * gridDim.x + blockIdx.x, step = gridDim.x * gridDim.y;
   // Told that a warp has one way, the compiler has descriptors in the warp's own registers, and need not bring them there each time.
   if (__shfl_sync(ALL_LANES, threadIdx.x / WARP, 0) < CONSUMERS / WARP) {

@@ -74,7 +74,7 @@ impl<D: Driver> Cuda<D> {
             let (grid, group, works) = (self.few_blocks(works), count(group), count(works));
             return Some(Gating { grid, shared, group, works });
         }
-        let grid = self.grid(kernel, outs / CHUNK, rows);
+        let grid = self.grid(kernel, 2 * outs / kernel.block_outs, rows);
         Some(Gating { grid, shared, group: 0, works: 0 })
     }
 

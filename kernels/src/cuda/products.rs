@@ -214,7 +214,7 @@ pub(super) struct Kernel {
     pub(super) group: usize,
     pub(super) record_bytes: usize,
     group_rows: usize,
-    block_outs: usize,
+    pub(super) block_outs: usize,
     /// Sums of a block, in f32.
     pub(super) slot_bytes: usize,
     /// Each part of a sum is a work of its own; `stream` kernels know no other way.
@@ -314,12 +314,14 @@ impl Kernel {
             let (block_outs, operands) = (groups * BLOCK_ROWS, if fine { 2 } else { 1 });
             let operand = group_rows / ROW_TILE * ROW_CHUNK_BYTES;
             let stage = 128 + groups * 4 * form.record_bytes() + operands * operand;
+            let gate_bytes =
+                if groups > 1 { 4 * GATE_ROWS } else { group_rows / 2 } * 4 * BLOCK_ROWS;
             let with = |behind| (kibibytes * 1024 - 16 - behind) / stage * stage + 16 + behind;
             Self {
                 name: format!("linear_wgmma_{}_{group_rows}", form.name()),
                 threads: if groups == 1 { 160 } else { 384 },
                 shared: with(0),
-                gating: if groups > 1 && !fine { with(GATE_BYTES) } else { 0 },
+                gating: if group_rows > 8 && !fine { with(gate_bytes) } else { 0 },
                 group: 0,
                 record_bytes: form.record_bytes(),
                 group_rows,
@@ -379,7 +381,7 @@ pub(super) fn parts<D: Driver>(output: &Linear<'_, Cuda<D>>) -> usize {
 /// Of `linear.cuh`.
 const PRODUCTS: usize = 3;
 /// Of `linear_wgmma.cu`.
-const GATE_BYTES: usize = 32 << 10;
+const GATE_ROWS: usize = 32;
 /// Of `tiles.cuh`.
 const BLOCK_ROWS: usize = 64;
 /// Of `tiles.cuh`.

@@ -143,7 +143,7 @@ fn what_one_launch_does_has_the_bits_of_what_several_do() {
     }
 }
 
-/// The kernels of Hopper that make gates, for any number of rows: of 128 rows, or of 256 where there are more.
+/// The kernels of Hopper for any number of rows, with whole sums: of 128 rows, or of 256 where there are more.
 fn large(multiprocessors: usize, wide: bool) -> Cuda<Emulated> {
     let wide_blocks = if wide { 0 } else { usize::MAX };
     let limits = ProductLimits {
@@ -157,6 +157,33 @@ fn large(multiprocessors: usize, wide: bool) -> Cuda<Emulated> {
     };
     let limits = ProductLimits { wgmma: true, ..limits };
     Cuda::with_limits(Emulated::with_multiprocessors(multiprocessors), limits)
+}
+
+/// Those of at most so many rows, 32 or 64.
+fn small(group_rows: usize) -> Cuda<Emulated> {
+    let all = usize::MAX;
+    let limits = ProductLimits {
+        few_rows: 0,
+        some_rows: if group_rows == 32 { all } else { 0 },
+        narrow_rows: all,
+        whole_blocks: 0,
+        ..ProductLimits::of(90)
+    };
+    Cuda::with_limits(Emulated::default(), ProductLimits { wgmma: true, ..limits })
+}
+
+#[test]
+fn some_rows_are_gated_where_they_are_multiplied() {
+    for group_rows in [32, 64] {
+        for dtype in FORMS {
+            holds(|| small(group_rows), (9, 256, 256), dtype, false, (true, false));
+        }
+        // A row alone, whole groups and bands of rows, and others; sums of two parts.
+        for shape in [(1, 64, 64), (64, 64, 192), (70, 512, 128), (33, 64, 320), (290, 64, 64)] {
+            holds(|| small(group_rows), shape, Dtype::Bf16, false, (true, false));
+        }
+        holds(|| small(group_rows), (9, 64, 96), Dtype::Bf16, false, (false, false));
+    }
 }
 
 #[test]
@@ -181,7 +208,7 @@ fn many_rows_are_gated_where_they_are_multiplied() {
             holds(|| large(processors, wide), shape, Dtype::Bf16, false, (true, false));
         }
     }
-    // What is no gate: with a bias, with outs beyond the last chunk, in blocks of fewer rows, in parts that are apart.
+    // What is no gate: with a bias, with outs beyond the last chunk, in parts that are apart.
     holds(|| large(2, false), (9, 64, 128), Dtype::Bf16, true, (false, false));
     holds(|| large(2, false), (9, 64, 96), Dtype::Bf16, false, (false, false));
     let hopper = || Cuda::with_limits(Emulated::default(), ProductLimits::of(90));
@@ -192,10 +219,13 @@ fn many_rows_are_gated_where_they_are_multiplied() {
 fn every_gate_has_the_bits_of_its_kind_and_of_what_takes_it() {
     for activation in [Activation::Silu, Activation::GeluTanh, Activation::GeluErf] {
         for dtypes in [[Dtype::Q8_0, Dtype::Bf16], [Dtype::Bf16, Dtype::F16]] {
-            for rows in [5, 140] {
+            for rows in [5, 20, 140] {
                 let outs = [true, false].map(|apart| {
-                    let device =
-                        if rows > 8 { large(3, true) } else { Cuda::new(Emulated::default()) };
+                    let device = match rows {
+                        5 => Cuda::new(Emulated::default()),
+                        20 => small(32),
+                        _ => large(3, true),
+                    };
                     let shape @ (_, cols, _) = (rows, 64, 128);
                     let mut layer = Layer::new(&device, shape, dtypes, false);
                     layer.multiply(&device, rows, activation, || {
@@ -216,8 +246,8 @@ fn every_gate_has_the_bits_of_its_kind_and_of_what_takes_it() {
 
 #[test]
 fn what_gates_need_is_planned() {
-    for wide in [false, true] {
-        let (device, shape) = (large(2, wide), (300, 64, 256));
+    for device in [large(2, false), large(2, true), small(64)] {
+        let shape = (300, 64, 256);
         let mut layer = Layer::new(&device, shape, [Dtype::Bf16; 2], false);
         device.plan(|| layer.multiply(&device, shape.0, Activation::Silu, || ())).unwrap();
         let before = device.crossings().unwrap().reservations;
