@@ -48,8 +48,6 @@ struct Crew {
   uint32_t left;
   // Changes of place since somebody got further.
   uint32_t idle;
-  // The block, while it runs and others do.
-  std::unique_ptr<Block> waiting;
 };
 thread_local Crew* crew;
 
@@ -58,16 +56,12 @@ struct Running {
   jmp_buf caller;
   const Entry* entry;
   const void* params;
-  // Of blocks that change places, or none, and their changes since somebody got further.
-  std::vector<Crew>* together;
-  uint32_t idle;
-  // Whether threads and blocks take turns from the last to the first.
+  // Whether threads and blocks come from the last to the first.
   bool backwards;
 
-  size_t after(size_t n, size_t count) const { return (n + (backwards ? count - 1 : 1)) % count; }
+  uint32_t after(uint32_t n, uint32_t count) const { return (n + (backwards ? count - 1 : 1)) % count; }
 };
 thread_local Running running;
-
 
 // Dynamic shared memory of a block, and behind it bytes that nobody may write.
 class Shared {
@@ -150,7 +144,7 @@ void refuse(const char* what) {
 void next() {
   if (++crew->idle > 2 * block.threads) refuse("a barrier that not all threads reach");
   uint32_t thread = block.thread;
-  do thread = (uint32_t)running.after(thread, block.threads);
+  do thread = running.after(thread, block.threads);
   while (crew->fibers[thread].ended);
   enter(thread);
 }
@@ -159,21 +153,7 @@ void pass() {
   if (_setjmp(crew->fibers[block.thread].at) == 0) next();
 }
 
-void progressed() { crew->idle = running.idle = 0; }
-
-void pass_block() {
-  if (!running.together) refuse("blocks that wait for one another, and were not launched together");
-  std::vector<Crew>& crews = *running.together;
-  if (++running.idle > 2 * crews.size()) refuse("blocks wait for one that never comes");
-  if (_setjmp(crew->fibers[block.thread].at) != 0) return;
-  *crew->waiting = block;
-  size_t next = (size_t)(crew - crews.data());
-  do next = running.after(next, crews.size());
-  while (!crews[next].waiting);
-  crew = &crews[next];
-  block = *crew->waiting;
-  enter(block.thread);
-}
+void progressed() { crew->idle = 0; }
 
 void meet_first(uint32_t expected) {
   if (block.thread >= expected) refuse("a thread that the barrier does not await");
@@ -264,72 +244,9 @@ uint16_t float_to_bf16(float x) {
 
 }  // namespace emulate
 
-namespace emulate {
-namespace {
-
-// Block number `n` of a grid, before its first thread begins.
-void begin_block(Crew& mine, uint64_t n, const Dim3& grid, uint32_t threads, Shared& memory, uint32_t shared) {
-  crew = &mine;
-  if (mine.fibers.size() < threads) mine.fibers.resize(threads);
-  for (uint32_t thread = 0; thread < threads; thread++) mine.fibers[thread].ended = false;
-  mine.left = threads;
-  mine.idle = 0;
-  block.index = {(uint32_t)(n % grid.x), (uint32_t)(n / grid.x % grid.y), (uint32_t)(n / grid.x / grid.y)};
-  block.grid = grid;
-  block.threads = threads;
-  block.thread = 0;
-  block.shared = memory.begin();
-  block.shared_bytes = shared;
-  block.barrier = block.first = {};
-  for (uint32_t w = 0; w < threads / 32; w++) block.warps[w].barrier = {};
-}
-
-void end_block(const Shared& memory) {
-  if (block_left_copies()) refuse("a block ends before its copies");
-  if (!memory.ends()) refuse("a block wrote behind its shared memory");
-}
-
-void one_after_the_other(uint64_t blocks, const Dim3& grid, uint32_t threads, uint32_t shared) {
-  static thread_local Crew mine;
-  Shared memory(shared);
-  running.together = nullptr;
-  for (uint64_t n = 0; n < blocks; n++) {
-    begin_block(mine, n, grid, threads, memory, shared);
-    if (_setjmp(running.caller) == 0) enter(0);
-    end_block(memory);
-  }
-}
-
-void all_together(uint64_t blocks, const Dim3& grid, uint32_t threads, uint32_t shared) {
-  static thread_local std::vector<Crew> crews;
-  if (crews.size() != blocks) crews = std::vector<Crew>(blocks);
-  std::vector<std::unique_ptr<Shared>> memories;
-  for (uint64_t n = 0; n < blocks; n++) {
-    memories.push_back(std::make_unique<Shared>(shared));
-    begin_block(crews[n], n, grid, threads, *memories[n], shared);
-    crews[n].waiting = std::make_unique<Block>(block);
-  }
-  running.together = &crews;
-  running.idle = 0;
-  for (Crew& mine : crews) {
-    // Others may end in its turn.
-    while (mine.waiting) {
-      crew = &mine;
-      block = *mine.waiting;
-      if (_setjmp(running.caller) == 0) enter(block.thread);
-      end_block(*memories[(size_t)(crew - crews.data())]);
-      crew->waiting = nullptr;
-    }
-  }
-}
-
-}  // namespace
-}  // namespace emulate
-
-// Runs a kernel with block[0] threads and block[1] bytes of dynamic shared memory, all blocks together where block[2] is not zero, from
-// the last thread on where block[3] is not: 0, or 1 where there is none of this name, 2 where its block or its arguments have another
-// size.
-extern "C" int chrysalis_emulate(const char* name, size_t name_len, const uint32_t grid[3], const uint32_t block_size[4],
+// Runs a kernel with block[0] threads and block[1] bytes of dynamic shared memory, from the last block and thread to the first where
+// block[2] is not zero: 0, or 1 where there is none of this name, 2 where its block or its arguments have another size.
+extern "C" int chrysalis_emulate(const char* name, size_t name_len, const uint32_t grid[3], const uint32_t block_size[3],
                                  const void* params, size_t params_len) {
   using namespace emulate;
   const uint32_t threads = block_size[0], shared = block_size[1];
@@ -339,10 +256,29 @@ extern "C" int chrysalis_emulate(const char* name, size_t name_len, const uint32
       shared > SHARED_MAX) {
     return 2;
   }
+  static thread_local Crew mine;
+  crew = &mine;
   running.entry = entry;
   running.params = params;
-  running.backwards = block_size[3] != 0;
+  running.backwards = block_size[2] != 0;
+  if (crew->fibers.size() < threads) crew->fibers.resize(threads);
+  Shared memory(shared);
   const uint64_t blocks = (uint64_t)grid[0] * grid[1] * grid[2];
-  (block_size[2] ? all_together : one_after_the_other)(blocks, {grid[0], grid[1], grid[2]}, threads, shared);
+  for (uint64_t i = 0; i < blocks; i++) {
+    const uint64_t n = running.backwards ? blocks - 1 - i : i;
+    block.index = {(uint32_t)(n % grid[0]), (uint32_t)(n / grid[0] % grid[1]), (uint32_t)(n / grid[0] / grid[1])};
+    block.grid = {grid[0], grid[1], grid[2]};
+    block.threads = threads;
+    block.shared = memory.begin();
+    block.shared_bytes = shared;
+    block.barrier = block.first = {};
+    for (uint32_t w = 0; w < threads / 32; w++) block.warps[w].barrier = {};
+    crew->left = threads;
+    crew->idle = 0;
+    for (uint32_t thread = 0; thread < threads; thread++) crew->fibers[thread].ended = false;
+    if (_setjmp(running.caller) == 0) enter(running.backwards ? threads - 1 : 0);
+    if (block_left_copies()) refuse("a block ends before its copies");
+    if (!memory.ends()) refuse("a block wrote behind its shared memory");
+  }
   return 0;
 }

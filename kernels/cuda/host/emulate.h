@@ -1,6 +1,6 @@
 // A card on one thread of the host, for tests: blocks one after the other, the threads of a block as fibers that change places
-// at barriers and shuffles; blocks that were launched together change places where one waits for others. What it offers is what the
-// kernels use, by CUDA's names. A barrier that some threads of its block or warp never reach ends the program, as it hangs a card.
+// at barriers and shuffles. What it offers is what the kernels use, by CUDA's names. A barrier that some threads of its block
+// or warp never reach ends the program, as it hangs a card.
 #pragma once
 
 #include <csetjmp>
@@ -78,9 +78,6 @@ void meet(Barrier& barrier, uint32_t expected);
 
 // Waits until the first `expected` threads of the block have come.
 void meet_first(uint32_t expected);
-
-// Lets the other blocks go on, which were launched together with this one. What it has in shared memory that is not dynamic is lost.
-void pass_block();
 
 inline void meet_block() { meet(block.barrier, block.threads); }
 
@@ -212,7 +209,7 @@ inline uint32_t __byte_perm(uint32_t low, uint32_t high, uint32_t selector) {
 }
 inline uint32_t min(uint32_t a, uint32_t b) { return a < b ? a : b; }
 inline uint32_t max(uint32_t a, uint32_t b) { return a > b ? a : b; }
-// Nobody else runs in between: whatever one wrote, the next one sees.
+// Blocks run one after the other: whatever one wrote, the next one sees.
 inline uint32_t atomicInc(uint32_t* at, uint32_t most) {
   const uint32_t before = *at;
   *at = before >= most ? 0 : before + 1;

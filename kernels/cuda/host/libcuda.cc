@@ -16,7 +16,7 @@
 #include <string>
 #include <vector>
 
-extern "C" int chrysalis_emulate(const char* name, size_t name_len, const uint32_t grid[3], const uint32_t block_size[4],
+extern "C" int chrysalis_emulate(const char* name, size_t name_len, const uint32_t grid[3], const uint32_t block_size[3],
                                  const void* params, size_t params_len);
 
 namespace fake {
@@ -35,11 +35,8 @@ enum Result : int {
   NOT_FOUND = 500,
   NOT_READY = 600,
   LAUNCH_FAILED = 719,
-  COOPERATIVE_LAUNCH_TOO_LARGE = 720,
   CAPTURE_UNSUPPORTED = 900,
 };
-
-constexpr uint32_t MULTIPROCESSORS = 132;
 
 struct Work {
   std::function<Result()> run;
@@ -212,7 +209,7 @@ ENTRY(cuDeviceGetAttribute, int* value, int attribute, int)
   const int capability = (int)setting("FAKE_CUDA_CAPABILITY", 90);
   switch (attribute) {
     case 16:  // multiprocessors
-      *value = MULTIPROCESSORS;
+      *value = 132;
       return SUCCESS;
     case 75:
       *value = capability / 10;
@@ -486,17 +483,13 @@ ENTRY(cuLaunchKernelEx, const fake::Config* config, fake::Function* function, vo
   }
   if (config->block[0] != entry->threads || config->block[1] != 1 || config->block[2] != 1) return INVALID_VALUE;
   if (config->shared > function->dynamic_shared) return INVALID_VALUE;
-  std::vector<uint32_t> block = {config->block[0], config->shared, 0, 0};
   for (uint32_t i = 0; i < config->num_attributes; i++) {
-    const bool together = config->attributes[i].id == 2, early = config->attributes[i].id == 6;
-    // Cooperative, or programmatic stream serialization.
-    if (!together && (!early || ptx_of_code() < 90)) return INVALID_VALUE;
-    block[2] |= together;
-    if (together && config->grid[0] * config->grid[1] * config->grid[2] > MULTIPROCESSORS) return COOPERATIVE_LAUNCH_TOO_LARGE;
+    // Programmatic stream serialization.
+    if (config->attributes[i].id != 6 || ptx_of_code() < 90) return INVALID_VALUE;
   }
   const uint8_t* start = static_cast<const uint8_t*>(arguments[0]);
   const std::vector<uint8_t> params(start, start + entry->params);
-  const std::vector<uint32_t> grid(config->grid, config->grid + 3);
+  const std::vector<uint32_t> grid(config->grid, config->grid + 3), block = {config->block[0], config->shared, 0};
   return enqueue(config->stream, {[=] {
     const int code = chrysalis_emulate(entry->name, std::strlen(entry->name), grid.data(), block.data(), params.data(),
                                        params.size());

@@ -4,8 +4,7 @@ use std::fmt;
 use std::sync::{Mutex, PoisonError};
 
 use super::device::{Cuda, count};
-use super::driver::{Driver, Launch};
-use super::megakernel::{Operation, OperationKind};
+use super::driver::Driver;
 use super::params::{Angles, Clear, Heads, RopeStoreParams, lists};
 use super::step::{Cache, Step};
 use crate::device::{CacheShape, DeviceError, RopeParams, RopeStore};
@@ -53,11 +52,7 @@ impl<D: Driver> Rope<D> {
                 pairs: count(self.pairs),
                 factor: self.factor,
             };
-            let grid = [count(step.num_tokens), 1, 1];
-            let launch =
-                Launch { kernel: "angles", grid, threads: 128, shared: 0, together: false };
-            // In front of whatever waits or was gathered, which neither reads nor writes what it does.
-            device.start_or_plan(&launch, &params)?;
+            device.launch("angles", [count(step.num_tokens), 1, 1], 128, &params)?;
             turned.number = step.number;
         }
         Ok(out)
@@ -118,13 +113,7 @@ impl<D: Driver> Cuda<D> {
             },
         };
         let blocks = (num_heads + 2 * shape.num_kv_heads).div_ceil(ROPE_HEADS);
-        self.launch_or_gather(Operation {
-            kernel: "rope_store".to_owned(),
-            grid: [count(step.num_tokens), count(blocks), 1],
-            threads: 128,
-            shared: 0,
-            params: OperationKind::RopeStore(params),
-        })
+        self.launch("rope_store", [count(step.num_tokens), count(blocks), 1], 128, &params)
     }
 
     pub(super) fn try_clear(&self, cache: &Cache<D>, blocks: &[u32]) -> Result<(), DeviceError> {

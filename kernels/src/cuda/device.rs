@@ -8,7 +8,6 @@ use zeroize::Zeroizing;
 
 pub use super::attention::Rope;
 use super::driver::{Driver, Launch, Params};
-use super::megakernel::Gathering;
 use super::params::{Embed, InputParams, Select, Softcap};
 use super::products::ProductLimits;
 use super::residual::Residual;
@@ -30,7 +29,6 @@ pub struct Cuda<D: Driver> {
     staging: Mutex<Weak<Staging<D>>>,
     pub(super) limits: ProductLimits,
     pub(super) residual: Residual<D>,
-    pub(super) gathering: Gathering<D>,
     /// The first failure since somebody waited. Nothing is started until he was told.
     failed: Mutex<Option<DeviceError>>,
     /// Whether operations only reserve what they need.
@@ -103,7 +101,6 @@ impl<D: Driver> Cuda<D> {
             scratch: Mutex::new(scratch),
             limits,
             residual: Residual::new(),
-            gathering: Gathering::new(),
             staging: Mutex::default(),
             failed: Mutex::default(),
             planning: AtomicBool::new(false),
@@ -141,24 +138,14 @@ impl<D: Driver> Cuda<D> {
         params: &P,
     ) -> Result<(), DeviceError> {
         self.do_what_waits()?;
-        self.start_gathered()?;
-        let launch = Launch { kernel, grid, threads, shared, together: false };
-        self.start_or_plan(&launch, params)
-    }
-
-    /// Starts what is next in turn, or, while planning, finds it.
-    pub(super) fn start_or_plan<P: Params>(
-        &self,
-        launch: &Launch<'_>,
-        params: &P,
-    ) -> Result<(), DeviceError> {
         if self.has_failed() {
             return Ok(());
         }
+        let launch = Launch { kernel, grid, threads, shared };
         if self.is_planning() {
-            return self.driver.find(launch, size_of::<P>());
+            return self.driver.find(&launch, size_of::<P>());
         }
-        start(&*self.driver, launch, params)
+        start(&*self.driver, &launch, params)
     }
 
     /// Keeps a failure for whoever waits next.

@@ -22,8 +22,6 @@ pub struct Launch<'a> {
     pub threads: u32,
     /// Bytes of shared memory for each block, beside what its source declares.
     pub shared: u32,
-    /// Whether its blocks wait for one another: all run at the same time, or the launch is refused.
-    pub together: bool,
 }
 
 /// A driver with one queue: what is asked for happens in this order. Only [`Driver::read`] and [`Driver::finish`] wait.

@@ -30,18 +30,8 @@ pub struct Graph(Vec<Call>);
 
 /// What a record repeats.
 enum Call {
-    Launch {
-        kernel: String,
-        grid: [u32; 3],
-        threads: u32,
-        shared: u32,
-        together: bool,
-        params: Vec<u8>,
-    },
-    Zero {
-        address: u64,
-        bytes: usize,
-    },
+    Launch { kernel: String, grid: [u32; 3], threads: u32, shared: u32, params: Vec<u8> },
+    Zero { address: u64, bytes: usize },
 }
 
 /// Memory of the host, filled with ones at birth (as f32, NaN: what nobody wrote shows), wiped at death.
@@ -130,8 +120,8 @@ impl Emulated {
         grid: [u32; 3],
         params: &[u8],
     ) -> Result<(), DeviceError> {
-        let Launch { kernel, threads, shared, together, .. } = *launch;
-        let block = [threads, shared, together.into(), self.backwards.into()];
+        let Launch { kernel, threads, shared, .. } = *launch;
+        let block = [threads, shared, self.backwards.into()];
         let (name, args) = (kernel.as_ptr(), params.as_ptr());
         // SAFETY: name and params are as long as said, and the table's entry has the struct's size; what the addresses in it
         // lead to is the caller's promise.
@@ -225,9 +215,9 @@ impl Driver for Emulated {
         // SAFETY: a `Params` has no padding: every byte of it was written.
         let params = unsafe { std::slice::from_raw_parts(start, size_of::<P>()) };
         if let Some(calls) = &mut *self.record() {
-            let Launch { grid, threads, shared, together, .. } = *launch;
+            let Launch { grid, threads, shared, .. } = *launch;
             let (kernel, params) = (launch.kernel.to_owned(), params.to_owned());
-            calls.push(Call::Launch { kernel, grid, threads, shared, together, params });
+            calls.push(Call::Launch { kernel, grid, threads, shared, params });
             return Ok(());
         }
         self.counts.launched();
@@ -252,9 +242,9 @@ impl Driver for Emulated {
         self.counts.replayed();
         for call in &graph.0 {
             match call {
-                Call::Launch { kernel, grid, threads, shared, together, params } => {
-                    let (grid, threads, shared, together) = (*grid, *threads, *shared, *together);
-                    let launch = Launch { kernel, grid, threads, shared, together };
+                Call::Launch { kernel, grid, threads, shared, params } => {
+                    let (grid, threads, shared) = (*grid, *threads, *shared);
+                    let launch = Launch { kernel, grid, threads, shared };
                     self.count(kernel);
                     // SAFETY: whoever recorded it kept the condition, and no address has changed since.
                     unsafe { self.run(&launch, grid, params)? };
@@ -286,7 +276,7 @@ unsafe extern "C" {
         name: *const u8,
         name_len: usize,
         grid: *const [u32; 3],
-        block: *const [u32; 4],
+        block: *const [u32; 3],
         params: *const u8,
         params_len: usize,
     ) -> i32;

@@ -2,7 +2,6 @@
 
 use super::device::{Cuda, count};
 use super::driver::Driver;
-use super::megakernel::{Operation, OperationKind};
 use super::params::{FewParams, InputParams, LinearParams};
 use super::products::{CHUNK, Launch};
 use super::residual::{Product, ProductParams, memory_of};
@@ -49,13 +48,7 @@ impl<D: Driver> Cuda<D> {
         // Nobody adds logits.
         let may_be_added = outputs.len() == 1 && space.rest == 0;
         if gating.is_none() && !may_be_added {
-            return self.launch_or_gather(Operation {
-                kernel: kernel.name.clone(),
-                grid,
-                threads: FEW_THREADS,
-                shared,
-                params: OperationKind::Linear(params),
-            });
+            return self.launch_shared(&kernel.name, grid, FEW_THREADS, shared, &params);
         }
         let mut reads = launch.reads(space);
         reads.extend(memory_of(input));
@@ -85,12 +78,14 @@ pub(super) fn makes_rows<D: Driver>(rows: usize, input: Input<'_, Cuda<D>>) -> b
 
 /// Bytes of shared memory of a block that has so many rows, and each `operands` times.
 pub(super) fn few_shared(rows: usize, cols: usize, operands: usize) -> usize {
-    RINGS_BYTES + operands * rows * cols.div_ceil(CHUNK) * 2 * CHUNK
+    WARPS * RING_BYTES + operands * rows * cols.div_ceil(CHUNK) * 2 * CHUNK
 }
 
 /// Threads of a block.
 pub(super) const FEW_THREADS: u32 = 512;
-/// Of `few.cuh`: the rings of all warps.
-pub(super) const RINGS_BYTES: usize = 16 * 8192;
+/// Of `linear_few.cu`.
+const WARPS: usize = 16;
+/// Of `linear_few.cu`.
+const RING_BYTES: usize = 8192;
 /// Shared memory that the kernel declares, and what the driver takes for itself.
 pub(super) const DECLARED: usize = 18 << 10;

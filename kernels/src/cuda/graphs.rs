@@ -93,7 +93,6 @@ impl<D: Driver> Cuda<D> {
             Rows { tokens: bucket.tokens.min(room.tokens), logits: bucket.tokens.min(room.logits) };
         if self.is_planning() {
             step.stretch(rows, bucket);
-            self.begin_gathering(rows.tokens)?;
             return Ok(Some(rows));
         }
         let driver = self.driver();
@@ -105,17 +104,15 @@ impl<D: Driver> Cuda<D> {
         driver.begin_record()?;
         step.graphs.recording = Some(key);
         step.stretch(rows, bucket);
-        self.begin_gathering(rows.tokens)?;
         Ok(Some(rows))
     }
 
     pub(super) fn try_end(&self, step: &mut Step<D>) -> Result<(), DeviceError> {
-        let (added, gathered) = (self.do_what_waits(), self.end_gathering());
-        let added = added.and(gathered);
         let Some(key) = step.graphs.recording.take() else {
-            return added;
+            return self.do_what_waits();
         };
         let driver = self.driver();
+        let added = self.do_what_waits();
         let graph = driver.end_record()?;
         added?;
         if self.has_failed() {

@@ -21,7 +21,6 @@ mod graphs;
 mod hopper_checks;
 #[cfg(all(test, feature = "cuda-host"))]
 mod layout;
-mod megakernel;
 mod params;
 mod products;
 mod residual;

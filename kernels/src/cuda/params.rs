@@ -55,12 +55,6 @@ params! {
     FewParams, 232 {
         linear: LinearParams, input: InputParams, sums: u64, works: u32, group: u32, fine: u32, ahead: u32,
     }
-    /// `megakernel.cu`.
-    TurnedAttention, 232 { attention: AttentionParams, heads: Heads }
-    /// `megakernel.cu`.
-    OperationParams, 248 { kind: u32, x: u32, y: u32, z: u32, params: [u64; OPERATION_WORDS] }
-    /// `megakernel.cu`.
-    MegakernelParams, 31760 { meeting: u64, count: u32, unused: u32, operations: [OperationParams; OPERATIONS] }
     /// `select.cu`.
     Select, 32 { x: u64, rows: u64, out: u64, cols: u32, unused: u32 }
     /// `softcap.cu`.
@@ -98,28 +92,6 @@ pub(super) fn lists(numbers: &[u32]) -> impl Iterator<Item = (u32, [u32; LIST])>
         list[..chunk.len()].copy_from_slice(chunk);
         (chunk.len() as u32, list)
     })
-}
-
-/// Of `megakernel.cu`: operations of a launch, and words that the arguments of one may have.
-pub(super) const OPERATIONS: usize = 128;
-const OPERATION_WORDS: usize = 29;
-
-/// Arguments as an operation of `megakernel.cu` has them.
-pub(super) fn words_of<P: Params>(params: &P) -> [u64; OPERATION_WORDS] {
-    const { assert!(size_of::<P>() <= 8 * OPERATION_WORDS) };
-    let mut words = [0; OPERATION_WORDS];
-    let to = (&raw mut words).cast::<u8>();
-    // SAFETY: a `Params` has no padding, so that all its bytes were written, and there is room for them.
-    unsafe { to.copy_from_nonoverlapping((&raw const *params).cast(), size_of::<P>()) };
-    words
-}
-
-impl MegakernelParams {
-    /// No operation.
-    pub(super) fn none() -> Self {
-        let none = OperationParams { kind: 0, x: 0, y: 0, z: 0, params: [0; OPERATION_WORDS] };
-        Self { meeting: 0, count: 0, unused: 0, operations: [none; OPERATIONS] }
-    }
 }
 
 impl InputParams {

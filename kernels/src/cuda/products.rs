@@ -20,9 +20,6 @@ pub struct ProductLimits {
     /// Bytes of weights, of each warp, that the second-level cache is asked for behind those which such a warp has asked for. Zero where
     /// nobody has measured that it gains anything.
     pub few_ahead: usize,
-    /// Tokens up to which the launches of a step of decode size become as few as they can (`megakernel.cu`): two at most gain by it, as
-    /// rows of more are made by launches of their own. Zero where nobody has measured that it gains anything.
-    pub megakernel_rows: usize,
     /// Bytes of shared memory that a block can have: where they are enough for few rows, those stay there.
     pub shared: usize,
     /// Rows up to which they stream past tiles of 32. Above, arithmetic is what is short.
@@ -48,7 +45,6 @@ impl ProductLimits {
         Self {
             few_rows: 8,
             few_ahead: 0,
-            megakernel_rows: 0,
             shared: match architecture {
                 80 | 87 => 163 << 10,
                 90 | 100 => 227 << 10,

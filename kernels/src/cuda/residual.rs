@@ -9,7 +9,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::device::{Buffer, Cuda};
 use super::driver::Driver;
 use super::gated::Gating;
-use super::megakernel::{Operation, OperationKind};
 use super::params::{FewParams, InputParams, InputRows, LinearParams};
 use crate::device::{DeviceError, Input};
 
@@ -177,9 +176,7 @@ impl<D: Driver> Cuda<D> {
                 let Product { kernel, grid, threads, shared, params, .. } = &*waiting;
                 match params {
                     ProductParams::Few(params) => {
-                        let (kernel, params) = (kernel.clone(), OperationKind::Linear(*params));
-                        let (grid, threads, shared) = (*grid, *threads, *shared);
-                        self.launch_or_gather(Operation { kernel, grid, threads, shared, params })
+                        self.launch_shared(kernel, *grid, *threads, *shared, params)
                     }
                     ProductParams::Many(params) => {
                         self.launch_shared(kernel, *grid, *threads, *shared, params)

@@ -3,7 +3,6 @@
 
 use super::device::{Cuda, count};
 use super::driver::Driver;
-use super::megakernel::{Operation, OperationKind};
 use super::params::AttentionParams;
 use super::step::Step;
 use crate::device::{Attention, CACHE_GROUP, CacheDtype, CacheShape, DeviceError};
@@ -76,8 +75,7 @@ impl<D: Driver> Cuda<D> {
         let more = usize::from(run.together && args.window.is_some());
         let z = if split { max_spans + more } else { 1 };
         let longer = plan.shared + 4 * plan.place;
-        let alone = blocks * z <= driver.multiprocessors() && !self.gathers(&plan.kernel);
-        if plan.joins && alone && longer <= self.limits.shared {
+        if plan.joins && blocks * z <= driver.multiprocessors() && longer <= self.limits.shared {
             // A block has a multiprocessor to itself.
             plan.ring = 4;
         }
@@ -108,13 +106,7 @@ impl<D: Driver> Cuda<D> {
         };
         let grid = [count(plan.grid[0]), count(plan.grid[1]), count(z)];
         let shared = count(plan.shared + plan.ring * plan.place);
-        self.launch_or_gather(Operation {
-            kernel: plan.kernel,
-            grid,
-            threads: plan.threads,
-            shared,
-            params: OperationKind::Attention(params),
-        })?;
+        self.launch_shared(&plan.kernel, grid, plan.threads, shared, &params)?;
         if !split || plan.joins {
             return Ok(());
         }

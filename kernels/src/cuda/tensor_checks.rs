@@ -167,7 +167,7 @@ pub(super) fn words(memory: &Memory, len: usize) -> Vec<u32> {
 }
 
 pub(super) fn launch<P: Params>(kernel: &str, threads: u32, shared: u32, params: &P) {
-    let launch = Launch { kernel, grid: [1, 1, 1], threads, shared, together: false };
+    let launch = Launch { kernel, grid: [1, 1, 1], threads, shared };
     // SAFETY: the addresses are of memory that the caller holds, as long as the kernel's source says.
     unsafe { Emulated::default().launch(&launch, params) }.unwrap();
 }

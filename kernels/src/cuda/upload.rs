@@ -86,8 +86,7 @@ impl<D: Driver> Staging<D> {
                 unused: 0,
             };
             let grid = [count(end - first), count(matrix.cols.div_ceil(256)), 1];
-            let launch =
-                Launch { kernel: upload.kernel, grid, threads: 128, shared: 0, together: false };
+            let launch = Launch { kernel: upload.kernel, grid, threads: 128, shared: 0 };
             start(driver, &launch, &params)?;
         }
         Ok(())

@@ -12,11 +12,11 @@ use chrysalis_kernels::{Batch, Dtype, WantLogits};
 use crate::common::{Random, bits, buffer, read};
 use crate::linear::product;
 
-pub(crate) fn options(mib: usize) -> CardOptions {
+fn options(mib: usize) -> CardOptions {
     CardOptions { number: 0, memory: Some(mib << 20) }
 }
 
-pub(crate) fn open(options: CardOptions) -> Result<Card, CardError> {
+fn open(options: CardOptions) -> Result<Card, CardError> {
     static LOADED: Once = Once::new();
     LOADED.call_once(load_fake_driver);
     Card::open(FAKE_IMAGE, options)

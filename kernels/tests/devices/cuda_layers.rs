@@ -259,6 +259,29 @@ fn what_gates_need_is_planned() {
     }
 }
 
+/// Whoever writes early where threads and blocks run from the first to the last writes late here.
+#[test]
+fn threads_and_blocks_in_another_order_make_the_same_bits() {
+    let few = ProductLimits::of(80);
+    let streams = ProductLimits { few_rows: 0, some_rows: usize::MAX, ..few };
+    let tiles = ProductLimits { few_rows: 0, some_rows: 0, ..few };
+    let hopper = ProductLimits { wgmma: true, ..tiles };
+    let whole = ProductLimits { whole_blocks: 0, wide_blocks: 0, wide_chunks: 0, ..hopper };
+    // Sums in parts, apart and joined; tiles of every width.
+    for (limits, rows) in
+        [(few, 1), (few, 5), (streams, 20), (tiles, 20), (hopper, 40), (hopper, 70), (whole, 130)]
+    {
+        let [forwards, backwards] = [false, true].map(|backwards| {
+            let driver = Emulated::with_multiprocessors(3);
+            let driver = if backwards { driver.backwards() } else { driver };
+            let device = Cuda::with_limits(driver, limits);
+            let seen = feed_forward(&device, (rows, 512, 128), Dtype::Bf16, false, 1, true);
+            seen.map(|values| bits(&values))
+        });
+        assert!(forwards == backwards, "{limits:?} {rows}");
+    }
+}
+
 /// What a gate is made of is what was asked for: of the same rows, in the same order, by one product that takes nothing else of it.
 #[test]
 fn a_gate_of_anything_else_is_made_apart() {

@@ -13,8 +13,6 @@ mod cuda_attention;
 #[cfg(feature = "cuda-host")]
 mod cuda_layers;
 #[cfg(feature = "cuda-host")]
-mod cuda_megakernel;
-#[cfg(feature = "cuda-host")]
 mod cuda_products;
 #[cfg(feature = "cuda-host")]
 mod cuda_rows;

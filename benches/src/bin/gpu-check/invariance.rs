@@ -16,7 +16,7 @@ use crate::linear::{product, with_spikes};
 use crate::model::{BLOCK, LLAMA_1B, Shape, Strip, TINY, batch, decoder, room, token, weights};
 use crate::operations::cases;
 use crate::report::Row;
-use crate::subject::{ONE_LAUNCH, OWN_WAY, Subject};
+use crate::subject::Subject;
 
 pub(crate) fn checks<D: Subject>(size: Size) -> Vec<Check> {
     let mut checks = vec![
@@ -25,7 +25,6 @@ pub(crate) fn checks<D: Subject>(size: Size) -> Vec<Check> {
         Check::new("invariance/attention", 60, attention::<D>),
     ];
     checks.push(Check::unopened("invariance/recorded", 40, recorded::<D>));
-    checks.push(Check::unopened("invariance/one-launch", 60, one_launch::<D>));
     for dtype in size.pick(
         &[Dtype::Bf16][..],
         &[Dtype::Bf16, Dtype::Q4_1],
@@ -189,22 +188,6 @@ fn recorded<D: Subject>(place: &Place) -> Outcome {
             run.chunks(&mut run.open(&counted, Dtype::Bf16, &strip, *cache)?, &last)?;
         let what = format!("recorded steps and single operations, cache {cache:?}");
         place.note(&Row::holds(what, recorded == one_by_one))?;
-    }
-    Ok(())
-}
-
-/// The same bits from steps that are one launch and from steps of many, of one sequence and of two.
-fn one_launch<D: Subject>(place: &Place) -> Outcome {
-    for dtype in [Dtype::Bf16, Dtype::F8E4M3, Dtype::Q4_1] {
-        let (run, strip) = Run::new(place, dtype)?;
-        let last = [vec![run.tokens - 9], vec![1; 9]].concat();
-        let steps = |way| -> Result<_, Box<dyn Error>> {
-            let device = Arc::new(D::open_way(way)?);
-            let mut model = run.open(&device, dtype, &strip, CacheDtype::F16)?;
-            Ok((run.chunks(&mut model, &last)?, run.beside(&mut model, 1)?))
-        };
-        let same = steps(ONE_LAUNCH)? == steps(OWN_WAY)?;
-        place.note(&Row::holds(format!("one launch and many, {}", dtype.name()), same))?;
     }
     Ok(())
 }

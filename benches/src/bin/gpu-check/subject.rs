@@ -169,11 +169,7 @@ impl Subject for Cuda<Emulated> {
     }
 
     fn open_way(way: &str) -> Result<Self, DeviceError> {
-        let limits = limits(way, 80);
-        // Blocks that run together are dear here.
-        let together = limits.megakernel_rows > 0;
-        let driver = if together { Emulated::with_multiprocessors(8) } else { Emulated::default() };
-        Ok(Self::with_limits(driver, limits))
+        Ok(Self::with_limits(Emulated::default(), limits(way, 80)))
     }
 
     fn product_error(dtype: Dtype) -> f64 {
@@ -221,14 +217,11 @@ fn limits(way: &str, architecture: u32) -> ProductLimits {
     let all = usize::MAX;
     let own = ProductLimits::of(architecture);
     let (few_rows, some_rows) = (0, 0);
-    let together = together(&own);
     let mma = ProductLimits { few_rows, some_rows, wgmma: false, whole_blocks: 0, ..own };
     let wgmma = ProductLimits { wgmma: true, narrow_rows: 0, wide_blocks: all, ..mma };
     match way {
         "few rows, together" => ProductLimits { few_rows: 8, ..mma },
         "8 KiB ahead" => ProductLimits { few_ahead: 8 << 10, ..own },
-        ONE_LAUNCH => together,
-        "one launch, 8 KiB ahead" => ProductLimits { few_ahead: 8 << 10, ..together },
         "mma, few rows" => ProductLimits { few_rows: all, shared: 0, ..mma },
         "mma, some rows" => ProductLimits { some_rows: all, ..mma },
         "mma, many rows" => mma,
@@ -243,20 +236,8 @@ fn limits(way: &str, architecture: u32) -> ProductLimits {
     }
 }
 
-/// Steps of few rows as one launch, where a card has the kernel; the emulator is given as much shared memory as such a card has.
-#[cfg(any(feature = "cuda", feature = "cuda-host"))]
-fn together(own: &ProductLimits) -> ProductLimits {
-    if cfg!(feature = "cuda") && !own.wgmma {
-        return *own;
-    }
-    ProductLimits { megakernel_rows: 2, shared: own.shared.max(227 << 10), ..*own }
-}
-
-/// Its own choice, but that what a step of few rows is made of is one launch.
-pub(crate) const ONE_LAUNCH: &str = "one launch";
-
-/// Ways of a step of few rows: its own choice, but for how far ahead weights are asked for, and in how many launches.
-pub(crate) const STEPS: [&str; 4] = [OWN_WAY, "8 KiB ahead", ONE_LAUNCH, "one launch, 8 KiB ahead"];
+/// Ways of a step of few rows: its own choice, but for how far ahead weights are asked for.
+pub(crate) const STEPS: [&str; 2] = [OWN_WAY, "8 KiB ahead"];
 
 /// What a device chooses where nobody holds it to a way.
 pub(crate) const OWN_WAY: &str = "its own choice";

@@ -314,18 +314,13 @@ impl Driver for Card {
         let shared = &*self.shared;
         shared.context.enter()?;
         let Found { function, waits, .. } = shared.find(launch, size_of::<P>())?;
-        let mut attribute = sys::CUlaunchAttribute {
+        // It may begin while the one before it ends: every kernel waits for that before it touches what others write.
+        let mut early = sys::CUlaunchAttribute {
             id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
             pad: [0; 4],
             value: sys::CUlaunchAttributeValue { pad: [0; 64] },
         };
-        if launch.together {
-            attribute.id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_COOPERATIVE;
-            attribute.value.cooperative = 1;
-        } else {
-            // It may begin while the one before it ends: every kernel waits for that before it touches what others write.
-            attribute.value.programmaticStreamSerializationAllowed = 1;
-        }
+        early.value.programmaticStreamSerializationAllowed = 1;
         let Launch { grid: [x, y, z], threads, .. } = *launch;
         let config = sys::CUlaunchConfig {
             gridDimX: x,
@@ -336,8 +331,8 @@ impl Driver for Card {
             blockDimZ: 1,
             sharedMemBytes: launch.shared,
             hStream: shared.stream.0,
-            attrs: &raw mut attribute,
-            numAttrs: (waits || launch.together).into(),
+            attrs: &raw mut early,
+            numAttrs: waits.into(),
         };
         let mut arguments = [std::ptr::from_ref(params).cast_mut().cast()];
         let arguments = arguments.as_mut_ptr();
