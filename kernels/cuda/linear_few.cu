@@ -9,8 +9,8 @@
 // Source:  none.
 //
 // A warp has one part of the sums of a tile. Its records come through a ring of its own, which is full before the kernel that writes
-// the rows has ended, and begins with the next work before this one is joined. Records of a work that are `ahead` of those come to the
-// second-level cache, so that memory may go on while a full ring waits for rows. Every block makes operands of all rows for itself, from
+// the rows has ended, and begins with the next work before this one is joined. The second-level cache is asked, once, for the records
+// behind a full ring, so that memory goes on while the ring waits for rows. Every block makes operands of all rows for itself, from
 // what an `Input` has or from tiles: that saves a launch where rows are one or two, and costs reads of the second-level cache.
 #include "gate.cuh"
 
@@ -30,10 +30,6 @@ constexpr uint32_t FEW_WARPS = 16;
 constexpr uint32_t FEW_THREADS = FEW_WARPS * WARP;
 // Of a warp.
 constexpr uint32_t RING_BYTES = 8192;
-
-// What a warp asks for where it has taken a record: nothing, the next, or also one that is `ahead` of that. Three, as what asks for
-// less has no room for the instructions of what asks for more.
-enum class Ask { NOTHING, NEXT, AHEAD };
 
 // One part of the sums of a tile; nothing, where there is no such work or the tile is behind the last.
 struct Unit {
@@ -60,13 +56,14 @@ __device__ __forceinline__ uint32_t works_apart(const Few& p) { return FEW_WARPS
 // The records that a warp asks for, one after the other, of all its works.
 template <class Form>
 struct Asking {
+  // From one record to the next of a work.
+  static constexpr uint32_t APART = BLOCK_TILES * Form::RECORD;
   const Few& p;
-  uint32_t warp, lane, work, left;
+  uint32_t work, left;
   const uint8_t* record;  // the lane's first word of it
 
   static __device__ __forceinline__ Asking begin(const Few& p) {
-    const uint32_t warp = threadIdx.x / WARP;
-    Asking asking = {p, warp, threadIdx.x % WARP, first_work(p, warp), 0, nullptr};
+    Asking asking = {p, first_work(p, threadIdx.x / WARP), 0, nullptr};
     asking.find();
     return asking;
   }
@@ -74,12 +71,12 @@ struct Asking {
   // The first record of this work, or of the next one that has any.
   __device__ __forceinline__ void find() {
     for (; work < p.works; work += works_apart(p)) {
-      const Unit unit = unit_of(p, work, warp);
+      const Unit unit = unit_of(p, work, threadIdx.x / WARP);
       left = unit.end - unit.begin;
       if (left == 0) continue;
       const Tiles& w = unit.product.weight;
       const size_t number = record_number(chunks_of(w.cols), unit.tile / BLOCK_TILES, unit.begin, unit.tile % BLOCK_TILES);
-      record = w.records + number * Form::RECORD + lane * 16;
+      record = w.records + number * Form::RECORD + threadIdx.x % WARP * 16;
       return;
     }
   }
@@ -94,18 +91,25 @@ struct Asking {
     find();
   }
 
-  // Copies of the next record; `had` was not told of as many.
-  template <Ask ASK>
-  __device__ __forceinline__ void next(uint8_t* to, uint32_t untold = 0) {
-    constexpr uint32_t APART = BLOCK_TILES * Form::RECORD;
-    const bool ahead = ASK == Ask::AHEAD && lane % 2 == 0 && untold + p.ahead < left;
+  // Copies of the next record, of which `had` is told behind that.
+  __device__ __forceinline__ void next(uint8_t* to) {
 #pragma unroll
     for (uint32_t at = 0; at < Form::RECORD; at += WARP * 16) {
-      if (at + WARP * 16 > Form::RECORD && lane * 16 >= Form::RECORD - at) continue;
-      if (ahead) prefetch(record + p.ahead * APART + at);
+      if (at + WARP * 16 > Form::RECORD && threadIdx.x % WARP * 16 >= Form::RECORD - at) continue;
       copy_async(to + at, record + at);
     }
     record += APART;
+  }
+
+  // Asks the second-level cache for as many records as are to be `ahead` of those that were copied.
+  __device__ __forceinline__ void ask_ahead() const {
+    Asking ahead = *this;
+#pragma unroll 1
+    for (uint32_t i = 0; i < p.ahead && ahead.any(); i++) {
+      prefetch<Form::RECORD>(ahead.record);
+      ahead.record += APART;
+      ahead.had(1);
+    }
   }
 };
 
@@ -171,9 +175,10 @@ struct FewSums {
   const uint32_t lane;
   uint32_t at;  // of the record that is next
 
-  // Adds COUNT chunks, the first of which `row` is at, and asks for as many behind them by `ASK`, `untold` after what was told.
-  template <uint32_t COUNT, Ask ASK>
-  __device__ __forceinline__ void add(float (&sums)[4], const uint32_t*& row, Asking<Form>& asking, uint32_t untold) {
+  // Adds COUNT chunks, the first of which `row` is at, and asks for as many that come behind the ring, if there are any: two kinds, as
+  // what asks for nothing has no room for the instructions of what does.
+  template <uint32_t COUNT, bool ASK>
+  __device__ __forceinline__ void add(float (&sums)[4], const uint32_t*& row, Asking<Form>& asking) {
     typename Form::Raw raw[COUNT];
     uint32_t words[COUNT][CHUNK / 8], rest[COUNT][CHUNK / 8], places[COUNT];
     wait_copies<STAGES - COUNT>();
@@ -191,7 +196,7 @@ struct FewSums {
     __syncwarp();
 #pragma unroll
     for (uint32_t i = 0; i < COUNT; i++) {
-      if (ASK != Ask::NOTHING) asking.template next<ASK>(ring + places[i] + lane * 16, untold + i);
+      if (ASK) asking.next(ring + places[i] + lane * 16);
       commit_copies();
     }
 #pragma unroll
@@ -203,12 +208,11 @@ struct FewSums {
     }
   }
 
-  template <Ask ASK>
+  template <bool ASK>
   __device__ __forceinline__ void add(float (&sums)[4], uint32_t chunks, const uint32_t*& row, Asking<Form>& asking) {
-    uint32_t left = chunks;
 #pragma unroll 1
-    for (; left > 1; left -= 2) add<2, ASK>(sums, row, asking, chunks - left);
-    if (left > 0) add<1, ASK>(sums, row, asking, chunks - left);
+    for (; chunks > 1; chunks -= 2) add<2, ASK>(sums, row, asking);
+    if (chunks > 0) add<1, ASK>(sums, row, asking);
   }
 };
 
@@ -236,14 +240,12 @@ __device__ __forceinline__ void few_works(const Few& p, const FewRows<IS_HALF<Fo
     for (uint32_t left = unit.end - unit.begin; left > 0;) {
       const bool ask = asking.any();
       const uint32_t count = ask ? min(left, asking.left) : left;
-      if (!ask) {
-        way.template add<Ask::NOTHING>(sums, count, row, asking);
-      } else if (p.ahead > 0) {
-        way.template add<Ask::AHEAD>(sums, count, row, asking);
+      if (ask) {
+        way.template add<true>(sums, count, row, asking);
+        asking.had(count);
       } else {
-        way.template add<Ask::NEXT>(sums, count, row, asking);
+        way.template add<false>(sums, count, row, asking);
       }
-      if (ask) asking.had(count);
       left -= count;
     }
     const float4* mine = &joined[side][threadIdx.x];
@@ -287,13 +289,12 @@ __device__ __forceinline__ void linear_few(const Few& p) {
 #pragma unroll 1
   for (uint32_t i = 0; i < STAGES; i++) {
     if (asking.any()) {
-      uint8_t* to = ring + i * Form::RECORD + threadIdx.x % WARP * 16;
-      if (p.ahead > 0) asking.template next<Ask::AHEAD>(to);
-      else asking.template next<Ask::NEXT>(to);
+      asking.next(ring + i * Form::RECORD + threadIdx.x % WARP * 16);
       asking.had(1);
     }
     commit_copies();
   }
+  asking.ask_ahead();
   wait_for_previous();
   const FewRows<IS_HALF<Form>> rows = {reinterpret_cast<uint32_t*>(shared + FEW_WARPS * RING_BYTES), p.linear.num_rows,
                         chunks_of(p.linear.products[0].weight.cols)};

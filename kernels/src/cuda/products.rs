@@ -17,8 +17,8 @@ use crate::device::{DeviceError, Input, Linear};
 pub struct ProductLimits {
     /// Rows up to which weights stream past tiles of eight.
     pub few_rows: usize,
-    /// Bytes of weights, of each warp, that the second-level cache is asked for behind those which such a warp has asked for. Zero where
-    /// nobody has measured that it gains anything.
+    /// Bytes of weights, of each warp, that the second-level cache is asked for behind a full ring, while it waits for such rows. Zero
+    /// where nobody has measured that it gains anything.
     pub few_ahead: usize,
     /// Bytes of shared memory that a block can have: where they are enough for few rows, those stay there.
     pub shared: usize,

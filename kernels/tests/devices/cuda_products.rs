@@ -252,12 +252,12 @@ fn the_kernel_shows_in_no_bit() {
 /// The emulator ends where they do not.
 #[test]
 fn records_that_are_asked_for_ahead_are_copied_later() {
-    // Eight parts, longer than a ring and what is asked for behind it.
+    // Eight parts, longer than a ring; works that follow one another; more than there is.
     let shape @ (out, cols, rows) = (70, 8192, 1);
     for dtype in [Dtype::Bf16, Dtype::Q4_1, Dtype::Q8_0] {
         let mut random = Random(9);
         let (weight, x) = (random.matrix(dtype, out, cols), random.values(rows * cols));
-        for few_ahead in [2048, 8192] {
+        for few_ahead in [2048, 16384, 1 << 20] {
             let limits = ProductLimits { few_ahead, ..ProductLimits::of(80) };
             let device = Cuda::with_limits(Emulated::with_multiprocessors(2), limits);
             let found = product(&device, dtype, shape, &weight, &x, None);

@@ -179,7 +179,7 @@ gpu-check make-data GGUF TOKENS         the small real model and its expected lo
 --quick          two minutes on a card in place of eight
 --tiny           seconds in the emulator; measures nothing
 --only PARTS     of device,kernels,logits,invariance,memory,bench,load,sanitizer, or checks: bench/limits
---way NAME       steps of few rows: 'its own choice' or '8 KiB ahead' [its own choice]
+--way NAME       steps of few rows: 'its own choice', '4 KiB ahead', '8 KiB ahead' or '16 KiB ahead' [its own choice]
 --data FOLDER    of the small real model [data]
 --results FILE   what was found, as JSON, written after every check [results.json]
 --seconds N      for the whole run: what does not fit is skipped by name [400]
