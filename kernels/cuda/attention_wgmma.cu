@@ -107,7 +107,6 @@ struct AttentionWgmma : AttentionTile<Kind, DIM, 1, WGMMA_ROWS_WARPS, WGMMA_PLAC
       commit_copies();
       if (++begun - there <= WGMMA_BEHIND) return;
       wait_copies<WGMMA_BEHIND>();
-      fence_shared();
       tell(full(there++));
     };
     each_part(split, only, [&](const Part& part) {
@@ -120,15 +119,20 @@ struct AttentionWgmma : AttentionTile<Kind, DIM, 1, WGMMA_ROWS_WARPS, WGMMA_PLAC
       }
     });
     wait_copies<0>();
-    fence_shared();
     while (there < begun) tell(full(there++));
   }
 
   __device__ __forceinline__ float (&sums_of_values())[DIM / 2] { return *reinterpret_cast<float(*)[DIM / 2]>(&this->o); }
 
+  // Number `i` is there for wgmma. Who brings it does not fence: that would wait for all that is on its way.
+  __device__ __forceinline__ void wait_for(uint32_t i) const {
+    wait(full(i), parity(i));
+    fence_shared();
+  }
+
   // Begins s = q . k.
   __device__ __forceinline__ void begin_scores(uint32_t i) {
-    wait(full(i), parity(i));
+    wait_for(i);
     const Descriptor keys = describe_rows(place(i), 16);
     float(&sums)[STEP / 2] = *reinterpret_cast<float(*)[STEP / 2]>(&this->s);
     fence_products();
@@ -141,7 +145,7 @@ struct AttentionWgmma : AttentionTile<Kind, DIM, 1, WGMMA_ROWS_WARPS, WGMMA_PLAC
 
   // Begins o += weights . v.
   __device__ __forceinline__ void begin_values(uint32_t i) {
-    wait(full(i), parity(i));
+    wait_for(i);
     const Descriptor values = describe_rows(place(i), WIDE_BYTES);
     fence_products();
 #pragma unroll

@@ -136,7 +136,7 @@ __device__ __forceinline__ Descriptor describe_rows(const void* shared, uint32_t
 // What lies side by side in the rows of a B that `describe_rows` tells of.
 enum class Along { K, COLUMNS };
 
-// What this thread wrote to shared memory comes before what wgmma reads there behind the next barrier or arrival.
+// What came to shared memory by other ways than bulk copies, and before this thread, comes before what wgmma reads there.
 __device__ __forceinline__ void fence_shared() {
 #ifndef CHRYSALIS_EMULATE
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
