@@ -2,10 +2,12 @@
 //   q, out [tokens, num_heads * head_dim] f32; cache of one layer; records [tokens of the launch, num_heads, max_spans, head_dim + 2] f32
 // Launch:  `attention_rows_<kind>_<width>`: block = 256; tokens `first_token..end_token` times the heads of a group are rows, grid =
 //          (rows / rows of a block rounded up, num_kv_heads, 1). A block has 128 rows, 64 where width is 256.
-//          `attention_token_<kind>_<width>`: block = 256; grid = (tokens, num_kv_heads * (heads of a group / 16 rounded up), 1).
-//          Where `records` is given, both take one z for a span of what a token (or the tokens of a block) sees; of a token the
-//          block that comes last joins them, after `rows` `attention_join` follows. `width` is head_dim rounded up to 64, 128 or
-//          256; dynamic shared memory: AttentionTile::BYTES, or AttentionToken's RING_AT and `ring` of its places.
+//          `attention_token_<kind>_<width>`: block = 256; works are tokens times num_kv_heads times (heads of a group / 16 rounded
+//          up), which blocks go through, grid = (blocks, 1, 1). It may do what `rope_store` would (`turns`), and then writes K and V of
+//          the tokens' own positions, and no q. Where `records` is given, a block has one work, and both take one z for a span of what a
+//          token (or the tokens of a block) sees; of a token the block that comes last joins them, after `rows` `attention_join`
+//          follows. `width` is head_dim rounded up to 64, 128 or 256; dynamic shared memory: AttentionTile::BYTES, or TokenRing's
+//          RING_AT and `ring` of its units.
 // Bound:   a token each: memory, K and V of what is seen, once for 16 heads of a group. Many tokens: tensor cores and, at 16 rows for
 //          each fragment of K and V, shared memory (128 bytes a clock), about as much as sm_80's tensor cores take and half of sm_90's.
 // Meaning: src/reference/mod.rs, `attention`.
@@ -23,10 +25,10 @@
 // Rounding: q becomes f16 where the cache is f16 or bytes (whose values, code * scale, do too), as f16 keeps 11 bits; bf16 where the
 // cache is bf16, which is chosen for its range. Weights, at most 1, are rounded to the same; their sum is of what they were before.
 //
-// Early: before the kernel before them has ended `attention_token`, `rope_store` and `embed` read the step's arrays, and the first, where
-// `early` says so, K and V of positions before the token's own. A kernel begins when all blocks of the one before have begun, so
+// Early: before the kernel before them has ended `rope_store` and `embed` read the step's arrays, and `attention_token`, where it turns
+// its heads, those, and K and V of positions before the tokens' own. A kernel begins when all blocks of the one before have begun, so
 // whatever a step starts begins after the copy that brought its arrays has ended (what is no kernel begins when all before it
-// has ended, and is waited for), and no kernel writes them. `early` is for graphs, in which every sequence has one token: a graph
+// has ended, and is waited for), and no kernel writes them. Heads are turned so in graphs, in which every sequence has one token: a graph
 // begins when all that was asked for before has ended, steps before it and blocks that were cleared included, and in it a layer's
 // cache is written in the rows of the tokens' own positions alone. That a kernel has ended means that all before it have because every
 // thread of every block waits, also where it has nothing to do.
@@ -49,9 +51,9 @@ __device__ __forceinline__ void attention_rows(const Attention& p) {
     wait_for_previous();                                                                  \
     attention_rows<cache_##kind, width>(p);                                               \
   }                                                                                       \
-  KERNEL_EARLY(256, 2, attention_token_##kind##_##width, Attention) {               \
+  KERNEL_EARLY(256, 2, attention_token_##kind##_##width, TokenAttention) {                \
     DYNAMIC_SHARED(shared);                                                               \
-    attention_token<cache_##kind, width>(p, {blockIdx.x, blockIdx.y, blockIdx.z}, shared, Turned{}); \
+    attention_token<cache_##kind, width>(p, shared);                                      \
   }
 #define ATTENTION_WIDTHS(kind) ATTENTION(kind, 64) ATTENTION(kind, 128) ATTENTION(kind, 256)
 ATTENTION_WIDTHS(f16)

@@ -16,9 +16,9 @@ struct Attention {
   uint32_t end_token;
   float scale;
   float softcap;         // 0: none
-  uint32_t ring;         // of `attention_token`: tiles of K and V that are there or on their way, 2 or 4
-  uint32_t* tickets;     // of the same: one for each block's heads, zero before and after
-  uint32_t early;        // of the same: 1 where every sequence of the step has one token
+  uint32_t ring;         // of `attention_token`: units of K and V that are there or on their way, those of two chunks at least
+  uint32_t* tickets;     // of the same: one for each work, zero before and after
+  uint32_t turns;        // of the same: 1 where it turns its heads, and every sequence of the step has one token
   uint32_t group;        // heads that share a K and V head
 };
 static_assert(sizeof(Attention) == 168, "src/cuda/params.rs asserts the same size");
@@ -42,10 +42,13 @@ struct Seen {
   uint32_t first, end;
 };
 
-__device__ __forceinline__ Seen seen_by(const Attention& p, uint32_t t) {
-  const uint32_t end = p.step.positions[t] + 1;
+// By a token at `position`.
+__device__ __forceinline__ Seen seen_at(const Attention& p, uint32_t position) {
+  const uint32_t end = position + 1;
   return {p.window != 0 && end > p.window ? end - p.window : 0, end};
 }
+
+__device__ __forceinline__ Seen seen_by(const Attention& p, uint32_t t) { return seen_at(p, p.step.positions[t]); }
 
 // One past the last token of this launch.
 __device__ __forceinline__ uint32_t end_of_tokens(const Attention& p) { return min(p.end_token, *p.step.num_tokens); }

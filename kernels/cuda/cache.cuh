@@ -27,8 +27,9 @@ __device__ __forceinline__ uint32_t lane_at(uint32_t tile, uint32_t row, uint32_
 }
 
 // 16-bit values. `Pair` multiplies them.
-template <class P>
+template <class P, uint32_t STORED>
 struct cache_words {
+  static constexpr uint32_t KIND = STORED;
   using Pair = P;
   static constexpr bool WIDENED = false;
   static constexpr uint32_t bytes(uint32_t rows, uint32_t dim) { return rows * dim * 2; }
@@ -82,11 +83,25 @@ struct cache_words {
       }
     }
   }
+
+  // The same of rows that follow one another in the cache, `row` and those behind it, of DIM values; `first` is a multiple of eight.
+  template <uint32_t COUNT, uint32_t ROWS, uint32_t DIM>
+  static __device__ __forceinline__ void bring_straight(uint8_t* place, const uint8_t* values, const float*, uint32_t row, uint32_t first) {
+    constexpr uint32_t AT_ONCE = WARP / (DIM / 8);
+    const uint32_t lane = threadIdx.x % WARP, at = chunk_at<DIM>(lane / (DIM / 8), lane % (DIM / 8));
+    const uint8_t* from = values + (size_t)row * DIM * 2 + lane * 16;
+#pragma unroll
+    for (uint32_t i = 0; i < COUNT; i += AT_ONCE) {
+      // As the lane's row of those at once is less than any other `i`: chunk_at<DIM> of both.
+      copy_async(place + first * DIM * 2 + (at ^ i % 8 << 4) + i * DIM * 2, from + i * DIM * 2);
+    }
+  }
 };
 
 // Bytes with a scale for 32: the codes of all rows, then their scales.
-template <class Codes>
+template <class Codes, uint32_t STORED>
 struct cache_bytes {
+  static constexpr uint32_t KIND = STORED;
   using Pair = half_pair;
   static constexpr bool WIDENED = true;
   static constexpr uint32_t bytes(uint32_t rows, uint32_t dim) { return rows * (dim + dim / CACHE_GROUP * 4); }
@@ -147,19 +162,36 @@ struct cache_bytes {
     }
   }
 
+  // As above.
+  template <uint32_t COUNT, uint32_t ROWS, uint32_t DIM>
+  static __device__ __forceinline__ void bring_straight(uint8_t* place, const uint8_t* values, const float* scales, uint32_t row,
+                                                        uint32_t first) {
+    constexpr uint32_t GROUPS = DIM / CACHE_GROUP, LANES = 16 * WARP;
+    const uint32_t lane = threadIdx.x % WARP;
+    const uint8_t *from = values + (size_t)row * DIM + lane * 16, *scale = reinterpret_cast<const uint8_t*>(scales + (size_t)row * GROUPS + lane);
+#pragma unroll
+    for (uint32_t i = 0; i < COUNT * GROUPS * 4; i += WARP * 4) copy_async_word(place + ROWS * DIM + first * GROUPS * 4 + lane * 4 + i, scale + i);
+#pragma unroll
+    for (uint32_t i = 0; i < COUNT * DIM; i += LANES) copy_async(place + first * DIM + lane * 16 + i, from + i);
+  }
+
   // From a place of the ring to the tile that is read, by all threads.
   template <uint32_t ROWS, uint32_t DIM, uint32_t THREADS>
   static __device__ __forceinline__ void widen(uint8_t* tile, const uint8_t* place) {
-    const float* scales = reinterpret_cast<const float*>(place + ROWS * DIM);
     // More at once would take registers that the sums are in.
 #pragma unroll 2
-    for (uint32_t i = threadIdx.x; i < ROWS * (DIM / 8); i += THREADS) {
-      const uint32_t r = i / (DIM / 8), chunk = i % (DIM / 8);
-      const uint2 codes = *reinterpret_cast<const uint2*>(place + i * 8);
-      const float scale = scales[r * (DIM / CACHE_GROUP) + chunk / (CACHE_GROUP / 8)];
-      *reinterpret_cast<uint4*>(tile + chunk_at<DIM>(r, chunk)) = {
-          pair(codes.x, scale), pair(codes.x >> 16, scale), pair(codes.y, scale), pair(codes.y >> 16, scale)};
-    }
+    for (uint32_t i = threadIdx.x; i < ROWS * (DIM / 8); i += THREADS) widen_eight<DIM>(tile, place, ROWS, i);
+  }
+
+  // Eight values, the block's `i`-th, of a place of so many rows.
+  template <uint32_t DIM>
+  static __device__ __forceinline__ void widen_eight(uint8_t* tile, const uint8_t* place, uint32_t rows, uint32_t i) {
+    const float* scales = reinterpret_cast<const float*>(place + rows * DIM);
+    const uint32_t r = i / (DIM / 8), chunk = i % (DIM / 8);
+    const uint2 codes = *reinterpret_cast<const uint2*>(place + i * 8);
+    const float scale = scales[r * (DIM / CACHE_GROUP) + chunk / (CACHE_GROUP / 8)];
+    *reinterpret_cast<uint4*>(tile + chunk_at<DIM>(r, chunk)) = {
+        pair(codes.x, scale), pair(codes.x >> 16, scale), pair(codes.y, scale), pair(codes.y >> 16, scale)};
   }
 
  private:
@@ -181,7 +213,7 @@ struct e4m3_codes {
   static __device__ __forceinline__ float2 floats(uint32_t pair) { return e4m3_to_floats(pair); }
 };
 
-using cache_f16 = cache_words<half_pair>;
-using cache_bf16 = cache_words<bf16_pair>;
-using cache_i8 = cache_bytes<signed_codes>;
-using cache_f8 = cache_bytes<e4m3_codes>;
+using cache_f16 = cache_words<half_pair, CACHE_F16>;
+using cache_bf16 = cache_words<bf16_pair, CACHE_BF16>;
+using cache_i8 = cache_bytes<signed_codes, CACHE_I8>;
+using cache_f8 = cache_bytes<e4m3_codes, CACHE_F8>;

@@ -8,6 +8,8 @@
 // Order of a norm's sum, by head_dim alone: four sums of a lane, of values 32 n + lane for n = 0 and 4, 1 and 5, 2 and 6, 3 and 7;
 // of each a tree over lanes; then the four.
 //
+// In a step that is recorded attention does the same (attention_token.cuh).
+//
 // Begins early: of the step's arrays and the norms no kernel of the step writes anything (attention.cu).
 #include "rope_store.cuh"
 

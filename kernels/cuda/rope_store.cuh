@@ -58,27 +58,36 @@ __device__ __forceinline__ void turn(float (&x)[LANE_VALUES], const float2 (&ang
   for (uint32_t n = 0; n < DIM / WARP; n++) x[n] = row[n * WARP + lane];
 }
 
-__device__ __forceinline__ void store(const CacheLayer& cache, const float (&x)[LANE_VALUES], uint8_t* out, float* scales, size_t row) {
-  const uint32_t dim = cache.head_dim, groups = (dim + CACHE_GROUP - 1) / CACHE_GROUP;
+// Puts the first `width` values of a head of at most DIM where a row of K or V lies, and its scales where they do.
+template <uint32_t DIM>
+__device__ __forceinline__ void store(uint32_t kind, const float (&x)[LANE_VALUES], uint32_t width, uint8_t* out, float* scales) {
 #pragma unroll
-  for (uint32_t n = 0; n < LANE_VALUES; n++) {
+  for (uint32_t n = 0; n < DIM / WARP; n++) {
     const uint32_t i = n * WARP + threadIdx.x % WARP;
-    if (n >= groups) break;
-    if (cache.kind == CACHE_I8 || cache.kind == CACHE_F8) {
+    if (n * WARP >= width) break;
+    if (kind == CACHE_I8 || kind == CACHE_F8) {
       // The largest magnitude of a group becomes the largest code.
-      const float scale = warp_max(fabsf(x[n])) / (cache.kind == CACHE_I8 ? 127.0f : 448.0f);
+      const float scale = warp_max(fabsf(x[n])) / (kind == CACHE_I8 ? 127.0f : 448.0f);
       float inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
       if (!(inverse < INFINITY)) inverse = 0.0f;
       const float code = x[n] * inverse;
-      if (i < dim) out[row * dim + i] = cache.kind == CACHE_I8 ? (uint8_t)(int8_t)rintf(code) : (uint8_t)float_to_e4m3(code);
-      if (threadIdx.x % WARP == 0) scales[row * groups + n] = scale;
+      if (i < width) out[i] = kind == CACHE_I8 ? (uint8_t)(int8_t)rintf(code) : (uint8_t)float_to_e4m3(code);
+      if (threadIdx.x % WARP == 0) scales[n] = scale;
       continue;
     }
-    if (i >= dim) continue;
-    if (cache.kind == CACHE_F32) reinterpret_cast<float*>(out)[row * dim + i] = x[n];
-    if (cache.kind == CACHE_F16) reinterpret_cast<uint16_t*>(out)[row * dim + i] = float_to_half(x[n]);
-    if (cache.kind == CACHE_BF16) reinterpret_cast<uint16_t*>(out)[row * dim + i] = (uint16_t)pack_bf16(x[n], 0.0f);
+    if (i >= width) continue;
+    if (kind == CACHE_F32) reinterpret_cast<float*>(out)[i] = x[n];
+    if (kind == CACHE_F16) reinterpret_cast<uint16_t*>(out)[i] = float_to_half(x[n]);
+    if (kind == CACHE_BF16) reinterpret_cast<uint16_t*>(out)[i] = (uint16_t)pack_bf16(x[n], 0.0f);
   }
+}
+
+// Puts a head of K, or of V, into its row of the cache.
+template <uint32_t DIM>
+__device__ __forceinline__ void store_row(const CacheLayer& cache, uint32_t kind, const float (&x)[LANE_VALUES], bool is_v, size_t row) {
+  const uint32_t dim = cache.head_dim, bytes = kind == CACHE_F32 ? 4 : kind == CACHE_F16 || kind == CACHE_BF16 ? 2 : 1;
+  float* scales = (is_v ? cache.v_scales : cache.k_scales) + row * ((dim + CACHE_GROUP - 1) / CACHE_GROUP);
+  store<DIM>(kind, x, dim, (is_v ? cache.v : cache.k) + row * dim * bytes, scales);
 }
 
 // Which head this is of those of q, then of k, then of v; its first value there.
@@ -104,14 +113,15 @@ __device__ __forceinline__ void turn_head(const Heads& p, uint32_t dim, uint32_t
   const float* norm = head.is_q ? p.q_norm : head.is_v ? nullptr : p.k_norm;
   float weights[LANE_VALUES];
 #pragma unroll
-  for (uint32_t n = 0; n < LANE_VALUES; n++) weights[n] = norm && n * WARP + lane < dim ? norm[n * WARP + lane] : 0.0f;
+  for (uint32_t n = 0; n < LANE_VALUES; n++) weights[n] = norm && n < DIM / WARP && n * WARP + lane < dim ? norm[n * WARP + lane] : 0.0f;
   wait();
   float2 angles[LANE_VALUES / 2];
 #pragma unroll
-  for (uint32_t n = 0; n < LANE_VALUES; n++) x[n] = n * WARP + lane < dim ? head.from[n * WARP + lane] : 0.0f;
+  for (uint32_t n = 0; n < LANE_VALUES; n++) x[n] = n < DIM / WARP && n * WARP + lane < dim ? head.from[n * WARP + lane] : 0.0f;
 #pragma unroll
-  for (uint32_t n = 0; n < LANE_VALUES / 2; n++) {
-    if (!head.is_v && n * WARP + lane < p.pairs) angles[n] = p.angles[(size_t)t * p.pairs + n * WARP + lane];
+  for (uint32_t n = 0; n < DIM / WARP / 2; n++) {
+    const bool turns = !head.is_v && n * WARP + lane < p.pairs;
+    angles[n] = turns ? p.angles[(size_t)t * p.pairs + n * WARP + lane] : float2{};
   }
   if (norm) {
     const float factor = factor_of(x, dim, p.eps);
@@ -137,5 +147,5 @@ __device__ __forceinline__ void rope_store_head(const RopeStore& p, uint32_t t, 
     }
   }
   if (head.is_q) return;
-  store(p.cache, x, head.is_v ? p.cache.v : p.cache.k, head.is_v ? p.cache.v_scales : p.cache.k_scales, row);
+  store_row<ROPE_DIM_MAX>(p.cache, p.cache.kind, x, head.is_v, row);
 }

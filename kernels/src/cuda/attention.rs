@@ -6,6 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use super::device::{Cuda, count};
 use super::driver::Driver;
 use super::params::{Angles, Clear, Heads, RopeStoreParams, lists};
+use super::residual::Rotation;
 use super::step::{Cache, Step};
 use crate::device::{CacheShape, DeviceError, RopeParams, RopeStore};
 
@@ -113,7 +114,11 @@ impl<D: Driver> Cuda<D> {
             },
         };
         let blocks = (num_heads + 2 * shape.num_kv_heads).div_ceil(ROPE_HEADS);
-        self.launch("rope_store", [count(step.num_tokens), count(blocks), 1], 128, &params)
+        let grid = [count(step.num_tokens), count(blocks), 1];
+        if step.graphs.is_recording() {
+            return self.wait_to_turn(Rotation { grid, params });
+        }
+        self.launch("rope_store", grid, 128, &params)
     }
 
     pub(super) fn try_clear(&self, cache: &Cache<D>, blocks: &[u32]) -> Result<(), DeviceError> {

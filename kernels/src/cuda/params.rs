@@ -74,10 +74,12 @@ params! {
     }
     /// `rope_store.cu`.
     RopeStoreParams, 160 { step: StepParams, cache: CacheLayer, heads: Heads }
+    /// `attention_token.cuh`.
+    TokenAttention, 232 { attention: AttentionParams, heads: Heads }
     /// `attention.cuh`.
     AttentionParams, 168 {
         step: StepParams, cache: CacheLayer, q: u64, out: u64, records: u64, num_heads: u32, window: u32,
-        max_spans: u32, first_token: u32, end_token: u32, scale: f32, softcap: f32, ring: u32, tickets: u64, early: u32,
+        max_spans: u32, first_token: u32, end_token: u32, scale: f32, softcap: f32, ring: u32, tickets: u64, turns: u32,
         group: u32,
     }
 }
@@ -92,6 +94,22 @@ pub(super) fn lists(numbers: &[u32]) -> impl Iterator<Item = (u32, [u32; LIST])>
         list[..chunk.len()].copy_from_slice(chunk);
         (chunk.len() as u32, list)
     })
+}
+
+impl Heads {
+    /// None that anybody turns.
+    pub(super) const NONE: Self = Self {
+        q: 0,
+        k: 0,
+        v: 0,
+        q_norm: 0,
+        k_norm: 0,
+        angles: 0,
+        num_heads: 0,
+        pairs: 0,
+        eps: 0.0,
+        unused: 0,
+    };
 }
 
 impl InputParams {

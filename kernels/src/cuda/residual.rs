@@ -1,6 +1,7 @@
 //! What waits for the next operation: an `add`, as mostly the norm of its sum is what the next product takes, and then one kernel
 //! does both; a product of few rows, as mostly it is added next, and then it adds itself; or a gate and what it gates, as mostly that
-//! is what the next product takes, and then they make it. Everything else that is asked for has it done first, so that it shows
+//! is what the next product takes, and then they make it; or, while a step is recorded, the rotation of heads, as mostly their attention
+//! follows, which then turns them. Everything else that is asked for has it done first, so that it shows
 //! in nothing but time.
 
 use std::fmt;
@@ -9,7 +10,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::device::{Buffer, Cuda};
 use super::driver::Driver;
 use super::gated::Gating;
-use super::params::{FewParams, InputParams, InputRows, LinearParams};
+use super::params::{
+    CacheLayer, FewParams, Heads, InputParams, InputRows, LinearParams, RopeStoreParams,
+};
 use crate::device::{DeviceError, Input};
 
 /// What waits, if anything does.
@@ -18,6 +21,13 @@ pub(super) struct Residual<D: Driver>(Mutex<Option<Waiting<D>>>);
 enum Waiting<D: Driver> {
     Addition(Addition<D>),
     Product(Box<Product<D>>),
+    Rotation(Rotation),
+}
+
+/// A launch of `rope_store`, as part of a record: that nothing it takes is given back, whoever starts the record makes sure of.
+pub(super) struct Rotation {
+    pub(super) grid: [u32; 3],
+    pub(super) params: RopeStoreParams,
 }
 
 /// `sum += input`, with the memory of both, which may be dropped in the meantime.
@@ -163,6 +173,30 @@ impl<D: Driver> Cuda<D> {
         }
     }
 
+    /// Keeps a rotation for the attention over its heads.
+    pub(super) fn wait_to_turn(&self, rotation: Rotation) -> Result<(), DeviceError> {
+        self.do_what_waits()?;
+        self.residual.replace(Some(Waiting::Rotation(rotation)));
+        Ok(())
+    }
+
+    /// The heads that wait to be turned, if they are the queries at this address, of so many tokens, and K and V of this layer of a
+    /// cache: their attention turns them.
+    pub(super) fn take_heads(&self, q: u64, cache: &CacheLayer, tokens: usize) -> Option<Heads> {
+        match self.residual.replace(None) {
+            Some(Waiting::Rotation(Rotation { grid, params }))
+                if (params.heads.q, params.cache.k) == (q, cache.k)
+                    && grid[0] as usize == tokens =>
+            {
+                Some(params.heads)
+            }
+            other => {
+                self.residual.replace(other);
+                None
+            }
+        }
+    }
+
     /// Before anything that does not take it along.
     pub(super) fn do_what_waits(&self) -> Result<(), DeviceError> {
         match self.residual.replace(None) {
@@ -171,6 +205,9 @@ impl<D: Driver> Cuda<D> {
                 let out = self.driver().address(&waiting.sum);
                 let params = InputRows { input: waiting.input, out };
                 self.launch("add_rows", waiting.input.grid(waiting.rows), 256, &params)
+            }
+            Some(Waiting::Rotation(waiting)) => {
+                self.launch("rope_store", waiting.grid, 128, &waiting.params)
             }
             Some(Waiting::Product(waiting)) => {
                 let Product { kernel, grid, threads, shared, params, .. } = &*waiting;

@@ -3,7 +3,7 @@
 
 use super::device::{Cuda, count};
 use super::driver::Driver;
-use super::params::AttentionParams;
+use super::params::{AttentionParams, Heads, TokenAttention};
 use super::step::Step;
 use crate::device::{Attention, CACHE_GROUP, CacheDtype, CacheShape, DeviceError};
 
@@ -22,15 +22,15 @@ struct Plan {
     threads: u32,
     /// Dynamic shared memory, beside the ring.
     shared: usize,
-    /// What is there or on its way: bytes of K or V of a chunk of positions, and how many of them.
+    /// What is there or on its way: bytes of K or V of some positions, and how many of them, at least.
     place: usize,
     ring: usize,
-    /// Blocks: of tokens, of heads.
+    /// Works, which are blocks where the kernel does not go from one to the next: of tokens, of heads.
     grid: [usize; 2],
     /// Blocks for each multiprocessor that keep it busy: where there are fewer, each span has its own.
     enough: usize,
-    /// Whether the kernel joins spans itself.
-    joins: bool,
+    /// Whether the kernel is for a token at a time: it joins spans itself, goes from work to work, and may turn its heads.
+    token: bool,
 }
 
 impl<D: Driver> Cuda<D> {
@@ -65,20 +65,20 @@ impl<D: Driver> Cuda<D> {
         let num_heads = group * shape.num_kv_heads;
         let max_spans = step.max_spans(SPAN, args.window);
         let mut plan = Plan::new(&shape, group, run, self.limits.wgmma);
-        let (tokens, blocks) = (run.end - run.first, plan.grid.iter().product::<usize>());
+        let (tokens, works) = (run.end - run.first, plan.grid.iter().product::<usize>());
         let of_token = size_of::<f32>() * num_heads * max_spans * (shape.head_dim + 2);
         let records = tokens * of_token;
         let split = max_spans > 1
-            && blocks < plan.enough * driver.multiprocessors()
+            && works < plan.enough * driver.multiprocessors()
             && records <= RECORDS_MAX;
         // What the tokens of a block see may begin in one span more than what the last of them sees.
         let more = usize::from(run.together && args.window.is_some());
         let z = if split { max_spans + more } else { 1 };
-        let longer = plan.shared + 4 * plan.place;
-        if plan.joins && blocks * z <= driver.multiprocessors() && longer <= self.limits.shared {
-            // A block has a multiprocessor to itself.
-            plan.ring = 4;
+        if plan.token {
+            plan.fill(self.limits.shared, driver.multiprocessors(), z);
         }
+        let (q, cache) = (args.q.address(driver), args.cache.layer(driver, args.layer));
+        let waiting = plan.token.then(|| self.take_heads(q, &cache, tokens)).flatten();
         self.do_what_waits()?;
         let mut scratch = self.scratch();
         if self.is_planning() && max_spans > 1 {
@@ -87,11 +87,11 @@ impl<D: Driver> Cuda<D> {
         }
         let params = AttentionParams {
             step: step.params(driver),
-            cache: args.cache.layer(driver, args.layer),
-            q: args.q.address(driver),
+            cache,
+            q,
             out: args.out.address(driver),
             records: if split { scratch.at_least(driver, records)? } else { 0 },
-            tickets: if split { scratch.tickets(driver, blocks)? } else { 0 },
+            tickets: if split { scratch.tickets(driver, works)? } else { 0 },
             num_heads: count(num_heads),
             window: args.window.map_or(0, |window| u32::try_from(window).unwrap_or(u32::MAX)),
             max_spans: count(max_spans),
@@ -100,14 +100,18 @@ impl<D: Driver> Cuda<D> {
             scale: args.scale,
             softcap: args.softcap.unwrap_or(0.0),
             ring: count(plan.ring),
-            // In a graph every sequence has one token, and all that was asked for before it has ended when it begins.
-            early: (step.graphs.is_recording() && reads_past_the_first_cache(&shape)).into(),
+            turns: waiting.is_some().into(),
             group: count(group),
         };
         let grid = [count(plan.grid[0]), count(plan.grid[1]), count(z)];
         let shared = count(plan.shared + plan.ring * plan.place);
+        if plan.token {
+            let params =
+                TokenAttention { attention: params, heads: waiting.unwrap_or(Heads::NONE) };
+            return self.launch_shared(&plan.kernel, grid, plan.threads, shared, &params);
+        }
         self.launch_shared(&plan.kernel, grid, plan.threads, shared, &params)?;
-        if !split || plan.joins {
+        if !split {
             return Ok(());
         }
         self.launch("attention_join", [count(tokens), params.num_heads, 1], 256, &params)
@@ -127,7 +131,7 @@ impl Plan {
                     ring: 0,
                     grid: [tokens, kv_heads * group.div_ceil(F32_HEADS)],
                     enough: 4,
-                    joins: false,
+                    token: false,
                 };
             }
             CacheDtype::F16 => "f16",
@@ -162,7 +166,7 @@ impl Plan {
             ring: 3,
             grid: [rows.div_ceil(16 * tiles), kv_heads],
             enough: 2,
-            joins: false,
+            token: false,
         }
     }
 
@@ -184,19 +188,37 @@ impl Plan {
 
     /// `AttentionToken` of `attention_token.cuh`, likewise.
     fn token(kind: &str, words: bool, width: usize, grid: [usize; 2]) -> Self {
-        let chunk = 16384 / width;
-        let largest = if width > 128 { 2 * width } else { chunk / 16 * TOKEN_ROWS * 4 };
-        let told = chunk / 16 * (32 * 16 + 32 * 8) + largest;
+        let (chunk, unit) = (16384 / width, 16);
+        let units = chunk / unit;
+        // Weights, their sums and the largest scores, or a head for each of eight warps.
+        let weighed = units * (32 * 16 + 32 * 8 + TOKEN_ROWS * 4);
+        let told = if width > 128 { 8 * width * size_of::<f32>() } else { weighed };
         Self {
             kernel: format!("attention_token_{kind}_{width}"),
             threads: 256,
             shared: read_bytes(words, chunk * width * 2) + TOKEN_ROWS * width * 2 + told,
-            place: place_bytes(words, chunk, width),
-            ring: 2,
+            place: place_bytes(words, unit, width),
+            // K of a chunk, and V.
+            ring: 2 * units,
             grid,
             enough: 2,
-            joins: true,
+            token: true,
         }
+    }
+
+    /// Of a kernel for a token at a time: as many blocks as are there at the same time, of which one or two fill the `shared` memory
+    /// of a multiprocessor, and one where that is enough.
+    fn fill(&mut self, shared: usize, multiprocessors: usize, z: usize) {
+        let works = self.grid.iter().product::<usize>();
+        let (least, longest) = (self.ring, 2 * self.ring);
+        let ring = |blocks: usize| {
+            let each = (shared + BLOCK_RESERVES) / blocks - BLOCK_RESERVES;
+            each.saturating_sub(self.shared) / self.place
+        };
+        let two = works * z > multiprocessors && ring(2) >= least;
+        self.ring = if two { ring(2) } else { ring(1).max(least) }.min(longest);
+        let blocks = multiprocessors.max(1) * if two { 2 } else { 1 };
+        self.grid = [if z == 1 { works.min(blocks) } else { works }, 1];
     }
 }
 
@@ -233,16 +255,12 @@ const F32_HEADS: usize = 4;
 const ROWS_WARPS: usize = 8;
 /// Of `attention_token.cuh`.
 const TOKEN_ROWS: usize = 16;
+/// Shared memory that a multiprocessor keeps for itself of each block.
+const BLOCK_RESERVES: usize = 1 << 10;
 /// Tokens of a sequence from which on they share blocks: fewer (drafts) read K and V once for each.
 const TOGETHER: usize = 8;
 /// Memory that splitting may take: 30 tokens of 32 heads of 128 values at 32,768 positions.
 const RECORDS_MAX: usize = 64 << 20;
-
-/// Whether what is read early of this cache leaves nothing in the first-level cache, where the newest position's share of a sector
-/// would then be an old one.
-fn reads_past_the_first_cache(shape: &CacheShape) -> bool {
-    matches!(shape.dtype, CacheDtype::F16 | CacheDtype::Bf16) && shape.head_dim.is_multiple_of(8)
-}
 
 #[cfg(test)]
 mod tests {

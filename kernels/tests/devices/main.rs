@@ -11,6 +11,8 @@ mod cuda;
 #[cfg(feature = "cuda-host")]
 mod cuda_attention;
 #[cfg(feature = "cuda-host")]
+mod cuda_decode;
+#[cfg(feature = "cuda-host")]
 mod cuda_layers;
 #[cfg(feature = "cuda-host")]
 mod cuda_products;
