@@ -1,15 +1,17 @@
 // Norms of rows as a product takes them: tiles[r, :] = norm of x[r, :]; and, where there is an addition, before that
 // x[r, :] += what is added, or its norm
 //   x, added [rows, cols] f32; tiles, rest: as input.cu
-// Launch:  block = 256. `normed_tiles_<n>`: grid = rows / n rounded up; dynamic shared memory: n rows, each `row_room` floats.
-//          `normed_tiles_wide`, for rows that are too long for that: grid = rows.
+// Launch:  block = 256; `normed_tiles_1`: grid = rows. `normed_tiles_2`: grid = rows / 2 rounded up; dynamic shared memory: two rows,
+//          each `row_room` floats.
 // Bound:   a step of few rows: latency. Many: memory, 6 bytes a value, 14 with an addition.
 // Meaning: src/reference/mod.rs, `input_row` and `add`.
 // Source:  Zhang & Sennrich 2019, arXiv:1910.07467.
 //
 // All that a thread takes of 4,096 columns is asked for at once, the norm's weights before the kernel before has ended; rows come and
-// sums go four columns at a time. The norm's sum has an order of its own (input.cuh), and a tile another: both find the row in shared
-// memory. Two rows to a block fill the sectors of 32 bytes that tiles are written in, and share the weights: where blocks are enough.
+// sums go four columns at a time. The norm's sum has an order of its own (input.cuh), and a tile another. So a row is read again:
+// from the first-level cache where a block has one, as shared memory would keep the blocks of the kernels before and behind off its
+// multiprocessor. Where there are many rows a block has two, in shared memory: they fill the sectors of 32 bytes that tiles are
+// written in, and share the weights.
 #include "input_tiles.cuh"
 
 // Columns that a block holds at once.
@@ -18,9 +20,11 @@ constexpr uint32_t PIECE = INPUT_HELD * INPUT_THREADS;
 // Floats from one row to the next in shared memory: the same columns of two rows are different banks.
 __device__ __forceinline__ uint32_t row_room(uint32_t cols) { return chunks_of(cols) * CHUNK + 4; }
 
-// The rows of a block. STAGED: in shared memory, where all its threads find them; else they stay where they are.
-template <uint32_t ROWS, uint32_t WIDTH, bool STAGED>
+// The rows of a block.
+template <uint32_t ROWS, uint32_t WIDTH>
 struct NormedRows {
+  // Whether all threads find them in shared memory, or where they lie.
+  static constexpr bool STAGED = ROWS > 1;
   // Eights of columns of a piece that a thread writes.
   static constexpr uint32_t EIGHTS = PIECE * ROWS / EIGHT / INPUT_THREADS;
   const InputTiles& p;
@@ -87,11 +91,10 @@ struct NormedRows {
     }
   }
 
-  // Of the norm of each row: `1 / sqrt(mean(x²) + eps)`.
+  // Of the norm of each row, where all threads find it: `1 / sqrt(mean(x²) + eps)`.
   __device__ __forceinline__ void find_factors(float (&factors)[ROWS], const float* rows, float eps) const {
     __shared__ float warps[INPUT_THREADS / WARP];
     float sums[ROWS] = {};
-    __syncthreads();
     for (uint32_t at = threadIdx.x; at < p.input.cols; at += PIECE) {
 #pragma unroll
       for (uint32_t r = 0; r < ROWS; r++) {
@@ -119,11 +122,16 @@ struct NormedRows {
 #pragma unroll
     for (uint32_t n = 0; n < EIGHTS; n++) load_columns<WIDTH, EIGHT>(weights[n], p.input.other + at, n * APART, left);
   }
+  __device__ __forceinline__ void load_values(float (&values)[EIGHTS][EIGHT], uint32_t piece) const {
+    const uint32_t mine = threadIdx.x % ROWS, at = eight(piece), left = left_from(at, cols(mine));
+#pragma unroll
+    for (uint32_t n = 0; n < EIGHTS; n++) load_columns<WIDTH, EIGHT>(values[n], found(p.input.x, mine) + at, n * APART, left);
+  }
 
-  __device__ __forceinline__ void write(const float (&factors)[ROWS], const float (&weights)[EIGHTS][EIGHT], uint32_t piece) const {
+  __device__ __forceinline__ void write(const float (&factors)[ROWS], const float (&weights)[EIGHTS][EIGHT],
+                                        float (&values)[EIGHTS][EIGHT], uint32_t piece) const {
     const uint32_t mine = threadIdx.x % ROWS, at = eight(piece), left = left_from(at, cols(mine));
     const uint32_t room = left_from(at, chunks_of(cols(mine)) * CHUNK);
-    const float* from = found(p.input.x, mine) + at;
     float factor = factors[0];
     const RowPlace place = place_of_columns(p, row(mine), at);
 #pragma unroll
@@ -131,11 +139,9 @@ struct NormedRows {
 #pragma unroll
     for (uint32_t n = 0; n < EIGHTS; n++) {
       if (n * APART >= room) break;
-      float values[EIGHT];
-      load_columns<WIDTH, EIGHT>(values, from, n * APART, left);
 #pragma unroll
-      for (uint32_t i = 0; i < EIGHT; i++) values[i] = n * APART + i < left ? values[i] * factor * weights[n][i] : 0.0f;
-      put_columns(p, place.start + n * (APART / CHUNK) * (size_t)place.apart, values);
+      for (uint32_t i = 0; i < EIGHT; i++) values[n][i] = n * APART + i < left ? values[n][i] * factor * weights[n][i] : 0.0f;
+      put_columns(p, place.start + n * (APART / CHUNK) * (size_t)place.apart, values[n]);
     }
   }
 };
@@ -146,13 +152,16 @@ __device__ __forceinline__ void ask_for_weights(const Input& p, uint32_t first) 
   for (uint32_t i = first + threadIdx.x * LINE; i < p.cols; i += INPUT_THREADS * LINE) ask_for(p.other + i);
 }
 
-template <uint32_t ROWS, uint32_t WIDTH, bool STAGED>
+template <uint32_t ROWS, uint32_t WIDTH>
 __device__ __forceinline__ void normed_tiles(const InputTiles& p) {
-  DYNAMIC_SHARED(shared);
-  EXPECT_SHARED(STAGED ? ROWS * row_room(p.input.cols) * sizeof(float) : 0);
-  using Rows = NormedRows<ROWS, WIDTH, STAGED>;
-  const Rows rows = {p, reinterpret_cast<float*>(shared)};
-  float weights[Rows::EIGHTS][EIGHT], factors[ROWS] = {};
+  using Rows = NormedRows<ROWS, WIDTH>;
+  EXPECT_SHARED(Rows::STAGED ? ROWS * row_room(p.input.cols) * sizeof(float) : 0);
+  Rows rows = {p, nullptr};
+  if constexpr (Rows::STAGED) {
+    DYNAMIC_SHARED(shared);
+    rows.shared = reinterpret_cast<float*>(shared);
+  }
+  float weights[Rows::EIGHTS][EIGHT], values[Rows::EIGHTS][EIGHT], factors[ROWS] = {};
   // Of many blocks others have asked already, and two rows leave no registers for it.
   if (ROWS == 1) {
     rows.load_weights(weights, 0);
@@ -162,27 +171,30 @@ __device__ __forceinline__ void normed_tiles(const InputTiles& p) {
   wait_for_previous();
   if (p.added.kind == 1) {
     rows.stage_added();
+    __syncthreads();
     rows.find_factors(factors, p.added.x, p.added.eps);
   }
   rows.stage(factors);
   if (ROWS > 1) rows.load_weights(weights, 0);
+  __syncthreads();
+  rows.load_values(values, 0);
   rows.find_factors(factors, p.input.x, p.input.eps);
-  rows.write(factors, weights, 0);
+  rows.write(factors, weights, values, 0);
   for (uint32_t piece = PIECE; piece < p.input.cols; piece += PIECE) {
     rows.load_weights(weights, piece);
-    rows.write(factors, weights, piece);
+    rows.load_values(values, piece);
+    rows.write(factors, weights, values, piece);
   }
 }
 
-#define NORMED(name, rows, staged)                             \
-  KERNEL_EARLY(INPUT_THREADS, 2, normed_tiles_##name, InputTiles) { \
-    if (in_fours(p.input.cols)) {                              \
-      normed_tiles<rows, 4, staged>(p);                        \
-    } else {                                                   \
-      normed_tiles<rows, 1, staged>(p);                        \
-    }                                                          \
+#define NORMED(rows, blocks)                                               \
+  KERNEL_EARLY(INPUT_THREADS, blocks, normed_tiles_##rows, InputTiles) { \
+    if (in_fours(p.input.cols)) {                                        \
+      normed_tiles<rows, 4>(p);                                          \
+    } else {                                                             \
+      normed_tiles<rows, 1>(p);                                          \
+    }                                                                    \
   }
-NORMED(1, 1, true)
-NORMED(2, 2, true)
-NORMED(wide, 1, false)
+NORMED(1, 3)
+NORMED(2, 2)
 #undef NORMED

@@ -44,17 +44,15 @@ impl<D: Driver> Cuda<D> {
         self.launch_shared(kernel, grid, 256, count(shared), &params)
     }
 
-    /// Norms: two rows a block where that leaves two blocks to each multiprocessor.
+    /// Norms: two rows a block where that leaves two blocks to each multiprocessor, and shared memory has room for them.
     fn normed(&self, rows: usize, cols: u32) -> Making {
-        let row_bytes = 4 * ((cols as usize).next_multiple_of(CHUNK) + 4);
-        let fits = |rows: usize| rows * row_bytes + DECLARED <= self.limits.shared;
-        let (kernel, together) = match rows > 2 * self.driver().multiprocessors() {
-            true if fits(2) => ("normed_tiles_2", 2),
-            _ if fits(1) => ("normed_tiles_1", 1),
-            _ => ("normed_tiles_wide", 0),
+        let pair_bytes = 2 * 4 * ((cols as usize).next_multiple_of(CHUNK) + 4);
+        let many = rows > 2 * self.driver().multiprocessors();
+        let (kernel, together, shared) = match many && pair_bytes + DECLARED <= self.limits.shared {
+            true => ("normed_tiles_2", 2, pair_bytes),
+            false => ("normed_tiles_1", 1, 0),
         };
-        let grid = [count(rows.div_ceil(together.max(1))), 1, 1];
-        Making { kernel, grid, shared: together * row_bytes, span: cols }
+        Making { kernel, grid: [count(rows.div_ceil(together)), 1, 1], shared, span: cols }
     }
 
     /// Rows and gates: a value for each thread to hold until there are eight blocks to each multiprocessor, then as many as it can.
