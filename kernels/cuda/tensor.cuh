@@ -122,7 +122,8 @@ __device__ __forceinline__ void load_matrices_transposed(uint32_t (&out)[2], con
 
 // Copies 16 bytes to shared memory behind the thread's back: both addresses aligned to 16. `bytes` of them are read (16 or 0), the rest
 // becomes zero. They are there for this thread after `wait_copies`, for others after a barrier behind that. The emulator puts ones
-// there first and copies as late as it may, so that whoever reads too early, or writes over what is still read, computes NaN.
+// there first and copies as late as it may, so that whoever reads too early, or writes over what is still read, computes NaN; where
+// threads take turns backwards, what was there when it was asked for.
 __device__ __forceinline__ void copy_async(void* shared, const void* global, uint32_t bytes = 16) {
 #ifdef CHRYSALIS_EMULATE
   emulate::copy_async(shared, global, 16, bytes);

@@ -49,11 +49,11 @@ struct TokenRing {
   // much is the one that was, at `place`. Items that were asked for and not taken.
   uint32_t end = 0, room, there = 0, held = 0, place = 0, waiting = 0;
 
-  // The work that is done; whether what it sees has its own position, and whether that is stored. Spans of it, where they have blocks.
+  // The work that is done, and whether what it sees has its own position. Spans of it, where they have blocks.
   uint32_t token, kv_head, first_head, heads;
   Seen seen;
   uint32_t spans = 1;
-  bool newest_is_seen = true, stored = false;
+  bool newest_is_seen = true;
 
   __device__ __forceinline__ TokenRing(const Attention& p, uint8_t* shared)
       : p(p), shared(shared), tiles((p.group + ROWS - 1) / ROWS),
@@ -136,10 +136,10 @@ struct TokenRing {
     }
   }
 
-  // The warp's rows of the next item; that of a newest position which is not stored yet comes later.
+  // The warp's rows of the next item; that of a newest position is put there, or stored, when its work is done.
   __device__ __forceinline__ void bring(const Part& part) {
     constexpr uint32_t COUNT = OWN < UNIT ? OWN : UNIT;
-    const bool values = next % 2 != 0, later = p.turns && (ahead || !stored) && newest_is_seen;
+    const bool values = next % 2 != 0, later = p.turns && ahead && newest_is_seen;
     uint32_t own = slot == NO_ROW ? NO_ROW : block * (p.cache.num_kv_heads * p.cache.block_size) + slot;
     if (later && own_position() + 1 == asked.end) own = LATER;
     // Cached blocks of whole units lie in one piece.
@@ -181,7 +181,7 @@ struct TokenRing {
     first_head = kv_head * p.group + asked_tile * ROWS;
     heads = min(ROWS, p.group - asked_tile * ROWS);
     seen = asked;
-    ahead = stored = false;
+    ahead = false;
   }
 
   // Behind `go_on`: the next item, which is of this chunk. Its units.

@@ -27,6 +27,8 @@ struct Copy {
   uint32_t size;
   uint32_t bytes;
   uint32_t group;
+  // What was there when it was asked for.
+  uint8_t read[16];
 };
 
 struct Fiber {
@@ -179,7 +181,8 @@ void copy_async(void* shared, const void* global, uint32_t size, uint32_t bytes)
   }
   std::memset(shared, 0xff, size);
   Fiber& mine = crew->fibers[block.thread];
-  mine.copies.push_back({shared, global, size, bytes, mine.group});
+  mine.copies.push_back({shared, global, size, bytes, mine.group, {}});
+  std::memcpy(mine.copies.back().read, global, bytes);
   const auto asked = std::find(mine.ahead.begin(), mine.ahead.end(), global);
   if (asked != mine.ahead.end()) mine.ahead.erase(asked);
 }
@@ -194,7 +197,7 @@ void wait_copies(uint32_t left) {
   for (; done < mine.copies.size() && mine.group - mine.copies[done].group > left; done++) {
     const Copy& copy = mine.copies[done];
     std::memset(copy.to, 0, copy.size);
-    std::memcpy(copy.to, copy.from, copy.bytes);
+    std::memcpy(copy.to, running.backwards ? copy.read : copy.from, copy.bytes);
   }
   mine.copies.erase(mine.copies.begin(), mine.copies.begin() + done);
 }

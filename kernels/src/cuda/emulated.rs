@@ -82,7 +82,8 @@ impl Emulated {
         Self { multiprocessors, backwards: false, counts, given_back, record, started }
     }
 
-    /// The same, whose threads and blocks take turns from the last to the first: what only their order keeps right shows.
+    /// The same, whose threads and blocks take turns from the last to the first, and whose copies behind their backs read at once
+    /// and write late: what only their order keeps right shows.
     #[must_use]
     pub fn backwards(self) -> Self {
         Self { backwards: true, ..self }
