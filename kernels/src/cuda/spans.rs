@@ -31,6 +31,8 @@ struct Plan {
     enough: usize,
     /// Whether the kernel is for a token at a time: it joins spans itself, goes from work to work, and may turn its heads.
     token: bool,
+    /// Whether blocks have tokens of prompts.
+    together: bool,
 }
 
 impl<D: Driver> Cuda<D> {
@@ -68,9 +70,8 @@ impl<D: Driver> Cuda<D> {
         let (tokens, works) = (run.end - run.first, plan.grid.iter().product::<usize>());
         let of_token = size_of::<f32>() * num_heads * max_spans * (shape.head_dim + 2);
         let records = tokens * of_token;
-        let split = max_spans > 1
-            && works < plan.enough * driver.multiprocessors()
-            && records <= RECORDS_MAX;
+        let split =
+            max_spans > 1 && plan.leaves_idle(driver.multiprocessors()) && records <= RECORDS_MAX;
         // What the tokens of a block see may begin in one span more than what the last of them sees.
         let more = usize::from(run.together && args.window.is_some());
         let z = if split { max_spans + more } else { 1 };
@@ -132,6 +133,7 @@ impl Plan {
                     grid: [tokens, kv_heads * group.div_ceil(F32_HEADS)],
                     enough: 4,
                     token: false,
+                    together: false,
                 };
             }
             CacheDtype::F16 => "f16",
@@ -167,6 +169,7 @@ impl Plan {
             grid: [rows.div_ceil(16 * tiles), kv_heads],
             enough: 2,
             token: false,
+            together: true,
         }
     }
 
@@ -203,7 +206,16 @@ impl Plan {
             grid,
             enough: 2,
             token: true,
+            together: false,
         }
+    }
+
+    /// Whether works are few enough that spans should have blocks of their own. Blocks of a prompt, of which one fills a
+    /// multiprocessor, keep the card as busy where they nearly fill it once or twice, and nothing has to be joined.
+    fn leaves_idle(&self, multiprocessors: usize) -> bool {
+        let works = self.grid.iter().product::<usize>();
+        let nearly = || 4 * works >= 3 * multiprocessors * works.div_ceil(multiprocessors);
+        works < self.enough * multiprocessors && !(self.together && nearly())
     }
 
     /// Of a kernel for a token at a time: as many blocks as are there at the same time, of which one or two fill the `shared` memory
@@ -265,6 +277,33 @@ const RECORDS_MAX: usize = 64 << 20;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn prompts_that_nearly_fill_a_card_are_not_split() {
+        let split = |tokens, dtype, wgmma| {
+            let (num_blocks, num_layers, block_size) = (1, 1, 16);
+            let (num_kv_heads, head_dim) = (8, 128);
+            let shape =
+                CacheShape { num_layers, num_blocks, block_size, num_kv_heads, head_dim, dtype };
+            let run = Run { first: 0, end: tokens, together: tokens >= TOGETHER };
+            Plan::new(&shape, 4, run, wgmma).leaves_idle(132)
+        };
+        // Blocks of 32 tokens: 96, 99 and 104, 128; 136, 192, 200, 264.
+        for (tokens, expected) in [
+            (384, true),
+            (416, false),
+            (512, false),
+            (544, true),
+            (768, true),
+            (800, false),
+            (1056, false),
+        ] {
+            assert_eq!(split(tokens, CacheDtype::F16, false), expected, "{tokens}");
+            assert_eq!(split(tokens, CacheDtype::F16, true), expected && tokens < 500, "{tokens}");
+        }
+        // A token each: two blocks to a multiprocessor.
+        assert!(split(1, CacheDtype::I8, false) && split(7, CacheDtype::F32, false));
+    }
 
     #[test]
     fn prompts_share_blocks_and_what_decodes_does_not() {
