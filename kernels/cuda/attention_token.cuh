@@ -76,20 +76,25 @@ struct AttentionToken : TokenRing<Kind, DIM> {
     for (uint32_t i = warp; i < all; i += WARPS) {
       const uint32_t of_kv = kv_head + (i - heads) * p.cache.num_kv_heads;
       const HeadOf head = head_of(turned, p.cache, token, i < heads ? first_head + i : turned.num_heads + of_kv);
-      float x[LANE_VALUES];
-      turn_head<DIM>(turned, p.cache.head_dim, token, head, room_to_turn, x, wait_for_previous);
+      HeadValues<DIM> values;
+      const float(&x)[LANE_VALUES] = values.x;
+      float2 angles[LANE_VALUES / 2];
+      values.read_norm(turned, p.cache.head_dim, head);
+      wait_for_previous();
+      values.read_values(p.cache.head_dim, head);
+      read_angles<DIM>(turned, token, angles);
+      values.turn(turned, p.cache.head_dim, head, angles, room_to_turn);
       if (head.is_q) {
         put_words(shared + QUERIES_AT, i, x);
         continue;
       }
       const size_t row = (size_t)(block * p.cache.num_kv_heads + kv_head) * size + own % size;
       store_row<DIM>(p.cache, Kind::KIND, x, head.is_v, row);
-      if (!this->ahead && own_chunk * 2 + head.is_v >= this->next) continue;
+      if (own_chunk * 2 + head.is_v >= this->next) continue;
       const uint32_t u = own / UNIT - own_chunk * UNITS - part.first;
       put(shared + this->ring_at(this->there + before + (head.is_v ? part.units : 0) + u), own % UNIT, x);
     }
     wait_for_previous();
-    this->stored = true;
   }
 
   // Queries, rounded to the 16 bits that multiply; rows that are none are zero.

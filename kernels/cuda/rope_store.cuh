@@ -1,4 +1,4 @@
-// Norms of q and k heads, rotation, and K and V to the paged cache, a head at a time: rope_store.cu
+// Norms of q and k heads, rotation, and K and V to the paged cache, a head at a time: rope_store.cu, attention_token.cuh
 #pragma once
 
 #include "e4m3.cuh"
@@ -56,6 +56,8 @@ __device__ __forceinline__ void turn(float (&x)[LANE_VALUES], const float2 (&ang
   __syncwarp();
 #pragma unroll
   for (uint32_t n = 0; n < DIM / WARP; n++) x[n] = row[n * WARP + lane];
+  // Before another head has it.
+  __syncwarp();
 }
 
 // Puts the first `width` values of a head of at most DIM where a row of K or V lies, and its scales where they do.
@@ -104,48 +106,44 @@ __device__ __forceinline__ HeadOf head_of(const Heads& p, const CacheLayer& cach
   return {is_q, is_v, head, (is_q ? p.q : is_v ? p.v : p.k) + ((size_t)t * (is_q ? p.num_heads : kv_heads) + head) * cache.head_dim};
 }
 
-// What becomes of a head of at most DIM values, by a warp; `turned` has room for them. `wait` comes between what is read of the model
-// and what a kernel before has written.
-template <uint32_t DIM, class Wait>
-__device__ __forceinline__ void turn_head(const Heads& p, uint32_t dim, uint32_t t, const HeadOf& head, float* turned,
-                                          float (&x)[LANE_VALUES], Wait wait) {
-  const uint32_t lane = threadIdx.x % WARP;
-  const float* norm = head.is_q ? p.q_norm : head.is_v ? nullptr : p.k_norm;
-  float weights[LANE_VALUES];
-#pragma unroll
-  for (uint32_t n = 0; n < LANE_VALUES; n++) weights[n] = norm && n < DIM / WARP && n * WARP + lane < dim ? norm[n * WARP + lane] : 0.0f;
-  wait();
-  float2 angles[LANE_VALUES / 2];
-#pragma unroll
-  for (uint32_t n = 0; n < LANE_VALUES; n++) x[n] = n < DIM / WARP && n * WARP + lane < dim ? head.from[n * WARP + lane] : 0.0f;
+// The rotations of a token, as a lane needs them for a head of at most DIM values.
+template <uint32_t DIM>
+__device__ __forceinline__ void read_angles(const Heads& p, uint32_t t, float2 (&angles)[LANE_VALUES / 2]) {
 #pragma unroll
   for (uint32_t n = 0; n < DIM / WARP / 2; n++) {
-    const bool turns = !head.is_v && n * WARP + lane < p.pairs;
-    angles[n] = turns ? p.angles[(size_t)t * p.pairs + n * WARP + lane] : float2{};
+    const uint32_t i = n * WARP + threadIdx.x % WARP;
+    angles[n] = i < p.pairs ? p.angles[(size_t)t * p.pairs + i] : float2{};
   }
-  if (norm) {
-    const float factor = factor_of(x, dim, p.eps);
-#pragma unroll
-    for (uint32_t n = 0; n < LANE_VALUES; n++) x[n] = x[n] * factor * weights[n];
-  }
-  if (!head.is_v) turn<DIM>(x, angles, p.pairs, turned);
 }
 
-// Head `number` of token `t`, which is one of the step's.
-template <class Wait>
-__device__ __forceinline__ void rope_store_head(const RopeStore& p, uint32_t t, uint32_t number, float* turned, Wait wait) {
-  const uint32_t lane = threadIdx.x % WARP, dim = p.cache.head_dim;
-  const HeadOf head = head_of(p.heads, p.cache, t, number);
-  const size_t row = head.is_q ? 0 : cache_row(p.cache, p.step, p.step.sequences[t], p.step.positions[t], head.head);
-  float x[LANE_VALUES];
-  turn_head<ROPE_DIM_MAX>(p.heads, dim, t, head, turned, x, wait);
-  if (!head.is_v) {
-    float* to = const_cast<float*>(head.from);
+// A head of at most DIM values on its way through a warp: what is read of the model, of what a kernel before has written, and what
+// becomes of it; `row` has room for it.
+template <uint32_t DIM>
+struct HeadValues {
+  float x[LANE_VALUES], weights[LANE_VALUES];
+  const float* norm;
+
+  __device__ __forceinline__ void read_norm(const Heads& p, uint32_t dim, const HeadOf& head) {
+    norm = head.is_q ? p.q_norm : head.is_v ? nullptr : p.k_norm;
+    read(weights, norm, norm ? dim : 0);
+  }
+
+  __device__ __forceinline__ void read_values(uint32_t dim, const HeadOf& head) { read(x, head.from, dim); }
+
+  __device__ __forceinline__ void turn(const Heads& p, uint32_t dim, const HeadOf& head, const float2 (&angles)[LANE_VALUES / 2], float* row) {
+    if (norm) {
+      const float factor = factor_of(x, dim, p.eps);
+#pragma unroll
+      for (uint32_t n = 0; n < LANE_VALUES; n++) x[n] = x[n] * factor * weights[n];
+    }
+    if (!head.is_v) ::turn<DIM>(x, angles, p.pairs, row);
+  }
+
+  static __device__ __forceinline__ void read(float (&values)[LANE_VALUES], const float* from, uint32_t dim) {
 #pragma unroll
     for (uint32_t n = 0; n < LANE_VALUES; n++) {
-      if (n * WARP + lane < dim) to[n * WARP + lane] = x[n];
+      const uint32_t i = n * WARP + threadIdx.x % WARP;
+      values[n] = n < DIM / WARP && i < dim ? from[i] : 0.0f;
     }
   }
-  if (head.is_q) return;
-  store_row<ROPE_DIM_MAX>(p.cache, p.cache.kind, x, head.is_v, row);
-}
+};

@@ -139,7 +139,7 @@ impl<D: Driver> Cuda<D> {
 /// Of `attention.cu` and `rope_store.cu`.
 const HEAD_DIM_MAX: usize = 256;
 /// Heads of a block of `rope_store.cu`.
-const ROPE_HEADS: usize = 4;
+const ROPE_HEADS: usize = 16;
 
 impl<D: Driver> fmt::Debug for Rope<D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
