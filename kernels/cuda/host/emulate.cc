@@ -36,7 +36,6 @@ struct Fiber {
   ucontext_t start;
   jmp_buf at;
   bool begun = false;
-  bool ended = false;
   // Copies on their way, oldest first, and the number of the group that the next one belongs to.
   std::vector<Copy> copies;
   uint32_t group = 0;
@@ -44,9 +43,19 @@ struct Fiber {
   std::vector<const void*> ahead;
 };
 
+// Whether a fiber can go on: not before this meeting is over, and never where it has ended. Apart from fibers, as all are looked through.
+struct Turn {
+  const Barrier* waits;
+  uint32_t generation;
+  bool ended;
+
+  bool can() const { return !ended && !(waits && waits->generation == generation); }
+};
+
 // The fibers of a block, which wait for the next one when they have ended.
 struct Crew {
   std::vector<Fiber> fibers;
+  std::vector<Turn> turns;
   uint32_t left;
   // Changes of place since somebody got further.
   uint32_t idle;
@@ -107,7 +116,7 @@ void fiber_main() {
     if (thread_left_products()) refuse("a thread ends before its products");
     Fiber& mine = crew->fibers[thread];
     if (!mine.ahead.empty()) refuse("asked for ahead, and never copied");
-    mine.ended = true;
+    crew->turns[thread].ended = true;
     mine.copies.clear();
     crew->idle = 0;
     crew->left--;
@@ -141,14 +150,15 @@ void refuse(const char* what) {
   std::abort();
 }
 
-// Goes on with the next fiber that has not ended. Where all have been asked twice in vain, they wait for somebody who
-// never comes.
+// Goes on with the next fiber that can. Where none can, or all have been asked twice in vain, they wait for somebody who never comes.
 void next() {
-  if (++crew->idle > 2 * block.threads) refuse("a barrier that not all threads reach");
   uint32_t thread = block.thread;
-  do thread = running.after(thread, block.threads);
-  while (crew->fibers[thread].ended);
-  enter(thread);
+  const bool hope = ++crew->idle <= 2 * block.threads;
+  for (uint32_t i = 0; hope && i < block.threads; i++) {
+    thread = running.after(thread, block.threads);
+    if (crew->turns[thread].can()) enter(thread);
+  }
+  refuse("a barrier that not all threads reach");
 }
 
 void pass() {
@@ -170,7 +180,11 @@ void meet(Barrier& barrier, uint32_t expected) {
     progressed();
     return;
   }
-  while (barrier.generation == generation) pass();
+  Turn& mine = crew->turns[block.thread];
+  mine.waits = &barrier;
+  mine.generation = generation;
+  pass();
+  mine.waits = nullptr;
   progressed();
 }
 
@@ -217,7 +231,7 @@ void expect_shared(uint32_t bytes) {
   std::abort();
 }
 
-float half_to_float(uint16_t bits) {
+static float compute_half(uint16_t bits) {
   const uint32_t sign = (uint32_t)(bits & 0x8000) << 16, exponent = bits >> 10 & 31, fraction = bits & 1023;
   if (exponent == 31) return same_bits<float>(sign | 0x7f800000u | fraction << 13);
   if (exponent == 0) {
@@ -226,6 +240,17 @@ float half_to_float(uint16_t bits) {
   }
   return same_bits<float>(sign | (exponent + 112) << 23 | fraction << 13);
 }
+
+// All of them, as products of tensors ask for little else.
+static const struct Halves {
+  float values[1 << 16];
+
+  Halves() {
+    for (uint32_t bits = 0; bits < 1 << 16; bits++) values[bits] = compute_half((uint16_t)bits);
+  }
+} HALVES;
+
+float half_to_float(uint16_t bits) { return HALVES.values[bits]; }
 
 uint16_t float_to_half(float x) {
   const uint32_t bits = same_bits<uint32_t>(x), magnitude = bits & 0x7fffffffu;
@@ -265,6 +290,7 @@ extern "C" int chrysalis_emulate(const char* name, size_t name_len, const uint32
   running.params = params;
   running.backwards = block_size[2] != 0;
   if (crew->fibers.size() < threads) crew->fibers.resize(threads);
+  crew->turns.resize(threads);
   Shared memory(shared);
   const uint64_t blocks = (uint64_t)grid[0] * grid[1] * grid[2];
   for (uint64_t i = 0; i < blocks; i++) {
@@ -278,7 +304,7 @@ extern "C" int chrysalis_emulate(const char* name, size_t name_len, const uint32
     for (uint32_t w = 0; w < threads / 32; w++) block.warps[w].barrier = {};
     crew->left = threads;
     crew->idle = 0;
-    for (uint32_t thread = 0; thread < threads; thread++) crew->fibers[thread].ended = false;
+    std::fill(crew->turns.begin(), crew->turns.end(), Turn{});
     if (_setjmp(running.caller) == 0) enter(running.backwards ? threads - 1 : 0);
     if (block_left_copies()) refuse("a block ends before its copies");
     if (!memory.ends()) refuse("a block wrote behind its shared memory");

@@ -141,11 +141,18 @@ void carry_out(Part& mine, size_t n) {
   }
   const Columns b(product.b, product.transposed, product.value);
   Sums& sums = sums_of(mine, product.sums);
-  for (uint32_t i = 0; i < product.columns / 2; i++) {
-    const uint32_t column = i / 4 * 8 + 2 * t + i % 2;
-    double sum = product.add ? sums.values[i] : 0.0;
-    for (uint32_t k = 0; k < 16; k++) sum += (double)rows[i / 2 % 2][k] * b(k, column);
-    sums.values[i] = (float)sum;
+  for (uint32_t i = 0; i < product.columns / 2; i += i % 2 ? 3 : 1) {
+    // Two rows of a column, of which `values` has sums side by side.
+    float& low = sums.values[i];
+    float& high = sums.values[i + 2];
+    double first = product.add ? low : 0.0, second = product.add ? high : 0.0;
+    for (uint32_t k = 0; k < 16; k++) {
+      const double value = b(k, i / 4 * 8 + 2 * t + i % 2);
+      first += rows[0][k] * value;
+      second += rows[1][k] * value;
+    }
+    low = (float)first;
+    high = (float)second;
   }
   sums.products--;
 }
