@@ -26,6 +26,12 @@ __device__ __forceinline__ uint32_t lane_at(uint32_t tile, uint32_t row, uint32_
   return tile + row * DIM * 2 + ((second ^ row % 8) << 4);
 }
 
+// Of rows that follow one another those that are, `count` from `first` on, and one of them that somebody brings later.
+struct SomeRows {
+  uint32_t first, count, later;
+  __device__ __forceinline__ bool has(uint32_t row) const { return row - first < count; }
+};
+
 // 16-bit values. `Pair` multiplies them.
 template <class P, uint32_t STORED>
 struct cache_words {
@@ -84,16 +90,18 @@ struct cache_words {
     }
   }
 
-  // The same of rows that follow one another in the cache, `row` and those behind it, of DIM values; `first` is a multiple of eight.
-  template <uint32_t COUNT, uint32_t ROWS, uint32_t DIM>
-  static __device__ __forceinline__ void bring_straight(uint8_t* place, const uint8_t* values, const float*, uint32_t row, uint32_t first) {
+  // The same of rows that follow one another in the cache, from `row` on, of DIM values; `first` is a multiple of eight. WHOLE: of all.
+  template <uint32_t COUNT, uint32_t ROWS, uint32_t DIM, bool WHOLE>
+  static __device__ __forceinline__ void bring_straight(uint8_t* place, const uint8_t* values, const float*, uint32_t row, uint32_t first,
+                                                        const SomeRows& some) {
     constexpr uint32_t AT_ONCE = WARP / (DIM / 8);
-    const uint32_t lane = threadIdx.x % WARP, at = chunk_at<DIM>(lane / (DIM / 8), lane % (DIM / 8));
+    const uint32_t lane = threadIdx.x % WARP, own = lane / (DIM / 8), at = chunk_at<DIM>(own, lane % (DIM / 8));
     const uint8_t* from = values + (size_t)row * DIM * 2 + lane * 16;
 #pragma unroll
     for (uint32_t i = 0; i < COUNT; i += AT_ONCE) {
       // As the lane's row of those at once is less than any other `i`: chunk_at<DIM> of both.
-      copy_async(place + first * DIM * 2 + (at ^ i % 8 << 4) + i * DIM * 2, from + i * DIM * 2);
+      uint8_t* to = place + first * DIM * 2 + (at ^ i % 8 << 4) + i * DIM * 2;
+      if (WHOLE || i + own != some.later) copy_async(to, from + i * DIM * 2, WHOLE || some.has(i + own) ? 16 : 0);
     }
   }
 };
@@ -163,16 +171,24 @@ struct cache_bytes {
   }
 
   // As above.
-  template <uint32_t COUNT, uint32_t ROWS, uint32_t DIM>
+  template <uint32_t COUNT, uint32_t ROWS, uint32_t DIM, bool WHOLE>
   static __device__ __forceinline__ void bring_straight(uint8_t* place, const uint8_t* values, const float* scales, uint32_t row,
-                                                        uint32_t first) {
-    constexpr uint32_t GROUPS = DIM / CACHE_GROUP, LANES = 16 * WARP;
+                                                        uint32_t first, const SomeRows& some) {
+    constexpr uint32_t GROUPS = DIM / CACHE_GROUP, PIECES = DIM / 16;
     const uint32_t lane = threadIdx.x % WARP;
-    const uint8_t *from = values + (size_t)row * DIM + lane * 16, *scale = reinterpret_cast<const uint8_t*>(scales + (size_t)row * GROUPS + lane);
+    const uint8_t* from = values + (size_t)row * DIM + lane * 16;
+    const float* scale = scales + (size_t)row * GROUPS + lane;
 #pragma unroll
-    for (uint32_t i = 0; i < COUNT * GROUPS * 4; i += WARP * 4) copy_async_word(place + ROWS * DIM + first * GROUPS * 4 + lane * 4 + i, scale + i);
+    for (uint32_t i = 0; i < COUNT * GROUPS; i += WARP) {
+      const uint32_t r = (i + lane) / GROUPS;
+      uint8_t* to = place + ROWS * DIM + (first * GROUPS + i + lane) * 4;
+      if (WHOLE || r != some.later) copy_async_word(to, scale + i, WHOLE || some.has(r) ? 4 : 0);
+    }
 #pragma unroll
-    for (uint32_t i = 0; i < COUNT * DIM; i += LANES) copy_async(place + first * DIM + lane * 16 + i, from + i);
+    for (uint32_t i = 0; i < COUNT * PIECES; i += WARP) {
+      const uint32_t r = (i + lane) / PIECES;
+      if (WHOLE || r != some.later) copy_async(place + first * DIM + (i + lane) * 16, from + i * 16, WHOLE || some.has(r) ? 16 : 0);
+    }
   }
 
   // From a place of the ring to the tile that is read, by all threads.

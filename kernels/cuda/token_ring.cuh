@@ -140,22 +140,29 @@ struct TokenRing {
   __device__ __forceinline__ void bring(const Part& part) {
     constexpr uint32_t COUNT = OWN < UNIT ? OWN : UNIT;
     const bool values = next % 2 != 0, later = p.turns && ahead && newest_is_seen;
-    uint32_t own = slot == NO_ROW ? NO_ROW : block * (p.cache.num_kv_heads * p.cache.block_size) + slot;
-    if (later && own_position() + 1 == asked.end) own = LATER;
+    const uint32_t number = slot == NO_ROW ? NO_ROW : block * (p.cache.num_kv_heads * p.cache.block_size) + slot;
     // Cached blocks of whole units lie in one piece.
     const bool pieces = p.cache.head_dim == DIM && p.cache.block_size % UNIT == 0;
     const uint8_t* from = values ? p.cache.v : p.cache.k;
     const float* scales = values ? p.cache.v_scales : p.cache.k_scales;
 #pragma unroll
     for (uint32_t n = 0; n < OWN; n += COUNT) {
-      const uint32_t row = warp * OWN + n, unit = next / 2 * UNITS + row / UNIT;
+      const uint32_t row = warp * OWN + n, base = next / 2 * CHUNK + row;
       if (!part.has(row / UNIT)) continue;
       uint8_t* place = shared + ring_at(end + row / UNIT - part.first);
-      const uint32_t rows = n == 0 ? own : __shfl_sync(ALL_LANES, own, n + lane % COUNT);
-      if (pieces && unit * UNIT >= asked.first && (unit + 1) * UNIT + later <= asked.end) {
-        Kind::template bring_straight<COUNT, UNIT, DIM>(place, from, scales, __shfl_sync(ALL_LANES, rows, 0), row % UNIT);
+      const uint32_t own = n == 0 ? number : __shfl_sync(ALL_LANES, number, n + lane % COUNT);
+      if (!pieces) {
+        const bool skip = later && base + lane % COUNT + 1 == asked.end;
+        Kind::template bring_own<COUNT, UNIT, DIM>(place, from, scales, skip ? LATER : own, row % UNIT, p.cache.head_dim);
+        continue;
+      }
+      const uint32_t first = max(asked.first, base) - base, rows = min(asked.end, base + COUNT) - base;
+      const SomeRows some = {first, first < rows && rows <= COUNT ? rows - first : 0, later ? asked.end - 1 - base : NO_ROW};
+      const uint32_t first_row = __shfl_sync(ALL_LANES, own, first) - first;
+      if (some.count == COUNT && some.later >= COUNT) {
+        Kind::template bring_straight<COUNT, UNIT, DIM, true>(place, from, scales, first_row, row % UNIT, some);
       } else {
-        Kind::template bring_own<COUNT, UNIT, DIM>(place, from, scales, rows, row % UNIT, p.cache.head_dim);
+        Kind::template bring_straight<COUNT, UNIT, DIM, false>(place, from, scales, some.count > 0 ? first_row : 0, row % UNIT, some);
       }
     }
   }
