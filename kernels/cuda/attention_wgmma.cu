@@ -1,6 +1,7 @@
 // Attention of many tokens of a sequence on Hopper: arguments, rows of a block, meaning, order of sums and rounding are those of
 // `attention_rows` (attention.cu), to the same bits
-// Launch:  `attention_wgmma_<kind>_<width>`, kind f16 or bf16, width 64 or 128: block = 384, the grid of `attention_rows`; dynamic
+// Launch:  `attention_wgmma_<kind>_<width>`, kind f16 or bf16, width 64 or 128, heads of a multiple of eight values, blocks of
+//          a multiple of sixteen positions: block = 384, the grid of `attention_rows`; dynamic
 //          shared memory: AttentionWgmma::ALL_BYTES.
 // Bound:   tensor cores; at heads of 64 values the exponentials as much.
 // Source:  Shah et al. 2024, arXiv:2407.08608 (who brings and who multiplies are other warps, and warpgroups take turns at the tensor
@@ -90,31 +91,50 @@ struct AttentionWgmma : AttentionTile<Kind, DIM, 1, WGMMA_ROWS_WARPS, WGMMA_PLAC
     }
   }
 
-  // Number of the cache's row of the lane's position of a step: a warp brings sixteen of them.
-  __device__ __forceinline__ uint32_t own_row(const Part& part, uint32_t step) const {
-    const uint32_t position = step * STEP + warp % (WARPGROUP / WARP) * 16 + lane % 16;
-    if (position < part.seen.first || position >= part.seen.end) return NO_ROW;
-    return (uint32_t)cache_row(p.cache, p.step, part.sequence, position, rows.kv_head);
+  // The first of the sixteen positions of a step that are a warp's, which are one block's.
+  __device__ __forceinline__ uint32_t own_positions(uint32_t step) const { return step * STEP + warp % (WARPGROUP / WARP) * 16; }
+
+  // Where the cache has the first of them, in bytes of K or V.
+  __device__ __forceinline__ size_t own_rows(const Part& part, uint32_t step) const {
+    const uint32_t position = own_positions(step);
+    if (position + 16 <= part.seen.first || position >= part.seen.end) return 0;
+    return cache_row(p.cache, p.step, part.sequence, position, rows.kv_head) * p.cache.head_dim * 2;
+  }
+
+  // Begins to bring a warp's rows of K or V; what is beyond a head's values, and a position that nobody sees, is zero. It is short: a
+  // warp that does one thing after the other is soon slower than two that multiply.
+  __device__ __forceinline__ void bring(uint8_t* to, const uint8_t* from, const Part& part, uint32_t step) const {
+    constexpr uint32_t CHUNKS = DIM / 8, APART = WARP / CHUNKS;
+    const uint32_t dim = p.cache.head_dim, chunk = lane % CHUNKS, first = lane / CHUNKS;
+    const uint32_t seen = part.seen.end - part.seen.first, place = own_positions(step) + first - part.seen.first;
+    // Of every 64 values all rows are a tile of their own.
+    const uint32_t at = chunk / 8 * WIDE_BYTES + (warp % (WARPGROUP / WARP) * 16 + first) * WIDE * 2 + ((chunk % 8 ^ first) << 4);
+    from += (first * dim + chunk * 8) * 2;
+#pragma unroll
+    for (uint32_t i = 0; i < 16; i += APART) {
+      const bool there = place + i < seen && chunk * 8 < dim;
+      copy_async(to + (at ^ i % 8 << 4) + i * WIDE * 2, from + i * dim * 2, there ? 16 : 0);
+    }
   }
 
   // Brings K and V of all parts, by a warpgroup.
   __device__ __forceinline__ void bring_all(bool split, uint32_t only) {
     uint32_t begun = 0, there = 0;
-    const auto bring = [&](const uint8_t* values, uint32_t own) {
+    const auto bring_next = [&](const uint8_t* from, const Part& part, uint32_t step) {
       // Nobody has used a place in the phase before its first.
       wait(empty(begun), parity(begun) ^ 1);
-      Kind::template bring_own<16, STEP, DIM, WIDE>(place(begun), values, nullptr, own, warp % (WARPGROUP / WARP) * 16, p.cache.head_dim);
+      bring(place(begun), from, part, step);
       commit_copies();
       if (++begun - there <= WGMMA_BEHIND) return;
       wait_copies<WGMMA_BEHIND>();
       tell(full(there++));
     };
     each_part(split, only, [&](const Part& part) {
-      uint32_t own = own_row(part, part.first());
+      size_t own = own_rows(part, part.first());
       for (uint32_t step = part.first(); step < part.last(); step++) {
-        const uint32_t next = own_row(part, step + 1);
-        bring(p.cache.k, own);
-        bring(p.cache.v, own);
+        const size_t next = own_rows(part, step + 1);
+        bring_next(p.cache.k + own, part, step);
+        bring_next(p.cache.v + own, part, step);
         own = next;
       }
     });
@@ -262,10 +282,10 @@ __device__ __forceinline__ void attention_wgmma(const Attention& p) {
   block.make_barriers();
   const bool split = p.records != nullptr;
   if (threadIdx.x >= Block::THREADS) {
-    fewer_registers<40>();
+    fewer_registers<56>();
     block.bring_all(split, blockIdx.z);
   } else {
-    more_registers<232>();
+    more_registers<224>();
     block.bring_queries();
     block.each_part(split, blockIdx.z, [&](const typename Block::Part& part) { block.attend(part, split); });
   }

@@ -1,6 +1,5 @@
 // Tiles of the paged cache in shared memory: rows of positions, 16-bit values, as ldmatrix reads them without conflicts. Sixteen
-// bytes are a chunk; chunk c of row r lies at c ^ (r % 8). For wgmma every 64 values of all rows are a tile of their own, which is its
-// swizzle of 128 bytes.
+// bytes are a chunk; chunk c of row r lies at c ^ (r % 8).
 //
 // A tile comes in a place of a ring, by copies behind the threads' backs. What is stored in 16 bits lies there as it will be read;
 // bytes are widened to f16 (code * scale in f32, rounded once) into the one tile that is read.
@@ -12,11 +11,10 @@
 // In the place of a row's number: it is none, or somebody brings it later.
 constexpr uint32_t NO_ROW = 0xffffffffu, LATER = 0xfffffffeu;
 
-// Where chunk `chunk` of row `row` lies in a tile of rows of DIM values, in bytes; or in tiles of WIDE of them, ROWS rows each.
-template <uint32_t DIM, uint32_t WIDE = DIM, uint32_t ROWS = 0>
+// Where chunk `chunk` of row `row` lies in a tile of rows of DIM values, in bytes.
+template <uint32_t DIM>
 __device__ __forceinline__ uint32_t chunk_at(uint32_t row, uint32_t chunk) {
-  constexpr uint32_t CHUNKS = WIDE / 8;
-  return chunk / CHUNKS * (ROWS * WIDE * 2) + row * WIDE * 2 + ((chunk % CHUNKS ^ row % 8) << 4);
+  return row * DIM * 2 + ((chunk ^ row % 8) << 4);
 }
 
 // Where a lane's row of the four matrices begins that ldmatrix takes: `row` of the tile at `tile`, chunk 2 k + `second`, as
@@ -64,7 +62,7 @@ struct cache_words {
 
   // Begins to bring `COUNT` rows of `ROWS`, from `first` on, by one warp: each lane has the number of one, lane n of row n; LATER
   // those that have none.
-  template <uint32_t COUNT, uint32_t ROWS, uint32_t DIM, uint32_t WIDE = DIM>
+  template <uint32_t COUNT, uint32_t ROWS, uint32_t DIM>
   static __device__ __forceinline__ void bring_own(uint8_t* place, const uint8_t* values, const float*, uint32_t own, uint32_t first,
                                                    uint32_t dim) {
     const uint32_t lane = threadIdx.x % WARP;
@@ -74,7 +72,7 @@ struct cache_words {
         const uint32_t r = i + lane / (DIM / 8), at = lane % (DIM / 8) * 8, row = __shfl_sync(ALL_LANES, own, r);
         const bool there = row < LATER && at < dim;
         const uint8_t* from = values + (there ? ((size_t)row * dim + at) * 2 : 0);
-        if (row != LATER) copy_async(place + chunk_at<DIM, WIDE, ROWS>(first + r, at / 8), from, there ? 16 : 0);
+        if (row != LATER) copy_async(place + chunk_at<DIM>(first + r, at / 8), from, there ? 16 : 0);
       }
       return;
     }
@@ -84,7 +82,7 @@ struct cache_words {
       const uint16_t* from = reinterpret_cast<const uint16_t*>(values) + (size_t)row * dim;
 #pragma unroll 1
       for (uint32_t at = lane; row != LATER && at < DIM; at += WARP) {
-        uint8_t* to = place + chunk_at<DIM, WIDE, ROWS>(first + r, at / 8) + at % 8 * 2;
+        uint8_t* to = place + chunk_at<DIM>(first + r, at / 8) + at % 8 * 2;
         *reinterpret_cast<uint16_t*>(to) = row < LATER && at < dim ? from[at] : 0;
       }
     }

@@ -112,16 +112,29 @@ __device__ __forceinline__ bool join_parts(const Linear& p, const Work& work, ui
   meet();
   if (!last) return false;
   __threadfence();
+  // Words that are asked for at once: no more than registers hold.
+  constexpr uint32_t HELD = VALUES > 64 ? 8 : VALUES / 4;
+  const float4* other = slots + (size_t)work.slot * WORDS;
+#pragma unroll
+  for (uint32_t i = 0; i < VALUES / 4; i++) {
+    // From the second-level cache: the first-level one knows nothing of other multiprocessors.
+    const float4 x = __ldcg(other + i * THREADS);
+    sums[4 * i] = x.x, sums[4 * i + 1] = x.y, sums[4 * i + 2] = x.z, sums[4 * i + 3] = x.w;
+  }
 #pragma unroll 1
-  for (uint32_t part = 0; part < parts; part++) {
-    const float4* other = slots + (size_t)(work.slot + part * work.slots_apart) * WORDS;
+  for (uint32_t part = 1; part < parts; part++) {
+    other += (size_t)work.slots_apart * WORDS;
 #pragma unroll
-    for (uint32_t i = 0; i < VALUES / 4; i++) {
-      // From the second-level cache: the first-level one knows nothing of other multiprocessors.
-      const float4 x = __ldcg(other + i * THREADS);
-      const float values[4] = {x.x, x.y, x.z, x.w};
+    for (uint32_t first = 0; first < VALUES / 4; first += HELD) {
+      if (HELD < VALUES / 4) asm volatile("" ::: "memory");
+      float4 held[HELD];
 #pragma unroll
-      for (uint32_t n = 0; n < 4; n++) sums[4 * i + n] = part == 0 ? values[n] : sums[4 * i + n] + values[n];
+      for (uint32_t i = 0; i < HELD; i++) held[i] = __ldcg(other + (first + i) * THREADS);
+#pragma unroll
+      for (uint32_t i = 0; i < HELD; i++) {
+        float* mine = &sums[4 * (first + i)];
+        mine[0] += held[i].x, mine[1] += held[i].y, mine[2] += held[i].z, mine[3] += held[i].w;
+      }
     }
   }
   return true;

@@ -1,10 +1,9 @@
 // Products on Hopper's tensor cores: out[r, j] = sum over i of x[r, i] * weight[j, i], + bias[j]
 //   arguments, meaning and order of a sum: linear.cuh; every form of tiles.cuh
-// Launch:  `linear_wgmma_<form>_<ROWS>`, ROWS 8, 32, 64, 128 or 256 (256 without `rest`, and with all parts of a sum in one
-//          work). Up to 64: block = 160, 64 outs; above: block = 384, 128 outs. Grid: groups of rows by works, as linear.cuh has
-//          it; or fewer blocks in x, of 256 rows no others, each with a slot of `partials`. Shared memory: two stages and 16 bytes, or
-//          more; a stage is 128 bytes, a chunk of the weights and one of the rows, and of their rest where there is one. With a
-//          `gate`, above 8 rows, whole sums and no rest: works are half as many outs, of both products (gate.cuh), and up to 64 rows
+// Launch:  `linear_wgmma_<form>_<ROWS>`, ROWS 8, 32, 64, 128 or 256 (256 without `rest`). Up to 64: block = 160, 64 outs; above:
+//          block = 384, 128 outs. Grid: groups of rows by works, as linear.cuh has it; or fewer blocks in x, of 256 rows no others where
+//          sums are whole, and then each with a slot of `partials`. Shared memory: two stages and 16 bytes, or more; a stage is 128
+//          bytes, a chunk of the weights and one of the rows, and of their rest where there is one. With a `gate`, above 8 rows, whole sums and no rest: works are half as many outs, of both products (gate.cuh), and up to 64 rows
 //          128 bytes more for each row, above them 32 KiB.
 // Bound:   memory up to some hundred rows (the stored bytes of weight once for ROWS rows), then arithmetic; above 64 rows
 //          what the second-level cache gives, unless ROWS is 256.
@@ -375,10 +374,7 @@ __device__ __forceinline__ void finish(const Linear& p, const Work& work, Consum
   if constexpr (ROWS >= GATE_ROWS) {
     if (p.gate) return store_gate(p, work, consumer, all);
   }
-  if constexpr (HELD) {
-    uint32_t& last = consumer.ring.last();
-    if (!join_parts<CONSUMERS>(p, work, thread, all, last, [] { meet_first<CONSUMERS>(); })) return;
-  }
+  if (!join_parts<CONSUMERS>(p, work, thread, all, consumer.ring.last(), [] { meet_first<CONSUMERS>(); })) return;
   const uint32_t out = (work.block * GROUPS + consumer.group) * BLOCK_ROWS + consumer.warp * TILE_ROWS;
   store_all<ROWS>(p, work.product, out, work.group * ROWS, consumer.lane, all);
 }

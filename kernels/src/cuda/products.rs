@@ -30,6 +30,8 @@ pub struct ProductLimits {
     pub narrow_rows: usize,
     /// Of those, blocks from which on 256 rows go together.
     pub wide_blocks: usize,
+    /// Blocks of 256 rows up to which they do so too where each part of a sum has one: no more than run at the same time.
+    pub wide_parts: usize,
     /// Chunks that each part of a sum has then at least where weights are multiplied as they are stored, half as many where there
     /// are no more rows: sums go to memory and back behind each part. To make f16 of codes costs more than that.
     pub wide_chunks: usize,
@@ -54,6 +56,7 @@ impl ProductLimits {
             wgmma,
             narrow_rows: 64,
             wide_blocks: 128,
+            wide_parts: 128,
             wide_chunks: 60,
             whole_blocks: if wgmma { 96 } else { 128 },
         }
@@ -341,13 +344,27 @@ impl Kernel {
             {
                 wide
             }
+            _ if !fine && rows > 128 && wide.fits_in_parts(limits, outs, cols, rows) => wide,
             _ => with(128, 2, 227),
         }
     }
 
     /// Its blocks go from work to work, and keep sums of parts in slots of their own.
     pub(super) fn keeps(&self) -> bool {
-        self.group_rows == 256
+        self.group_rows == 256 && !self.split
+    }
+
+    /// Whether it is split, as its blocks are few, and its parts are not too many.
+    fn fits_in_parts(
+        &self,
+        limits: &ProductLimits,
+        outs: &[usize],
+        cols: usize,
+        rows: usize,
+    ) -> bool {
+        let parts = |outs: &usize| outs.div_ceil(self.block_outs) * splits(*outs, cols);
+        let all = outs.iter().map(parts).sum::<usize>() * rows.div_ceil(self.group_rows);
+        self.blocks(outs, rows) < limits.whole_blocks && all <= limits.wide_parts
     }
 
     /// Blocks with all parts of a sum in one.

@@ -145,7 +145,9 @@ impl Plan {
         let words = matches!(shape.dtype, CacheDtype::F16 | CacheDtype::Bf16);
         if run.together {
             let rows = Self::rows(kind, words, width, [tokens * group, kv_heads]);
-            if wgmma && words && width <= 128 { rows.on_hopper(kind, width) } else { rows }
+            let whole = shape.head_dim.is_multiple_of(8) && shape.block_size.is_multiple_of(16);
+            let fits = words && width <= 128 && whole;
+            if wgmma && fits { rows.on_hopper(kind, width) } else { rows }
         } else {
             Self::token(kind, words, width, [tokens, kv_heads * group.div_ceil(TOKEN_ROWS)])
         }

@@ -42,7 +42,8 @@ fn hopper() -> Cuda<Emulated> {
 fn kernels() -> Vec<Cuda<Emulated>> {
     let all = usize::MAX;
     let any = ProductLimits { few_rows: 0, some_rows: 0, whole_blocks: 0, ..ProductLimits::of(80) };
-    let wgmma = ProductLimits { wgmma: true, narrow_rows: 0, wide_blocks: all, ..any };
+    let (wide_blocks, wide_parts) = (all, 0);
+    let wgmma = ProductLimits { wgmma: true, narrow_rows: 0, wide_blocks, wide_parts, ..any };
     [
         ProductLimits { few_rows: 8, ..any },
         ProductLimits { few_rows: 8, few_ahead: 4096, ..any },
@@ -56,6 +57,7 @@ fn kernels() -> Vec<Cuda<Emulated>> {
         wgmma,
         ProductLimits { whole_blocks: all, ..wgmma },
         ProductLimits { wide_blocks: 0, wide_chunks: 0, ..wgmma },
+        ProductLimits { wide_parts: all, whole_blocks: all, ..wgmma },
     ]
     // So few that blocks which go from work to work have more than one.
     .map(|limits| Cuda::with_limits(Emulated::with_multiprocessors(2), limits))

@@ -197,7 +197,7 @@ const CARD_CACHES: [CacheDtype; 4] =
 
 /// Both families of kernels, each for every number of rows, with sums in parts and whole.
 #[cfg(any(feature = "cuda", feature = "cuda-host"))]
-const WAYS: [&str; 11] = [
+const WAYS: [&str; 12] = [
     "few rows, together",
     "mma, few rows",
     "mma, some rows",
@@ -209,6 +209,7 @@ const WAYS: [&str; 11] = [
     "wgmma",
     "wgmma, in parts",
     "wgmma, wide",
+    "wgmma, wide, in parts",
 ];
 
 /// What a card of this architecture does, but for the way.
@@ -218,7 +219,8 @@ fn limits(way: &str, architecture: u32) -> ProductLimits {
     let own = ProductLimits::of(architecture);
     let (few_rows, some_rows) = (0, 0);
     let mma = ProductLimits { few_rows, some_rows, wgmma: false, whole_blocks: 0, ..own };
-    let wgmma = ProductLimits { wgmma: true, narrow_rows: 0, wide_blocks: all, ..mma };
+    let (wide_blocks, wide_parts) = (all, 0);
+    let wgmma = ProductLimits { wgmma: true, narrow_rows: 0, wide_blocks, wide_parts, ..mma };
     match way {
         "few rows, together" => ProductLimits { few_rows: 8, ..mma },
         "4 KiB ahead" => ProductLimits { few_ahead: 4 << 10, ..own },
@@ -234,6 +236,7 @@ fn limits(way: &str, architecture: u32) -> ProductLimits {
         "wgmma" => wgmma,
         "wgmma, in parts" => ProductLimits { whole_blocks: all, ..wgmma },
         "wgmma, wide" => ProductLimits { wide_blocks: 0, wide_chunks: 0, ..wgmma },
+        "wgmma, wide, in parts" => ProductLimits { wide_parts: all, whole_blocks: all, ..wgmma },
         _ => own,
     }
 }
