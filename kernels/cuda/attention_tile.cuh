@@ -17,10 +17,10 @@ struct Rows {
 // Those of this block, of ROWS; false where all of them are none.
 template <uint32_t ROWS>
 __device__ __forceinline__ bool rows_of_block(const Attention& p, Rows& rows) {
-  const uint32_t blocks = ((p.end_token - p.first_token) * p.group + ROWS - 1) / ROWS;
-  // Later tokens see more: the longest blocks begin first.
-  const uint32_t skipped = (blocks - 1 - blockIdx.x) * ROWS;
-  rows = {p.first_token, end_of_tokens(p), blockIdx.y, blockIdx.y * p.group, p.group, skipped};
+  // Later tokens see more: the longest blocks begin first, of all heads.
+  const uint32_t place = blockIdx.y * gridDim.x + blockIdx.x, kv_head = place % gridDim.y;
+  const uint32_t skipped = (gridDim.x - 1 - place / gridDim.y) * ROWS;
+  rows = {p.first_token, end_of_tokens(p), kv_head, kv_head * p.group, p.group, skipped};
   return p.first_token + skipped / p.group < rows.end;
 }
 
@@ -203,12 +203,14 @@ struct AttentionTile {
     }
     if (p.softcap > 0.0f) cap();
     if (edge) hide(base);
-    most[0] = most[1] = -INFINITY;
+    // Four chains: the largest is the same in any order.
+    float largest_of[2][2] = {{-INFINITY, -INFINITY}, {-INFINITY, -INFINITY}};
 #pragma unroll
     for (uint32_t i = 0; i < MINE; i++) {
 #pragma unroll
-      for (uint32_t n = 0; n < 8; n++) most[n % 4 / 2] = fmaxf(most[n % 4 / 2], s[i][n / 4][n % 4]);
+      for (uint32_t n = 0; n < 8; n++) largest_of[n / 4][n % 4 / 2] = fmaxf(largest_of[n / 4][n % 4 / 2], s[i][n / 4][n % 4]);
     }
+    most[0] = fmaxf(largest_of[0][0], largest_of[1][0]), most[1] = fmaxf(largest_of[0][1], largest_of[1][1]);
 #pragma unroll
     for (uint32_t h = 0; h < 2; h++) {
       most[h] = fmaxf(most[h], __shfl_xor_sync(ALL_LANES, most[h], 1));
@@ -223,8 +225,8 @@ struct AttentionTile {
     }
   }
 
-  // Weights relative to the largest score so far, as fragments; what came before shrinks to it.
-  __device__ __forceinline__ void weigh(float (&most)[2], uint32_t (&weights)[SHARE > 1 ? 1 : UNITS][4]) {
+  // Weights relative to the largest score so far. Sums of values before are to shrink by `shrink`.
+  __device__ __forceinline__ void weigh(float (&most)[2], float (&shrink)[2]) {
     if constexpr (SHARE > 1) {
       const float* told_largest = reinterpret_cast<const float*>(told() + WEIGHTS_BYTES + SUMS_BYTES);
 #pragma unroll
@@ -233,7 +235,7 @@ struct AttentionTile {
         most[1] = fmaxf(most[1], told_largest[i * 16 + lane / 4 + 8]);
       }
     }
-    float base[2], shrink[2], sums[MINE][2];
+    float base[2];
 #pragma unroll
     for (uint32_t h = 0; h < 2; h++) {
       most[h] = fmaxf(most[h], largest[h]);
@@ -242,31 +244,42 @@ struct AttentionTile {
       largest[h] = most[h];
       weight[h] *= shrink[h];
     }
+#pragma unroll
+    for (uint32_t i = 0; i < MINE; i++) {
+#pragma unroll
+      for (uint32_t n = 0; n < 8; n++) s[i][n / 4][n % 4] = power_of_two(s[i][n / 4][n % 4] - base[n % 4 / 2]);
+    }
+  }
+
+  // As fragments, and added up.
+  __device__ __forceinline__ void pack_weights(uint32_t (&weights)[SHARE > 1 ? 1 : UNITS][4]) {
+#pragma unroll
+    for (uint32_t i = 0; i < MINE; i++) {
+      float sums[2];
+#pragma unroll
+      for (uint32_t h = 0; h < 2; h++) {
+        sums[h] = ((s[i][0][2 * h] + s[i][0][2 * h + 1]) + s[i][1][2 * h]) + s[i][1][2 * h + 1];
+      }
+      const uint4 fragment = {Pair::pack(s[i][0][0], s[i][0][1]), Pair::pack(s[i][0][2], s[i][0][3]),
+                              Pair::pack(s[i][1][0], s[i][1][1]), Pair::pack(s[i][1][2], s[i][1][3])};
+      if constexpr (SHARE > 1) {
+        reinterpret_cast<uint4*>(told())[unit(i) * WARP + lane] = fragment;
+        reinterpret_cast<float2*>(told() + WEIGHTS_BYTES)[unit(i) * WARP + lane] = {sums[0], sums[1]};
+      } else {
+        weights[i][0] = fragment.x, weights[i][1] = fragment.y, weights[i][2] = fragment.z, weights[i][3] = fragment.w;
+        weight[0] += sums[0];
+        weight[1] += sums[1];
+      }
+    }
+  }
+
+  __device__ __forceinline__ void shrink_values(const float (&shrink)[2]) {
     // Times one is left out, which it mostly is of all rows of a warp.
     if (__any_sync(ALL_LANES, shrink[0] != 1.0f || shrink[1] != 1.0f)) {
 #pragma unroll
       for (uint32_t j = 0; j < SLICES; j++) {
 #pragma unroll
         for (uint32_t n = 0; n < 8; n++) o[j][n / 4][n % 4] *= shrink[n % 4 / 2];
-      }
-    }
-#pragma unroll
-    for (uint32_t i = 0; i < MINE; i++) {
-#pragma unroll
-      for (uint32_t n = 0; n < 8; n++) s[i][n / 4][n % 4] = power_of_two(s[i][n / 4][n % 4] - base[n % 4 / 2]);
-#pragma unroll
-      for (uint32_t h = 0; h < 2; h++) {
-        sums[i][h] = ((s[i][0][2 * h] + s[i][0][2 * h + 1]) + s[i][1][2 * h]) + s[i][1][2 * h + 1];
-      }
-      const uint4 fragment = {Pair::pack(s[i][0][0], s[i][0][1]), Pair::pack(s[i][0][2], s[i][0][3]),
-                              Pair::pack(s[i][1][0], s[i][1][1]), Pair::pack(s[i][1][2], s[i][1][3])};
-      if constexpr (SHARE > 1) {
-        reinterpret_cast<uint4*>(told())[unit(i) * WARP + lane] = fragment;
-        reinterpret_cast<float2*>(told() + WEIGHTS_BYTES)[unit(i) * WARP + lane] = {sums[i][0], sums[i][1]};
-      } else {
-        weights[i][0] = fragment.x, weights[i][1] = fragment.y, weights[i][2] = fragment.z, weights[i][3] = fragment.w;
-        weight[0] += sums[i][0];
-        weight[1] += sums[i][1];
       }
     }
   }
@@ -440,7 +453,8 @@ struct AttentionTile {
       if (base % SPAN == 0 && base > seen.first) number_rows(span + 1, sequence, seen);
       if (seen_here) multiply_keys(keys), score(base, edge, most);
       if constexpr (SHARE > 1) __syncthreads();
-      if (seen_here) weigh(most, weights);
+      float shrink[2];
+      if (seen_here) weigh(most, shrink), pack_weights(weights), shrink_values(shrink);
       const uint32_t values = arrive(place, n + PLACES, last);
       if (seen_here) multiply_values(values, weights);
       if ((base + STEP) % SPAN == 0 || n + 2 == last) {

@@ -142,30 +142,22 @@ struct AttentionWgmma : AttentionTile<Kind, DIM, 1, WGMMA_ROWS_WARPS, WGMMA_PLAC
     while (there < begun) tell(full(there++));
   }
 
+  __device__ __forceinline__ float (&scores())[STEP / 2] { return *reinterpret_cast<float(*)[STEP / 2]>(&this->s); }
   __device__ __forceinline__ float (&sums_of_values())[DIM / 2] { return *reinterpret_cast<float(*)[DIM / 2]>(&this->o); }
-
-  // Number `i` is there for wgmma. Who brings it does not fence: that would wait for all that is on its way.
-  __device__ __forceinline__ void wait_for(uint32_t i) const {
-    wait(full(i), parity(i));
-    fence_shared();
-  }
 
   // Begins s = q . k.
   __device__ __forceinline__ void begin_scores(uint32_t i) {
-    wait_for(i);
     const Descriptor keys = describe_rows(place(i), 16);
-    float(&sums)[STEP / 2] = *reinterpret_cast<float(*)[STEP / 2]>(&this->s);
     fence_products();
 #pragma unroll
     for (uint32_t k = 0; k < DIM / 16; k++) {
-      begin_product<STEP, Pair>(sums, this->q[k], keys.further(k / 4 * WIDE_BYTES + k % 4 * 32), k > 0);
+      begin_product<STEP, Pair>(scores(), this->q[k], keys.further(k / 4 * WIDE_BYTES + k % 4 * 32), k > 0);
     }
     commit_products();
   }
 
   // Begins o += weights . v.
   __device__ __forceinline__ void begin_values(uint32_t i) {
-    wait_for(i);
     const Descriptor values = describe_rows(place(i), WIDE_BYTES);
     fence_products();
 #pragma unroll
@@ -214,34 +206,50 @@ struct AttentionWgmma : AttentionTile<Kind, DIM, 1, WGMMA_ROWS_WARPS, WGMMA_PLAC
     Tile::write_all();
   }
 
-  // Makes the weights of a step whose scores have been begun, and begins to multiply V by them.
+  // Makes the weights of a step whose scores have been begun, and V of the step before after them. Only sums wait for the latter.
   __device__ __forceinline__ void weigh_step(uint32_t step, bool is_first) {
     const uint32_t base = step * STEP;
-    wait_products<0>();
+    wait_products<1>();
     tell(empty(number));
-    if (!is_first) tell(empty(number - 1));
     if (base % SPAN == 0 && !is_first) {
+      wait_products<0>();
       this->end_span();
       join_span();
       this->begin_span();
     }
     const uint4 of_tile = this->bounds();
-    float most[2];
+    float most[2], shrink[2];
     this->score(base, base < of_tile.z || base + STEP > of_tile.w, most);
-    this->weigh(most, weights);
-    begin_values(number + 1);
+    this->weigh(most, shrink);
+    settle(scores());
+    wait_products<0>();
+    if (!is_first) tell(empty(number - 1));
+    this->pack_weights(weights);
+    this->shrink_values(shrink);
   }
 
   // Steps `first..last` of a part, one or more.
   __device__ __forceinline__ void multiply_steps(uint32_t first, uint32_t last) {
     settle(sums_of_values());
+    wait(full(number), parity(number));
+    fence_shared();
     begin_scores(number);
-    // The last one apart: the compiler wants no branch between products that are begun.
-    for (uint32_t step = first; step + 1 < last; step++, number += 2) {
-      weigh_step(step, step == first);
+    // In the place of V.
+    commit_products();
+    weigh_step(first, true);
+    for (uint32_t step = first + 1; step < last; step++) {
+      wait(full(number + 1), parity(number + 1));
+      wait(full(number + 2), parity(number + 2));
+      // Who brings them does not fence: that would wait for all that is on its way.
+      fence_shared();
       begin_scores(number + 2);
+      begin_values(number + 1);
+      number += 2;
+      weigh_step(step, false);
     }
-    weigh_step(last - 1, last - 1 == first);
+    wait(full(number + 1), parity(number + 1));
+    fence_shared();
+    begin_values(number + 1);
     wait_products<0>();
     tell(empty(number + 1));
     number += 2;
