@@ -109,10 +109,6 @@ fn what_it_does_not_know_is_refused() {
     for (arguments, said) in [
         (&["--device", "abacus"][..], "no device abacus"),
         (&["--only", "kernels,beauty"], "no part beauty"),
-        (
-            &["--way", "two launches"],
-            "no way two launches; there are: its own choice; 4 KiB ahead; 8 KiB ahead;",
-        ),
         (&["--fast"], "--fast is not an option"),
         (&["--seconds"], "--seconds needs a value"),
         (&["--device", "cpu", "--check", "kernels/none"], "no check kernels/none"),

@@ -20,8 +20,8 @@ struct Few {
   float* sums;     // [num_rows, outs] of the first product, or none
   uint32_t works;
   uint32_t group;  // warps of a work
-  uint32_t fine;   // each value of a row is two
-  uint32_t ahead;  // records behind the ring that the second-level cache is asked to have
+  uint32_t fine;  // each value of a row is two
+  uint32_t unused;
 };
 static_assert(sizeof(Few) == 232, "src/cuda/params.rs asserts the same size");
 
@@ -99,17 +99,6 @@ struct Asking {
       copy_async(to + at, record + at);
     }
     record += APART;
-  }
-
-  // Asks the second-level cache for as many records as are to be `ahead` of those that were copied.
-  __device__ __forceinline__ void ask_ahead() const {
-    Asking ahead = *this;
-#pragma unroll 1
-    for (uint32_t i = 0; i < p.ahead && ahead.any(); i++) {
-      prefetch<Form::RECORD>(ahead.record);
-      ahead.record += APART;
-      ahead.had(1);
-    }
   }
 };
 
@@ -294,7 +283,6 @@ __device__ __forceinline__ void linear_few(const Few& p) {
     }
     commit_copies();
   }
-  asking.ask_ahead();
   wait_for_previous();
   const FewRows<IS_HALF<Form>> rows = {reinterpret_cast<uint32_t*>(shared + FEW_WARPS * RING_BYTES), p.linear.num_rows,
                         chunks_of(p.linear.products[0].weight.cols)};

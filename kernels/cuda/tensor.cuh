@@ -142,23 +142,6 @@ __device__ __forceinline__ void copy_async_word(void* shared, const void* global
 #endif
 }
 
-// Asks the second-level cache for BYTES, sixteens, that the warp copies later, each lane sixteen of 512 from its `global` on. Nothing waits
-// for it.
-template <uint32_t BYTES>
-__device__ __forceinline__ void prefetch(const uint8_t* global) {
-  const uint32_t lane = threadIdx.x % WARP;
-#ifdef CHRYSALIS_EMULATE
-  for (uint32_t at = lane * 16; at < BYTES; at += WARP * 16) emulate::prefetch(global + at - lane * 16);
-#elif __CUDA_ARCH__ >= 900
-  if (lane == 0) asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(global), "n"(BYTES) : "memory");
-#else
-  // A sector for every other lane.
-  for (uint32_t at = lane * 16; lane % 2 == 0 && at < BYTES; at += WARP * 16) {
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(global + at - lane * 16) : "memory");
-  }
-#endif
-}
-
 // Asks the second-level cache for the 128 bytes around what somebody reads soon.
 __device__ __forceinline__ void ask_for(const void* global) {
 #ifdef CHRYSALIS_EMULATE

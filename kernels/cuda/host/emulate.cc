@@ -39,8 +39,6 @@ struct Fiber {
   // Copies on their way, oldest first, and the number of the group that the next one belongs to.
   std::vector<Copy> copies;
   uint32_t group = 0;
-  // What was asked for ahead and not yet copied.
-  std::vector<const void*> ahead;
 };
 
 // Whether a fiber can go on: not before this meeting is over, and never where it has ended. Apart from fibers, as all are looked through.
@@ -115,7 +113,6 @@ void fiber_main() {
     running.entry->run(running.params);
     if (thread_left_products()) refuse("a thread ends before its products");
     Fiber& mine = crew->fibers[thread];
-    if (!mine.ahead.empty()) refuse("asked for ahead, and never copied");
     crew->turns[thread].ended = true;
     mine.copies.clear();
     crew->idle = 0;
@@ -197,11 +194,7 @@ void copy_async(void* shared, const void* global, uint32_t size, uint32_t bytes)
   Fiber& mine = crew->fibers[block.thread];
   mine.copies.push_back({shared, global, size, bytes, mine.group, {}});
   std::memcpy(mine.copies.back().read, global, bytes);
-  const auto asked = std::find(mine.ahead.begin(), mine.ahead.end(), global);
-  if (asked != mine.ahead.end()) mine.ahead.erase(asked);
 }
-
-void prefetch(const void* global) { crew->fibers[block.thread].ahead.push_back(global); }
 
 void commit_copies() { crew->fibers[block.thread].group++; }
 

@@ -143,8 +143,6 @@ uint16_t float_to_bf16(float x);
 
 // A copy to shared memory that is on its way, `bytes` of `size`, the rest zero; the thread that waits for it carries it out.
 void copy_async(void* shared, const void* global, uint32_t size, uint32_t bytes);
-// The same thread copies from there later, or it was asked for in vain: that ends the program.
-void prefetch(const void* global);
 void commit_copies();
 void wait_copies(uint32_t left);
 

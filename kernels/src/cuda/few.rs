@@ -41,7 +41,7 @@ impl<D: Driver> Cuda<D> {
             works: count(works),
             group: count(kernel.group),
             fine: u32::from(space.rest != 0),
-            ahead: count(self.limits.few_ahead / kernel.record_bytes),
+            unused: 0,
         };
         let (grid, shared) = (self.few_blocks(works), count(kernel.shared));
         let gating = self.gating(launch, rows);

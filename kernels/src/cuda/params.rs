@@ -53,7 +53,7 @@ params! {
     }
     /// `linear_few.cu`.
     FewParams, 232 {
-        linear: LinearParams, input: InputParams, sums: u64, works: u32, group: u32, fine: u32, ahead: u32,
+        linear: LinearParams, input: InputParams, sums: u64, works: u32, group: u32, fine: u32, unused: u32,
     }
     /// `select.cu`.
     Select, 32 { x: u64, rows: u64, out: u64, cols: u32, unused: u32 }

@@ -17,9 +17,6 @@ use crate::device::{DeviceError, Input, Linear};
 pub struct ProductLimits {
     /// Rows up to which weights stream past tiles of eight.
     pub few_rows: usize,
-    /// Bytes of weights, of each warp, that the second-level cache is asked for behind a full ring, while it waits for such rows. Zero
-    /// where nobody has measured that it gains anything.
-    pub few_ahead: usize,
     /// Bytes of shared memory that a block can have: where they are enough for few rows, those stay there.
     pub shared: usize,
     /// Rows up to which they stream past tiles of 32. Above, arithmetic is what is short.
@@ -46,7 +43,6 @@ impl ProductLimits {
         let wgmma = architecture == 90 && image_has("90a");
         Self {
             few_rows: 8,
-            few_ahead: 0,
             shared: match architecture {
                 80 | 87 => 163 << 10,
                 90 | 100 => 227 << 10,
@@ -211,7 +207,6 @@ pub(super) struct Kernel {
     pub(super) gating: usize,
     /// Warps of a work of `linear_few.cu`, which has works of its own kind; zero of the others.
     pub(super) group: usize,
-    pub(super) record_bytes: usize,
     group_rows: usize,
     pub(super) block_outs: usize,
     /// Sums of a block, in f32.
@@ -255,7 +250,6 @@ impl Kernel {
             shared,
             gating: 0,
             group,
-            record_bytes: form.record_bytes(),
             group_rows: ROW_TILE,
             block_outs: BLOCK_ROWS,
             slot_bytes: 0,
@@ -272,7 +266,6 @@ impl Kernel {
             shared: 0,
             gating: 0,
             group: 0,
-            record_bytes: form.record_bytes(),
             group_rows,
             block_outs: BLOCK_ROWS,
             slot_bytes: 4 * BLOCK_ROWS * group_rows,
@@ -292,7 +285,6 @@ impl Kernel {
             shared: stages * stage,
             gating: 0,
             group: 0,
-            record_bytes: form.record_bytes(),
             group_rows,
             block_outs,
             slot_bytes: 4 * block_outs * group_rows,
@@ -322,7 +314,6 @@ impl Kernel {
                 shared: with(0),
                 gating: if group_rows > 8 && !fine { with(gate_bytes) } else { 0 },
                 group: 0,
-                record_bytes: form.record_bytes(),
                 group_rows,
                 block_outs,
                 slot_bytes: 4 * block_outs * group_rows,

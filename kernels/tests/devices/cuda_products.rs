@@ -46,7 +46,6 @@ fn kernels() -> Vec<Cuda<Emulated>> {
     let wgmma = ProductLimits { wgmma: true, narrow_rows: 0, wide_blocks, wide_parts, ..any };
     [
         ProductLimits { few_rows: 8, ..any },
-        ProductLimits { few_rows: 8, few_ahead: 4096, ..any },
         ProductLimits { few_rows: all, shared: 0, ..any },
         ProductLimits { some_rows: all, ..any },
         any,
@@ -247,23 +246,6 @@ fn the_kernel_shows_in_no_bit() {
             for (n, result) in results.iter().enumerate() {
                 assert!(*result == results[0], "{dtype:?}, {rows} rows, kernel {n}");
             }
-        }
-    }
-}
-
-/// The emulator ends where they do not.
-#[test]
-fn records_that_are_asked_for_ahead_are_copied_later() {
-    // Eight parts, longer than a ring; works that follow one another; more than there is.
-    let shape @ (out, cols, rows) = (70, 8192, 1);
-    for dtype in [Dtype::Bf16, Dtype::Q4_1, Dtype::Q8_0] {
-        let mut random = Random(9);
-        let (weight, x) = (random.matrix(dtype, out, cols), random.values(rows * cols));
-        for few_ahead in [2048, 16384, 1 << 20] {
-            let limits = ProductLimits { few_ahead, ..ProductLimits::of(80) };
-            let device = Cuda::with_limits(Emulated::with_multiprocessors(2), limits);
-            let found = product(&device, dtype, shape, &weight, &x, None);
-            assert!(bits(&found) == bits(&product(&cuda(), dtype, shape, &weight, &x, None)));
         }
     }
 }

@@ -2,8 +2,6 @@
 
 use std::path::PathBuf;
 
-use crate::subject::{OWN_WAY, STEPS};
-
 /// What to do, and on which device.
 #[derive(Debug)]
 pub(crate) struct Args {
@@ -17,8 +15,6 @@ pub(crate) struct Args {
     pub(crate) results: PathBuf,
     /// Seconds for the whole run.
     pub(crate) seconds: u64,
-    /// What the device is held to, where a check holds it to nothing else.
-    pub(crate) way: String,
 }
 
 /// What to do.
@@ -81,7 +77,6 @@ impl Args {
             data: PathBuf::from("data"),
             results: PathBuf::from("results.json"),
             seconds: 400,
-            way: OWN_WAY.to_owned(),
         };
         let mut arguments = arguments.peekable();
         while let Some(flag) = arguments.next() {
@@ -94,7 +89,6 @@ impl Args {
                 "--only" => args.only = parts(&value()?)?,
                 "--data" => args.data = value()?.into(),
                 "--results" => args.results = value()?.into(),
-                "--way" => args.way = way(value()?)?,
                 "--check" => args.task = Task::One(value()?),
                 "--seconds" => {
                     let text = value()?;
@@ -118,14 +112,6 @@ fn parts(list: &str) -> Result<Vec<String>, String> {
         return Err(format!("there is no part {part}; there are {}", PARTS.join(", ")));
     }
     Ok(list.split(',').map(str::to_owned).collect())
-}
-
-fn way(name: String) -> Result<String, String> {
-    if STEPS.contains(&&*name) {
-        Ok(name)
-    } else {
-        Err(format!("there is no way {name}; there are: {}", STEPS.join("; ")))
-    }
 }
 
 impl Kind {
@@ -179,7 +165,6 @@ gpu-check make-data GGUF TOKENS         the small real model and its expected lo
 --quick          two minutes on a card in place of eight
 --tiny           seconds in the emulator; measures nothing
 --only PARTS     of device,kernels,logits,invariance,memory,bench,load,sanitizer, or checks: bench/limits
---way NAME       steps of few rows: 'its own choice', '4 KiB ahead', '8 KiB ahead' or '16 KiB ahead' [its own choice]
 --data FOLDER    of the small real model [data]
 --results FILE   what was found, as JSON, written after every check [results.json]
 --seconds N      for the whole run: what does not fit is skipped by name [400]

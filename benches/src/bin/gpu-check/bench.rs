@@ -17,7 +17,7 @@ use crate::limits::{COPY, MATRIX};
 use crate::load;
 use crate::model::{BLOCK, LLAMA_1B, LLAMA_8B, Shape, Strip, TINY, batch, decoder, room, weights};
 use crate::report::{Row, Timed};
-use crate::subject::{STEPS, Subject};
+use crate::subject::Subject;
 
 pub(crate) fn checks<D: Subject>(size: Size) -> Vec<Check> {
     let mut checks = vec![
@@ -33,9 +33,6 @@ pub(crate) fn checks<D: Subject>(size: Size) -> Vec<Check> {
         }
         for dtype in size.pick(&[Dtype::Bf16][..], &[Dtype::Bf16, Dtype::Q4_1], &TYPES) {
             let name = |what| format!("bench/{what}-{}-{}", shape.name, dtype.name());
-            checks.push(Check::unopened(name("steps"), 40, |place| {
-                ways_of_steps::<D>(place, *shape, *dtype)
-            }));
             checks.push(Check::unopened(name("profile"), 40, |c| profile::<D>(c, *shape, *dtype)));
         }
     }
@@ -105,29 +102,6 @@ fn ways<D: Subject>(place: &Place) -> Outcome {
             let what = format!("{rows} rows by {way}");
             place.note(&Row { work: Some(work), ..Row::figure(what, 1e6 * seconds, "µs") })?;
         }
-    }
-    Ok(())
-}
-
-/// Steps of one sequence in every way: what the limits for that are to be set by.
-fn ways_of_steps<D: Subject>(place: &Place, shape: Shape, dtype: Dtype) -> Outcome {
-    let size = place.size;
-    let shape = shape.with_layers(16);
-    let strip = Strip::new(dtype, size.pick(1 << 16, 1 << 26, 1 << 26))?;
-    let (start, steps) = steps(size);
-    let blocks = (start + steps).div_ceil(BLOCK);
-    for way in STEPS {
-        let device = Arc::new(D::open_way(way)?);
-        let (weights, _) = weights(&*device, &shape, dtype, &strip)?;
-        let limits = room(1, 1, blocks * BLOCK, CacheDtype::F16);
-        let mut model = decoder(&device, &shape, weights, limits)?;
-        let step = batch(&shape, 1, start, 1, blocks, WantLogits::Last);
-        let seconds = median(size.pick(1, 25, 25), || {
-            model.forward(&step)?;
-            Ok(device.finish()?)
-        })?;
-        let what = format!("a step of {} layers, {way}", shape.layers);
-        place.note(&Row::figure(what, 1e6 * seconds, "µs"))?;
     }
     Ok(())
 }

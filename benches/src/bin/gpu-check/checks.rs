@@ -6,8 +6,6 @@ use std::ops::Deref;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use chrysalis_kernels::device::DeviceError;
-
 use crate::args::{Args, Size};
 use crate::report::{Row, say};
 use crate::subject::Subject;
@@ -36,7 +34,6 @@ pub(crate) struct Listed {
 pub(crate) struct Place {
     pub(crate) size: Size,
     pub(crate) data: PathBuf,
-    way: String,
 }
 
 /// What most checks are given: a device, too.
@@ -52,8 +49,7 @@ impl Check {
         seconds: u64,
         run: impl Fn(&Context<'_, D>) -> Outcome + 'static,
     ) -> Self {
-        let opened =
-            move |place: &Place| run(&Context { device: Arc::new(place.open::<D>()?), place });
+        let opened = move |place: &Place| run(&Context { device: Arc::new(D::open()?), place });
         Self::unopened(name, seconds, opened)
     }
 
@@ -71,16 +67,11 @@ impl Check {
     }
 
     pub(crate) fn run(&self, args: &Args) -> Outcome {
-        (self.run)(&Place { size: args.size, data: args.data.clone(), way: args.way.clone() })
+        (self.run)(&Place { size: args.size, data: args.data.clone() })
     }
 }
 
 impl Place {
-    /// The device, as it was asked for.
-    pub(crate) fn open<D: Subject>(&self) -> Result<D, DeviceError> {
-        D::open_way(&self.way)
-    }
-
     /// One result, for whoever reads standard output.
     #[expect(clippy::unused_self, reason = "who runs a check is told by it")]
     pub(crate) fn note(&self, row: &Row) -> Result<(), io::Error> {

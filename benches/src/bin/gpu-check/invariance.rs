@@ -180,7 +180,7 @@ fn recorded<D: Subject>(place: &Place) -> Outcome {
     for cache in D::CACHES {
         // One device is gone before the next takes the card's memory.
         let recorded = {
-            let device = Arc::new(place.open::<D>()?);
+            let device = Arc::new(D::open()?);
             run.chunks(&mut run.open(&device, Dtype::Bf16, &strip, *cache)?, &last)?
         };
         let counted = Arc::new(Profiled::new(D::open()?));

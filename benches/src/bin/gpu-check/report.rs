@@ -137,8 +137,6 @@ pub(crate) struct Results {
     pub(crate) commit: &'static str,
     pub(crate) device: &'static str,
     pub(crate) size: String,
-    /// What the device was held to.
-    pub(crate) way: String,
     /// SHA-256 of the kernels' image, where there is one.
     pub(crate) kernel_image: Option<String>,
     pub(crate) complete: bool,

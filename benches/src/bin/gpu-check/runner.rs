@@ -25,7 +25,6 @@ pub(crate) fn run(args: &Args, checks: &[Listed]) -> Result<bool, Box<dyn Error>
         commit: option_env!("CHRYSALIS_COMMIT").unwrap_or("not known"),
         device: args.kind.name(),
         size: format!("{:?}", args.size).to_lowercase(),
-        way: args.way.clone(),
         kernel_image: image_digest(),
         complete: false,
         checks: Vec::new(),
@@ -126,7 +125,6 @@ fn command(args: &Args, check: &Listed) -> Result<Option<Command>, Box<dyn Error
     };
     command.env("RUST_BACKTRACE", "0");
     command.args(["--device", args.kind.name(), "--check", &check.name, "--data"]).arg(&args.data);
-    command.args(["--way", &args.way]);
     // Under a tool everything is a hundred times slower.
     let size = if tool.is_some() { Size::Tiny } else { args.size };
     command.args(size.pick(Some("--tiny"), Some("--quick"), None));

@@ -223,9 +223,6 @@ fn limits(way: &str, architecture: u32) -> ProductLimits {
     let wgmma = ProductLimits { wgmma: true, narrow_rows: 0, wide_blocks, wide_parts, ..mma };
     match way {
         "few rows, together" => ProductLimits { few_rows: 8, ..mma },
-        "4 KiB ahead" => ProductLimits { few_ahead: 4 << 10, ..own },
-        "8 KiB ahead" => ProductLimits { few_ahead: 8 << 10, ..own },
-        "16 KiB ahead" => ProductLimits { few_ahead: 16 << 10, ..own },
         "mma, few rows" => ProductLimits { few_rows: all, shared: 0, ..mma },
         "mma, some rows" => ProductLimits { some_rows: all, ..mma },
         "mma, many rows" => mma,
@@ -240,9 +237,6 @@ fn limits(way: &str, architecture: u32) -> ProductLimits {
         _ => own,
     }
 }
-
-/// Ways of a step of few rows: its own choice, but for how far behind its ring a warp asks for weights.
-pub(crate) const STEPS: [&str; 4] = [OWN_WAY, "4 KiB ahead", "8 KiB ahead", "16 KiB ahead"];
 
 /// What a device chooses where nobody holds it to a way.
 pub(crate) const OWN_WAY: &str = "its own choice";
