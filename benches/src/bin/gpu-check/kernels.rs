@@ -28,7 +28,7 @@ pub(crate) fn checks<D: Subject>(size: Size) -> Vec<Check> {
     checks.push(Check::unopened("kernels/ways", 40, ways::<D>));
     checks.push(Check::new("kernels/rows", 30, rows::<D>));
     checks.push(Check::new("kernels/attention", 60, attention::<D>));
-    checks.push(Check::new("kernels/tokens", 30, tokens::<D>));
+    checks.push(Check::new("kernels/tokens", 60, tokens::<D>));
     if size > Size::Tiny {
         for dtype in LARGE {
             checks.push(Check::new(format!("kernels/large-{}", dtype.name()), 60, move |c| {
