@@ -1,14 +1,15 @@
-// Attention of many tokens of a sequence on Hopper: arguments, rows of a block, meaning, order of sums and rounding are those of
+// Attention of many tokens of a sequence on Hopper: arguments, rows of a block, order of sums and rounding are those of
 // `attention_rows` (attention.cu), to the same bits
-// Launch:  `attention_wgmma_<kind>_<width>`, kind f16 or bf16, width 64 or 128, heads of a multiple of eight values, blocks of
-//          a multiple of sixteen positions: block = 384, the grid of `attention_rows`; dynamic
-//          shared memory: AttentionWgmma::ALL_BYTES.
-// Bound:   tensor cores; at heads of 64 values the exponentials as much.
+// Launch:  `attention_wgmma_<kind>_<width>`, kind f16 or bf16, width 64 or 128, heads of a multiple of eight values, blocks of the cache
+//          of a multiple of sixteen positions: block = 384, the grid of `attention_rows`; dynamic shared memory:
+//          AttentionWgmma::ALL_BYTES.
+// Bound:   the chain of instructions that makes a warp's weights, then tensor cores.
+// Meaning: src/reference/mod.rs, `attention`.
 // Source:  Shah et al. 2024, arXiv:2407.08608 (who brings and who multiplies are other warps, and warpgroups take turns at the tensor
 //          cores); PTX ISA 9.0, asynchronous warpgroup-level matrix multiply. For sm_90a alone.
 //
-// A warpgroup brings K and V through a ring, two multiply, 64 rows each. What a warpgroup begins together is the product of a step's
-// weights and V and the scores of the next, so that tensor cores are at work while the other one makes its weights.
+// A warpgroup brings K and V through a ring, two multiply, 64 rows each. What a warpgroup begins together is the scores of a step and the
+// product of the weights before and V, and while the latter is made, and the other warpgroup's, it makes the weights of the step.
 #include "attention_tile.cuh"
 #include "hopper.cuh"
 
