@@ -226,8 +226,8 @@ impl Plan {
         let works = self.grid.iter().product::<usize>();
         let (least, longest) = (self.ring, 2 * self.ring);
         let ring = |blocks: usize| {
-            let each = (shared + BLOCK_RESERVES) / blocks - BLOCK_RESERVES;
-            each.saturating_sub(self.shared) / self.place
+            let each = (shared + BLOCK_RESERVES) / blocks;
+            each.saturating_sub(BLOCK_RESERVES + self.shared) / self.place
         };
         let two = works * z > multiprocessors && ring(2) >= least;
         self.ring = if two { ring(2) } else { ring(1).max(least) }.min(longest);

@@ -1,6 +1,8 @@
 //! Attention of the CUDA kernels, emulated on the host: with caches of 16 and 8 bits on tensor cores, with one of f32 exactly.
 //! Against the reference, and against itself in other chunks, batches and divisions of the work.
 
+use std::collections::BTreeSet;
+
 use crate::common::{bits, relative_error};
 use crate::operations::{Case, ERROR, cases};
 use chrysalis_kernels::cuda::{Cuda, Emulated, ProductLimits};
@@ -102,6 +104,28 @@ fn attention_agrees_with_the_reference() {
         let dtype = case.cache.dtype;
         assert!(error < limit(dtype), "case {n}, {dtype:?}: {error:e}");
     }
+}
+
+/// Else the other tests would compare a kernel with itself.
+#[test]
+fn prompts_take_hopper_s_kernel_where_it_can() {
+    let mut taken = BTreeSet::new();
+    for (n, case) in cases().into_iter().chain(short_cases()).enumerate() {
+        let CacheShape { head_dim, block_size, dtype, .. } = case.cache;
+        let can = matches!(dtype, CacheDtype::F16 | CacheDtype::Bf16)
+            && head_dim <= 128
+            && head_dim % 8 == 0
+            && block_size % 16 == 0;
+        for wgmma in [false, true] {
+            let device = with_wgmma(132, wgmma);
+            case.chunks(&device, &[case.tokens]);
+            let started = device.driver().started().into_keys();
+            let hopper: Vec<_> = started.filter(|name| name.contains("attention_wgmma")).collect();
+            assert_eq!(hopper.len(), usize::from(wgmma && can && case.tokens >= 8), "case {n}");
+            taken.extend(hopper);
+        }
+    }
+    assert_eq!(taken.len(), 4, "{taken:?}");
 }
 
 #[test]
