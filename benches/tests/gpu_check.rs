@@ -109,6 +109,10 @@ fn what_it_does_not_know_is_refused() {
     for (arguments, said) in [
         (&["--device", "abacus"][..], "no device abacus"),
         (&["--only", "kernels,beauty"], "no part beauty"),
+        (
+            &["--device", "cpu", "--only", "bench/nothing"],
+            "bench/nothing on this device; of bench there are bench/limits, ",
+        ),
         (&["--fast"], "--fast is not an option"),
         (&["--seconds"], "--seconds needs a value"),
         (&["--device", "cpu", "--check", "kernels/none"], "no check kernels/none"),

@@ -2,8 +2,8 @@
 //   q, out [tokens, num_heads * head_dim] f32; cache of one layer; records [tokens of the launch, num_heads, max_spans, head_dim + 2] f32
 // Launch:  `attention_rows_<kind>_<width>`: block = 256; tokens `first_token..end_token` times the heads of a group are rows, grid =
 //          (rows / rows of a block rounded up, num_kv_heads, 1). A block has 128 rows, 64 where width is 256.
-//          `attention_token_<kind>_<width>`: block = 256; works are tokens times num_kv_heads times (heads of a group / 16 rounded
-//          up), which blocks go through, grid = (blocks, 1, 1). It may do what `rope_store` would (`turns`), and then writes K and V of
+//          `attention_token_<kind>_<width>`: block = 256, or 128 of `.._4`, of heads of 128 values at most; works are tokens times
+//          num_kv_heads times (heads of a group / 16 rounded up), which blocks go through, grid = (blocks, 1, 1). It may do what `rope_store` would (`turns`), and then writes K and V of
 //          the tokens' own positions, and no q. Where `records` is given, a block has one work, and both take one z for a span of what a
 //          token (or the tokens of a block) sees; of a token the block that comes last joins them, after `rows` `attention_join`
 //          follows. `width` is head_dim rounded up to 64, 128 or 256; dynamic shared memory: AttentionTile::BYTES, or TokenRing's
@@ -53,12 +53,20 @@ __device__ __forceinline__ void attention_rows(const Attention& p) {
   }                                                                                       \
   KERNEL_EARLY(256, 2, attention_token_##kind##_##width, TokenAttention) {                \
     DYNAMIC_SHARED(shared);                                                               \
-    attention_token<cache_##kind, width>(p, shared);                                      \
+    attention_token<cache_##kind, width, 8>(p, shared);                                   \
   }
-#define ATTENTION_WIDTHS(kind) ATTENTION(kind, 64) ATTENTION(kind, 128) ATTENTION(kind, 256)
+#define ATTENTION_OF_FOUR(kind, width)                                                    \
+  KERNEL_EARLY(128, 4, attention_token_##kind##_##width##_4, TokenAttention) {            \
+    DYNAMIC_SHARED(shared);                                                               \
+    attention_token<cache_##kind, width, 4>(p, shared);                                   \
+  }
+#define ATTENTION_WIDTHS(kind)                                   \
+  ATTENTION(kind, 64) ATTENTION(kind, 128) ATTENTION(kind, 256) \
+  ATTENTION_OF_FOUR(kind, 64) ATTENTION_OF_FOUR(kind, 128)
 ATTENTION_WIDTHS(f16)
 ATTENTION_WIDTHS(bf16)
 ATTENTION_WIDTHS(i8)
 ATTENTION_WIDTHS(f8)
 #undef ATTENTION_WIDTHS
+#undef ATTENTION_OF_FOUR
 #undef ATTENTION

@@ -1,5 +1,6 @@
 // Attention for one token at a time: the heads that share a K and V head, at most sixteen, are the rows of one tile, and a work. Eight
-// warps work on a chunk of positions at once: each has units of sixteen of them for the scores and a part of a head's values for the sums.
+// warps (or four, so that a multiprocessor has twice the works at a time) are at a chunk of positions at once: each has units of sixteen of
+// them for the scores and a part of a head's values for the sums.
 // Order of sums: attention.cu; steps of a chunk follow one another there, too.
 //
 // What a decode step waits for is not bytes but a chain of loads, positions, tables, K and V, and instructions that run once. So a block
@@ -9,20 +10,24 @@
 #pragma once
 
 #include "rope_store.cuh"
+#include "tiles.cuh"
 #include "token_ring.cuh"
 
 struct TokenAttention {
   Attention attention;
-  Heads heads;  // where `turns` says so
+  Heads heads;         // where `turns` says so
+  uint8_t* tiles;      // or none: `out` as the rows of a product (tiles.cuh) and not as f32, where spans have no blocks of their own
+  uint32_t tile_rows;  // how many rows that product has
+  uint32_t half;       // it takes f16, or bf16
 };
-static_assert(sizeof(TokenAttention) == 232, "src/cuda/params.rs asserts the same size");
+static_assert(sizeof(TokenAttention) == 248, "src/cuda/params.rs asserts the same size");
 
-template <class Kind, uint32_t DIM>
-struct AttentionToken : TokenRing<Kind, DIM> {
-  using Ring = TokenRing<Kind, DIM>;
+template <class Kind, uint32_t DIM, uint32_t WARPS>
+struct AttentionToken : TokenRing<Kind, DIM, WARPS> {
+  using Ring = TokenRing<Kind, DIM, WARPS>;
   using Pair = typename Kind::Pair;
   using Part = typename Ring::Part;
-  using Ring::WARPS, Ring::THREADS, Ring::ROWS, Ring::UNIT, Ring::CHUNK, Ring::UNITS;
+  using Ring::THREADS, Ring::ROWS, Ring::UNIT, Ring::CHUNK, Ring::UNITS;
   using Ring::QUERIES_AT, Ring::WEIGHTS_AT, Ring::SUMS_AT, Ring::LARGEST_AT, Ring::RING_AT, Ring::UNIT_BYTES;
   using Ring::p, Ring::shared, Ring::lane, Ring::warp;
   using Ring::token, Ring::kv_head, Ring::first_head, Ring::heads, Ring::seen, Ring::spans, Ring::newest_is_seen;
@@ -32,7 +37,7 @@ struct AttentionToken : TokenRing<Kind, DIM> {
   static constexpr uint32_t MINE = UNITS > WARPS ? UNITS / WARPS : 1;
   static constexpr uint32_t SLICES = DIM / 16 > WARPS ? DIM / 16 / WARPS : 1;
 
-  const Heads& turned;
+  const TokenAttention& args;
 
   // Of this chunk: scores, later weights; how much the sums before each step shrink. Of this span: values, weight by lane, largest
   // score. Of the spans before, joined: values, weight, largest.
@@ -40,7 +45,7 @@ struct AttentionToken : TokenRing<Kind, DIM> {
   float o[SLICES][2][4], weight[2], largest[2];
   float all[SLICES][2][4], all_weight[2], all_largest[2];
 
-  __device__ __forceinline__ AttentionToken(const TokenAttention& p, uint8_t* shared) : Ring(p.attention, shared), turned(p.heads) {}
+  __device__ __forceinline__ AttentionToken(const TokenAttention& p, uint8_t* shared) : Ring(p.attention, shared), args(p) {}
 
   __device__ __forceinline__ uint32_t unit(uint32_t i) const { return warp + i * WARPS; }
   static __device__ __forceinline__ bool is_unit(uint32_t u) { return UNITS >= WARPS || u < UNITS; }
@@ -67,6 +72,7 @@ struct AttentionToken : TokenRing<Kind, DIM> {
   // anything, and so is what becomes of them. The newest K and V go to the cache and, where they were asked for, to the ring. Blocks
   // of other spans turn the same q, those of other heads of the group write the same K and V.
   __device__ __forceinline__ void turn() {
+    const Heads& turned = args.heads;
     float* room_to_turn = reinterpret_cast<float*>(shared + WEIGHTS_AT) + warp * DIM;
     const uint32_t own = seen.end - 1, own_chunk = own / CHUNK, all = heads + (newest_is_seen ? 2 : 0), size = p.cache.block_size;
     const Part part = Ring::part_of(seen, own_chunk);
@@ -347,12 +353,35 @@ struct AttentionToken : TokenRing<Kind, DIM> {
     for (uint32_t i = threadIdx.x; i < heads * dim; i += THREADS) out[i] = joined_records(record_of(i / dim, 0), spans, dim, i % dim);
   }
 
+  // As f32, or as rows of a product, in pairs; heads have as many values then.
   __device__ __forceinline__ void write_all() const {
+    const uint32_t dim = p.cache.head_dim;
+    if (!has_slice()) return;
 #pragma unroll
     for (uint32_t h = 0; h < 2; h++) {
       const uint32_t row = lane / 4 + 8 * h;
-      if (row < heads) write(p.out + ((size_t)token * p.num_heads + first_head + row) * p.cache.head_dim, h, all, all_weight[h]);
+      if (row >= heads) continue;
+#pragma unroll
+      for (uint32_t n = 0; n < 2 * SLICES; n++) {
+        const uint32_t d = (warp * SLICES + n / 2) * 16 + lane % 4 * 2 + n % 2 * 8;
+        const float low = all[n / 2][n % 2][2 * h] / all_weight[h], high = all[n / 2][n % 2][2 * h + 1] / all_weight[h];
+        if (d < dim) write_pair((first_head + row) * dim + d, d + 1 < dim, low, high);
+      }
     }
+  }
+
+  // Two values of the token's row, of which the second may not be there.
+  __device__ __forceinline__ void write_pair(uint32_t col, bool both, float low, float high) const {
+    const uint32_t cols = p.num_heads * p.cache.head_dim;
+    if (args.tiles) {
+      const RowPlace place = place_of_rows(args.tile_rows, chunks_of(cols), token / ROW_TILE);
+      uint8_t* const to = args.tiles + place.start + (size_t)(col / ::CHUNK) * place.apart + row_place(token, col % ::CHUNK);
+      *reinterpret_cast<uint32_t*>(to) = row_pair(low, high, args.half);
+      return;
+    }
+    float* const to = p.out + (size_t)token * cols + col;
+    to[0] = low;
+    if (both) to[1] = high;
   }
 
   // Work after work, item after item.
@@ -396,9 +425,9 @@ struct AttentionToken : TokenRing<Kind, DIM> {
   }
 };
 
-template <class Kind, uint32_t DIM>
+template <class Kind, uint32_t DIM, uint32_t WARPS>
 __device__ __forceinline__ void attention_token(const TokenAttention& p, uint8_t* shared) {
   // All that a kernel of the step wrote, unless the block turns its own heads.
   if (!p.attention.turns) wait_for_previous();
-  AttentionToken<Kind, DIM>(p, shared).run();
+  AttentionToken<Kind, DIM, WARPS>(p, shared).run();
 }

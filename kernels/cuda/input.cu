@@ -35,7 +35,7 @@ __device__ __forceinline__ void tile_columns(const InputTiles& p) {
   const uint32_t first = blockIdx.y * p.input.span, end = min(chunks_of(cols) * CHUNK, first + p.input.span);
   for (uint32_t at = first + threadIdx.x / ROW_TILE * EIGHT; at < end; at += HELD * APART) {
     const size_t from = (size_t)row * cols + at;
-    const uint32_t left = left_from(at, cols);
+    const uint32_t left = min(left_from(at, cols), end - at);
     float held[HELD][EIGHT], others[HELD][EIGHT];
 #pragma unroll
     for (uint32_t k = 0; k < HELD; k++) {

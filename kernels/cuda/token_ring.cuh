@@ -6,11 +6,11 @@
 #include "attention.cuh"
 #include "cache.cuh"
 
-template <class Kind, uint32_t DIM>
+template <class Kind, uint32_t DIM, uint32_t WARPS>
 struct TokenRing {
-  static constexpr uint32_t WARPS = 8, THREADS = WARPS * WARP, ROWS = 16, UNIT = 16;
-  // Positions between barriers: K or V of them are 32 KiB as 16 bits. Of those the rows that a warp brings.
-  static constexpr uint32_t CHUNK = 16384 / DIM, OWN = CHUNK / WARPS, UNITS = CHUNK / UNIT;
+  static constexpr uint32_t THREADS = WARPS * WARP, ROWS = 16, UNIT = 16;
+  // Rows that a warp brings of the positions between barriers, of which K or V are 4 KiB for each warp as 16 bits.
+  static constexpr uint32_t OWN = 2048 / DIM, CHUNK = OWN * WARPS, UNITS = CHUNK / UNIT;
 
   // The ring comes last: how long it is, the launch says. Of each unit weights as a fragment and their sums by lane, the
   // largest score of each row.

@@ -234,7 +234,8 @@ pub struct Attention<'a, D: Device> {
     pub softcap: Option<f32>,
     /// A token sees itself and the `window - 1` positions before it, where set.
     pub window: Option<usize>,
-    /// `[tokens, num_heads * head_dim]`.
+    /// `[tokens, num_heads * head_dim]`. Where [`Device::linear`] takes all of these rows as they are, and nothing else was asked for
+    /// in between, they may hold anything afterwards.
     pub out: &'a mut D::Buffer,
 }
 

@@ -75,7 +75,7 @@ params! {
     /// `rope_store.cu`.
     RopeStoreParams, 160 { step: StepParams, cache: CacheLayer, heads: Heads }
     /// `attention_token.cuh`.
-    TokenAttention, 232 { attention: AttentionParams, heads: Heads }
+    TokenAttention, 248 { attention: AttentionParams, heads: Heads, tiles: u64, tile_rows: u32, half: u32 }
     /// `attention.cuh`.
     AttentionParams, 168 {
         step: StepParams, cache: CacheLayer, q: u64, out: u64, records: u64, num_heads: u32, window: u32,

@@ -1,17 +1,18 @@
 //! What waits for the next operation: an `add`, as mostly the norm of its sum is what the next product takes, and then one kernel
 //! does both; a product of few rows, as mostly it is added next, and then it adds itself; or a gate and what it gates, as mostly that
 //! is what the next product takes, and then they make it; or, while a step is recorded, the rotation of heads, as mostly their attention
-//! follows, which then turns them. Everything else that is asked for has it done first, so that it shows
+//! follows, which then turns them, and that attention, as mostly a product follows, whose rows it then makes. Everything else that is asked for has it done first, so that it shows
 //! in nothing but time.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::device::{Buffer, Cuda};
+use super::device::{Buffer, Cuda, count};
 use super::driver::Driver;
 use super::gated::Gating;
 use super::params::{
     CacheLayer, FewParams, Heads, InputParams, InputRows, LinearParams, RopeStoreParams,
+    TokenAttention,
 };
 use crate::device::{DeviceError, Input};
 
@@ -22,6 +23,16 @@ enum Waiting<D: Driver> {
     Addition(Addition<D>),
     Product(Box<Product<D>>),
     Rotation(Rotation),
+    Attention(Box<Attending>),
+}
+
+/// A launch of attention for a token at a time, likewise.
+pub(super) struct Attending {
+    pub(super) kernel: String,
+    pub(super) grid: [u32; 3],
+    pub(super) threads: u32,
+    pub(super) shared: u32,
+    pub(super) params: TokenAttention,
 }
 
 /// A launch of `rope_store`, as part of a record: that nothing it takes is given back, whoever starts the record makes sure of.
@@ -197,6 +208,45 @@ impl<D: Driver> Cuda<D> {
         }
     }
 
+    /// Keeps attention for the product that takes what comes out.
+    pub(super) fn wait_to_attend(&self, attending: Attending) -> Result<(), DeviceError> {
+        self.do_what_waits()?;
+        self.residual.replace(Some(Waiting::Attention(Box::new(attending))));
+        Ok(())
+    }
+
+    pub(super) fn start_attention(&self, attending: &Attending) -> Result<(), DeviceError> {
+        let Attending { kernel, grid, threads, shared, params } = attending;
+        self.launch_shared(kernel, *grid, *threads, *shared, params)
+    }
+
+    /// Whether attention waits that makes these rows, of all its tokens, as tiles of f16 or bf16 at this address: then it writes nothing
+    /// else.
+    pub(super) fn attention_makes(
+        &self,
+        rows: usize,
+        made: InputParams,
+        half: bool,
+        tiles: u64,
+    ) -> Result<bool, DeviceError> {
+        match self.residual.replace(None) {
+            Some(Waiting::Attention(mut waiting))
+                if made.kind == 0
+                    && waiting.params.attention.out == made.x
+                    && waiting.params.attention.end_token as usize == rows =>
+            {
+                let params = &mut waiting.params;
+                (params.tiles, params.tile_rows, params.half) = (tiles, count(rows), half.into());
+                self.start_attention(&waiting)?;
+                Ok(true)
+            }
+            other => {
+                self.residual.replace(other);
+                Ok(false)
+            }
+        }
+    }
+
     /// Before anything that does not take it along.
     pub(super) fn do_what_waits(&self) -> Result<(), DeviceError> {
         match self.residual.replace(None) {
@@ -209,6 +259,7 @@ impl<D: Driver> Cuda<D> {
             Some(Waiting::Rotation(waiting)) => {
                 self.launch("rope_store", waiting.grid, 128, &waiting.params)
             }
+            Some(Waiting::Attention(waiting)) => self.start_attention(&waiting),
             Some(Waiting::Product(waiting)) => {
                 let Product { kernel, grid, threads, shared, params, .. } = &*waiting;
                 match params {

@@ -4,6 +4,8 @@
 use super::device::{Cuda, count};
 use super::driver::Driver;
 use super::params::{AttentionParams, Heads, TokenAttention};
+use super::products::CHUNK;
+use super::residual::Attending;
 use super::step::Step;
 use crate::device::{Attention, CACHE_GROUP, CacheDtype, CacheShape, DeviceError};
 
@@ -29,6 +31,8 @@ struct Plan {
     grid: [usize; 2],
     /// Blocks for each multiprocessor that keep it busy: where there are fewer, each span has its own.
     enough: usize,
+    /// The most of them that it has room for.
+    most: usize,
     /// Whether the kernel is for a token at a time: it joins spans itself, goes from work to work, and may turn its heads.
     token: bool,
     /// Whether blocks have tokens of prompts.
@@ -66,7 +70,7 @@ impl<D: Driver> Cuda<D> {
         let (driver, shape) = (self.driver(), args.cache.shape);
         let num_heads = group * shape.num_kv_heads;
         let max_spans = step.max_spans(SPAN, args.window);
-        let mut plan = Plan::new(&shape, group, run, self.limits.wgmma);
+        let mut plan = Plan::new(&shape, group, run, driver.multiprocessors(), self.limits.wgmma);
         let (tokens, works) = (run.end - run.first, plan.grid.iter().product::<usize>());
         let of_token = size_of::<f32>() * num_heads * max_spans * (shape.head_dim + 2);
         let records = tokens * of_token;
@@ -107,9 +111,17 @@ impl<D: Driver> Cuda<D> {
         let grid = [count(plan.grid[0]), count(plan.grid[1]), count(z)];
         let shared = count(plan.shared + plan.ring * plan.place);
         if plan.token {
+            let heads = waiting.unwrap_or(Heads::NONE);
             let params =
-                TokenAttention { attention: params, heads: waiting.unwrap_or(Heads::NONE) };
-            return self.launch_shared(&plan.kernel, grid, plan.threads, shared, &params);
+                TokenAttention { attention: params, heads, tiles: 0, tile_rows: 0, half: 0 };
+            let attending =
+                Attending { kernel: plan.kernel, grid, threads: plan.threads, shared, params };
+            // Pairs of values of a head are neighbours in a tile, and no chunk ends with what is not there.
+            let fits = shape.head_dim.is_multiple_of(2) && args.out.cols.is_multiple_of(CHUNK);
+            return match step.graphs.is_recording() && !split && fits {
+                true => self.wait_to_attend(attending),
+                false => self.start_attention(&attending),
+            };
         }
         self.launch_shared(&plan.kernel, grid, plan.threads, shared, &params)?;
         if !split {
@@ -120,7 +132,13 @@ impl<D: Driver> Cuda<D> {
 }
 
 impl Plan {
-    fn new(shape: &CacheShape, group: usize, run: Run, wgmma: bool) -> Self {
+    fn new(
+        shape: &CacheShape,
+        group: usize,
+        run: Run,
+        multiprocessors: usize,
+        wgmma: bool,
+    ) -> Self {
         let (tokens, kv_heads) = (run.end - run.first, shape.num_kv_heads);
         let kind = match shape.dtype {
             CacheDtype::F32 => {
@@ -132,6 +150,7 @@ impl Plan {
                     ring: 0,
                     grid: [tokens, kv_heads * group.div_ceil(F32_HEADS)],
                     enough: 4,
+                    most: 4,
                     token: false,
                     together: false,
                 };
@@ -149,7 +168,9 @@ impl Plan {
             let fits = words && width <= 128 && whole;
             if wgmma && fits { rows.on_hopper(kind, width) } else { rows }
         } else {
-            Self::token(kind, words, width, [tokens, kv_heads * group.div_ceil(TOKEN_ROWS)])
+            let grid = [tokens, kv_heads * group.div_ceil(TOKEN_ROWS)];
+            let many = grid[0] * grid[1] > 2 * multiprocessors && width <= 128;
+            Self::token(kind, words, width, if many { 4 } else { 8 }, grid)
         }
     }
 
@@ -170,6 +191,7 @@ impl Plan {
             ring: 3,
             grid: [rows.div_ceil(16 * tiles), kv_heads],
             enough: 2,
+            most: 1,
             token: false,
             together: true,
         }
@@ -191,22 +213,25 @@ impl Plan {
         }
     }
 
-    /// `AttentionToken` of `attention_token.cuh`, likewise.
-    fn token(kind: &str, words: bool, width: usize, grid: [usize; 2]) -> Self {
-        let (chunk, unit) = (16384 / width, 16);
+    /// `AttentionToken` of `attention_token.cuh`, likewise, with so many warps: eight, or four where there are works for twice as many
+    /// blocks.
+    fn token(kind: &str, words: bool, width: usize, warps: usize, grid: [usize; 2]) -> Self {
+        let (chunk, unit) = (warps * 2048 / width, 16);
         let units = chunk / unit;
-        // Weights, their sums and the largest scores, or a head for each of eight warps.
+        // Weights, their sums and the largest scores, or a head for each of the warps.
         let weighed = units * (32 * 16 + 32 * 8 + TOKEN_ROWS * 4);
-        let told = if width > 128 { 8 * width * size_of::<f32>() } else { weighed };
+        let told = if width > 128 { warps * width * size_of::<f32>() } else { weighed };
+        let of_warps = if warps == 8 { "" } else { "_4" };
         Self {
-            kernel: format!("attention_token_{kind}_{width}"),
-            threads: 256,
+            kernel: format!("attention_token_{kind}_{width}{of_warps}"),
+            threads: count(32 * warps),
             shared: read_bytes(words, chunk * width * 2) + TOKEN_ROWS * width * 2 + told,
             place: place_bytes(words, unit, width),
             // K of a chunk, and V.
             ring: 2 * units,
             grid,
             enough: 2,
+            most: 16 / warps,
             token: true,
             together: false,
         }
@@ -220,8 +245,8 @@ impl Plan {
         works < self.enough * multiprocessors && !(self.together && nearly())
     }
 
-    /// Of a kernel for a token at a time: as many blocks as are there at the same time, of which one or two fill the `shared` memory
-    /// of a multiprocessor, and one where that is enough.
+    /// Of a kernel for a token at a time: as many blocks as are there at the same time, which fill the `shared` memory of a
+    /// multiprocessor, and one of each where that is enough.
     fn fill(&mut self, shared: usize, multiprocessors: usize, z: usize) {
         let works = self.grid.iter().product::<usize>();
         let (least, longest) = (self.ring, 2 * self.ring);
@@ -229,9 +254,10 @@ impl Plan {
             let each = (shared + BLOCK_RESERVES) / blocks;
             each.saturating_sub(BLOCK_RESERVES + self.shared) / self.place
         };
-        let two = works * z > multiprocessors && ring(2) >= least;
-        self.ring = if two { ring(2) } else { ring(1).max(least) }.min(longest);
-        let blocks = multiprocessors.max(1) * if two { 2 } else { 1 };
+        let most = if works * z > multiprocessors { self.most } else { 1 };
+        let together = (2..=most).rev().find(|blocks| ring(*blocks) >= least).unwrap_or(1);
+        self.ring = ring(together).clamp(least, longest);
+        let blocks = multiprocessors.max(1) * together;
         self.grid = [if z == 1 { works.min(blocks) } else { works }, 1];
     }
 }
@@ -288,7 +314,7 @@ mod tests {
             let shape =
                 CacheShape { num_layers, num_blocks, block_size, num_kv_heads, head_dim, dtype };
             let run = Run { first: 0, end: tokens, together: tokens >= TOGETHER };
-            Plan::new(&shape, 4, run, wgmma).leaves_idle(132)
+            Plan::new(&shape, 4, run, 132, wgmma).leaves_idle(132)
         };
         // Blocks of 32 tokens: 96, 99 and 104, 128; 136, 192, 200, 264.
         for (tokens, expected) in [
@@ -305,6 +331,29 @@ mod tests {
         }
         // A token each: two blocks to a multiprocessor.
         assert!(split(1, CacheDtype::I8, false) && split(7, CacheDtype::F32, false));
+    }
+
+    #[test]
+    fn many_works_have_blocks_of_four_warps_as_many_as_there_is_room_for() {
+        let planned = |tokens, shared: usize| {
+            let (num_blocks, num_layers, block_size) = (1, 1, 16);
+            let (num_kv_heads, head_dim, dtype) = (8, 128, CacheDtype::F16);
+            let shape =
+                CacheShape { num_layers, num_blocks, block_size, num_kv_heads, head_dim, dtype };
+            let run = Run { first: 0, end: tokens, together: false };
+            let mut plan = Plan::new(&shape, 4, run, 132, true);
+            plan.fill(shared << 10, 132, 1);
+            (plan.threads, plan.grid[0], plan.ring)
+        };
+        // Eight works a token; one block to a multiprocessor, then two, then four.
+        assert_eq!(planned(16, 227), (256, 128, 32));
+        assert_eq!(planned(33, 227), (256, 264, 25));
+        assert_eq!(planned(34, 227), (128, 272, 12));
+        assert_eq!(planned(256, 227), (128, 528, 12));
+        // Less shared memory has room for fewer.
+        assert_eq!(planned(256, 163), (128, 528, 8));
+        assert_eq!(planned(256, 99), (128, 264, 10));
+        assert_eq!(planned(33, 99), (256, 132, 22));
     }
 
     #[test]

@@ -1,10 +1,11 @@
 //! Steps of one token a sequence on the CUDA kernels, emulated on the host: what is recorded, where attention turns its own heads and
-//! stores K and V, has the bits of what is not, where `rope_store` does; and so has a block that goes from work to work.
+//! stores K and V and makes the rows of the next product, has the bits of what is not, where other kernels do; and so has a block that
+//! goes from work to work, of eight warps or four.
 
 use crate::common::{Random, bits, matrix, read};
 use chrysalis_kernels::cuda::{Cuda, Emulated};
 use chrysalis_kernels::device::{
-    Attention, CacheDtype, CacheShape, Device, RopeParams, RopeStore, Rows,
+    Attention, CacheDtype, CacheShape, Device, Input, Linear, RopeParams, RopeStore, Rows,
 };
 use chrysalis_kernels::{Batch, Dtype, WantLogits};
 
@@ -51,6 +52,8 @@ struct Decode<'a> {
     step: Step,
     qkv: [Buffer; 3],
     out: Buffer,
+    /// A product that takes what attention makes, if one does.
+    product: Option<(Matrix, Buffer)>,
 }
 
 type Matrix = <Cuda<Emulated> as Device>::Matrix;
@@ -92,13 +95,30 @@ impl<'a> Decode<'a> {
             step: device.step(POSITIONS).unwrap(),
             qkv: [q, kv, kv].map(|cols| device.buffer(POSITIONS, cols).unwrap()),
             out: device.buffer(POSITIONS, q).unwrap(),
+            product: None,
             device,
             shape,
             how,
         };
-        let plan = || (1..=SEQUENCES).for_each(|n| all.decode(&vec![POSITIONS as u32 - 1; n]));
-        device.plan(plan).unwrap();
+        all.plan();
         all
+    }
+
+    /// One whose attention is multiplied by a matrix of this type.
+    fn multiplied(device: &'a Cuda<Emulated>, shape: Shape, how: How, dtype: Dtype) -> Self {
+        let mut all = Self::new(device, shape, how);
+        let cols = shape.heads * shape.head_dim;
+        let values = Random(67).matrix(dtype, OUTS, cols);
+        let weight = matrix(device, dtype, OUTS, cols, &values);
+        all.product = Some((weight, device.buffer(SEQUENCES, OUTS).unwrap()));
+        all.plan();
+        all
+    }
+
+    fn plan(&mut self) {
+        let device = self.device;
+        let plan = || (1..=SEQUENCES).for_each(|n| self.decode(&vec![POSITIONS as u32 - 1; n]));
+        device.plan(plan).unwrap();
     }
 
     /// Tokens of sequences from a position on.
@@ -138,7 +158,7 @@ impl<'a> Decode<'a> {
     }
 
     fn layer(&mut self, rows: usize, attends: bool) {
-        let Self { device, shape, how, tables, norms, rope, cache, step, qkv, out } = self;
+        let Self { device, shape, how, tables, norms, rope, cache, step, qkv, out, product } = self;
         for (table, out) in tables.iter().zip(&mut *qkv) {
             device.embed(step, table, 1.0, out);
         }
@@ -152,19 +172,35 @@ impl<'a> Decode<'a> {
         if attends {
             let (scale, softcap, window) = (0.3, shape.softcap, shape.window);
             device.attention(step, Attention { layer: 1, q, cache, scale, softcap, window, out });
+            if let Some((weight, product)) = product {
+                let outputs = &mut [Linear { weight, bias: None, out: product }];
+                device.linear(rows, Input::Rows(out), outputs);
+            }
         }
     }
 
     fn seen(&self, rows: usize) -> Vec<u32> {
+        if let Some((_, product)) = &self.product {
+            return bits(&read(self.device, product, rows, OUTS));
+        }
         bits(&read(self.device, &self.out, rows, self.shape.heads * self.shape.head_dim))
     }
 }
 
 /// Steps on so many multiprocessors, after prompts of these lengths: each is the first of its kind, or one that was recorded.
-fn steps(shape: Shape, how: How, multiprocessors: usize, prompts: &[u32]) -> Vec<Vec<u32>> {
+fn steps(
+    shape: Shape,
+    how: How,
+    product: Option<Dtype>,
+    multiprocessors: usize,
+    prompts: &[u32],
+) -> Vec<Vec<u32>> {
     let driver = Emulated::with_multiprocessors(multiprocessors);
     let device = Cuda::new(if multiprocessors == 2 { driver.backwards() } else { driver });
-    let mut decode = Decode::new(&device, shape, how);
+    let mut decode = match product {
+        Some(dtype) => Decode::multiplied(&device, shape, how, dtype),
+        None => Decode::new(&device, shape, how),
+    };
     decode.prompt(prompts);
     let all = (0..3).map(|n| {
         let positions: Vec<u32> = prompts.iter().map(|end| end + n).collect();
@@ -176,12 +212,16 @@ fn steps(shape: Shape, how: How, multiprocessors: usize, prompts: &[u32]) -> Vec
 
 /// Recorded on few multiprocessors and many, the bits of launches on many.
 fn holds(shape: Shape, prompts: &[u32]) {
-    let expected = steps(shape, How::Launched, 1000, prompts);
+    holds_with(shape, None, prompts);
+}
+
+fn holds_with(shape: Shape, product: Option<Dtype>, prompts: &[u32]) {
+    let expected = steps(shape, How::Launched, product, 1000, prompts);
     assert!(expected.iter().flatten().all(|x| f32::from_bits(*x).is_finite()), "{shape:?}");
     for how in [How::Recorded, How::Between, How::Launched] {
         for multiprocessors in [1, 2, 7, 1000] {
-            let found = steps(shape, how, multiprocessors, prompts);
-            assert!(found == expected, "{shape:?} {prompts:?} {multiprocessors}");
+            let found = steps(shape, how, product, multiprocessors, prompts);
+            assert!(found == expected, "{shape:?} {product:?} {prompts:?} {multiprocessors}");
         }
     }
 }
@@ -215,6 +255,42 @@ fn spans_turn_the_same_heads() {
 }
 
 #[test]
+fn attention_makes_the_rows_of_the_next_product() {
+    for dtype in [Dtype::Bf16, Dtype::F16, Dtype::Q8_0] {
+        // Three rows, and two tiles of them; heads that fill no sixteen values, and one whose values are no chunk.
+        holds_with(shape(4, 2, 128, CacheDtype::F16), Some(dtype), &[130, 3, 40]);
+        holds_with(shape(9, 3, 64, CacheDtype::F8), Some(dtype), &[17, 0, 60, 1, 5, 9, 33, 2, 21]);
+        holds_with(shape(4, 1, 72, CacheDtype::Bf16), Some(dtype), &[65, 12, 8, 3]);
+        holds_with(
+            Shape { softcap: Some(3.0), ..shape(32, 2, 4, CacheDtype::I8) },
+            Some(dtype),
+            &[7; 4],
+        );
+    }
+    // Where f32 is multiplied, where a head has an odd number of values, where spans have blocks of their own.
+    holds_with(shape(4, 2, 128, CacheDtype::F16), Some(Dtype::F32), &[30, 3, 40]);
+    holds_with(shape(64, 4, 3, CacheDtype::F16), Some(Dtype::Bf16), &[30, 3, 40]);
+    holds_with(shape(2, 1, 64, CacheDtype::F16), Some(Dtype::Bf16), &[254, 600, 511]);
+}
+
+#[test]
+fn attention_and_the_rows_of_the_next_product_are_one_launch() {
+    let started = |how, cols: usize, dtype| {
+        let device = Cuda::new(Emulated::with_multiprocessors(2));
+        let shape = shape(cols / 64, 1, 64, CacheDtype::F16);
+        let mut decode = Decode::multiplied(&device, shape, how, dtype);
+        decode.decode(&[0, 9, 4, 3, 20]);
+        let names = device.driver().started().into_keys();
+        let kernels = ["attention", "input", "rope_store"];
+        names.filter(|name| kernels.iter().any(|of| name.starts_with(of))).collect::<Vec<_>>()
+    };
+    let token = "attention_token_f16_64_4";
+    assert_eq!(started(How::Recorded, 128, Dtype::Bf16), [token]);
+    assert_eq!(started(How::Launched, 128, Dtype::Bf16), [token, "input_tiles", "rope_store"]);
+    assert_eq!(started(How::Recorded, 128, Dtype::F32), [token]);
+}
+
+#[test]
 fn rotation_and_attention_are_one_launch() {
     let started = |how, dtype| {
         let device = Cuda::new(Emulated::default());
@@ -237,6 +313,7 @@ fn rotation_and_attention_are_one_launch() {
     assert_eq!(started(How::Recorded, CacheDtype::F32), all);
 }
 
-const SEQUENCES: usize = 5;
+const SEQUENCES: usize = 9;
+const OUTS: usize = 64;
 const POSITIONS: usize = 620;
 const VOCABULARY: usize = 50;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use chrysalis_benches::{buffer, upload};
-use chrysalis_kernels::device::{CacheDtype, Crossings, Device, Input, Linear};
+use chrysalis_kernels::device::{Activation, CacheDtype, Crossings, Device, Input, Linear};
 use chrysalis_kernels::profile::Profiled;
 use chrysalis_kernels::{Batch, Draw, Dtype, WantLogits};
 use chrysalis_models::decoder::{Decoder, Model};
@@ -78,29 +78,45 @@ fn limits<D: Subject>(context: &Context<'_, D>) -> Outcome {
     Ok(())
 }
 
-/// A product of 8B by every way that the device has, so that the limits between them can be set.
+/// Products of an 8B by every way that the device has, so that the limits between them can be set: a gate and what it gates, and both
+/// with the product that takes what is gated.
 fn ways<D: Subject>(place: &Place) -> Outcome {
-    let (out, cols) = place.size.pick((64, 256), (28_672, 4096), (28_672, 4096));
+    let (inner, cols) = place.size.pick((64, 256), (14_336, 4096), (14_336, 4096));
     let most = place.size.pick(2, 2048, 2048);
-    let strip = Strip::new(Dtype::Bf16, 2 * out * cols)?;
+    let strip = Strip::new(Dtype::Bf16, 2 * inner * cols)?;
     let values = Random(5).values(most * cols);
     // The device that knows them is gone before another one takes the card's memory.
     let ways = D::open()?.ways();
     for way in ways {
         let device = D::open_way(way)?;
-        let weight = upload(&device, Dtype::Bf16, (out, cols), &strip.of(2)[..2 * out * cols])?;
+        let matrix = |outs, cols| {
+            upload(&device, Dtype::Bf16, (outs, cols), &strip.of(2)[..2 * outs * cols])
+        };
+        let (gate, up, down) = (matrix(inner, cols)?, matrix(inner, cols)?, matrix(cols, inner)?);
         let x = buffer(&device, most, cols, &values)?;
-        let mut y = device.buffer(most, out)?;
+        let (mut g, mut u) = (device.buffer(most, inner)?, device.buffer(most, inner)?);
+        let mut y = device.buffer(most, cols)?;
         for rows in [1, 8, 16, 32, 64, 128, 256, 2048].into_iter().filter(|rows| *rows <= most) {
-            let seconds = median(place.size.pick(1, 7, 15), || {
-                let output = Linear { weight: &weight, bias: None, out: &mut y };
-                device.linear(rows, Input::Rows(&x), &mut [output]);
-                Ok(device.finish()?)
-            })?;
-            let operations = 2.0 * (rows * out * cols) as f64;
-            let work = Timed { bytes: 2.0 * (out * cols) as f64, operations, seconds };
-            let what = format!("{rows} rows by {way}");
-            place.note(&Row { work: Some(work), ..Row::figure(what, 1e6 * seconds, "µs") })?;
+            for (all, matrices, what) in [(false, 2, ""), (true, 3, ", and what takes their gate")]
+            {
+                let seconds = median(place.size.pick(1, 7, 15), || {
+                    let gate = Linear { weight: &gate, bias: None, out: &mut g };
+                    let up = Linear { weight: &up, bias: None, out: &mut u };
+                    device.linear(rows, Input::Rows(&x), &mut [gate, up]);
+                    if all {
+                        let activation = Activation::Silu;
+                        let input = Input::Gated { activation, gate: &g, up: &u };
+                        let down = Linear { weight: &down, bias: None, out: &mut y };
+                        device.linear(rows, input, &mut [down]);
+                    }
+                    Ok(device.finish()?)
+                })?;
+                let weights = matrices * inner * cols;
+                let (bytes, operations) = (2.0 * weights as f64, 2.0 * (rows * weights) as f64);
+                let work = Timed { bytes, operations, seconds };
+                let what = format!("{rows} rows by {way}{what}");
+                place.note(&Row { work: Some(work), ..Row::figure(what, 1e6 * seconds, "µs") })?;
+            }
         }
     }
     Ok(())

@@ -18,6 +18,7 @@ use crate::subject::image_digest;
 
 /// Whether all of them passed.
 pub(crate) fn run(args: &Args, checks: &[Listed]) -> Result<bool, Box<dyn Error>> {
+    every_one_is_there(&args.only, checks)?;
     let start = Instant::now();
     let end = start + Duration::from_secs(args.seconds);
     let mut results = Results {
@@ -60,14 +61,26 @@ pub(crate) fn run(args: &Args, checks: &[Listed]) -> Result<bool, Box<dyn Error>
     Ok(results.passed())
 }
 
+/// Whether all that was asked for is the name of a check, or begins that of one.
+fn every_one_is_there(only: &[String], checks: &[Listed]) -> Result<(), String> {
+    let missing = only.iter().find(|only| !checks.iter().any(|check| is_within(only, check)));
+    let Some(missing) = missing else { return Ok(()) };
+    let part = missing.split('/').next().unwrap_or_default();
+    let near = checks.iter().filter(|check| is_within(part, check));
+    let names: Vec<&str> = near.map(|check| &*check.name).collect();
+    Err(format!(
+        "there is no check {missing} on this device; of {part} there are {}",
+        names.join(", ")
+    ))
+}
+
 fn wanted(args: &Args, check: &Listed) -> bool {
-    let within = |only: &String| {
-        check
-            .name
-            .strip_prefix(&**only)
-            .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-    };
-    args.only.is_empty() || args.only.iter().any(within)
+    args.only.is_empty() || args.only.iter().any(|only| is_within(only, check))
+}
+
+fn is_within(only: &str, check: &Listed) -> bool {
+    let rest = check.name.strip_prefix(only);
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 fn one(
