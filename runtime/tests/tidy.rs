@@ -145,7 +145,7 @@ fn packages_stay_in_their_homes() {
 #[test]
 fn the_enclave_links_no_parser_of_foreign_text_and_no_async_runtime() {
     let output = Command::new(env!("CARGO"))
-        .args(["tree", "--offline", "-p", "chrysalis-runtime", "--features", "gpu", "-e", "normal"])
+        .args(["tree", "--locked", "-p", "chrysalis-runtime", "--features", "gpu", "-e", "normal"])
         .args(["--prefix", "none"])
         .args(["--format", "{p}"])
         .current_dir(root())
