@@ -38,20 +38,32 @@ __device__ __forceinline__ float factor_of(const float (&x)[LANE_VALUES], uint32
   return 1.0f / sqrtf(sum / (float)dim + eps);
 }
 
-// Turns the pairs of a head of at most DIM values, by way of `row`, which has room for them.
+// A pair, turned.
+__device__ __forceinline__ void turn(float& low, float& high, float2 angle) {
+  const float a = low, b = high;
+  low = a * angle.x - b * angle.y;
+  high = b * angle.x + a * angle.y;
+}
+
+// Turns the pairs of a head of at most DIM values: a lane has both of a pair where it has DIM values and all are turned; else by way of
+// `row`, which has room for them.
 template <uint32_t DIM>
 __device__ __forceinline__ void turn(float (&x)[LANE_VALUES], const float2 (&angles)[LANE_VALUES / 2], uint32_t pairs, float* row) {
+  constexpr uint32_t HALF = DIM / WARP / 2;
   const uint32_t lane = threadIdx.x % WARP;
+  if (pairs == DIM / 2) {
+#pragma unroll
+    for (uint32_t n = 0; n < HALF; n++) turn(x[n], x[n + HALF], angles[n]);
+    return;
+  }
 #pragma unroll
   for (uint32_t n = 0; n < DIM / WARP; n++) row[n * WARP + lane] = x[n];
   __syncwarp();
 #pragma unroll
-  for (uint32_t n = 0; n < DIM / WARP / 2; n++) {
+  for (uint32_t n = 0; n < HALF; n++) {
     const uint32_t i = n * WARP + lane;
     if (i >= pairs) break;
-    const float a = row[i], b = row[i + pairs];
-    row[i] = a * angles[n].x - b * angles[n].y;
-    row[i + pairs] = b * angles[n].x + a * angles[n].y;
+    turn(row[i], row[i + pairs], angles[n]);
   }
   __syncwarp();
 #pragma unroll
