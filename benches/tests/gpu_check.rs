@@ -111,7 +111,7 @@ fn what_it_does_not_know_is_refused() {
         (&["--only", "kernels,beauty"], "no part beauty"),
         (
             &["--device", "cpu", "--only", "bench/nothing"],
-            "bench/nothing on this device; of bench there are bench/limits, ",
+            "bench/nothing of this size and device; of bench there are bench/limits, ",
         ),
         (&["--fast"], "--fast is not an option"),
         (&["--seconds"], "--seconds needs a value"),

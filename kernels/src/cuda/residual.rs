@@ -26,19 +26,19 @@ enum Waiting<D: Driver> {
     Attention(Box<Attending>),
 }
 
-/// A launch of attention for a token at a time, likewise.
+/// A launch of `rope_store`, as part of a record: that nothing it takes is given back, whoever starts the record makes sure of.
+pub(super) struct Rotation {
+    pub(super) grid: [u32; 3],
+    pub(super) params: RopeStoreParams,
+}
+
+/// A launch of attention for a token at a time, likewise as part of a record.
 pub(super) struct Attending {
     pub(super) kernel: String,
     pub(super) grid: [u32; 3],
     pub(super) threads: u32,
     pub(super) shared: u32,
     pub(super) params: TokenAttention,
-}
-
-/// A launch of `rope_store`, as part of a record: that nothing it takes is given back, whoever starts the record makes sure of.
-pub(super) struct Rotation {
-    pub(super) grid: [u32; 3],
-    pub(super) params: RopeStoreParams,
 }
 
 /// `sum += input`, with the memory of both, which may be dropped in the meantime.

@@ -57,7 +57,13 @@ impl<D: Driver> Cuda<D> {
             Some(_) => decode.to_vec(),
             None => runs(&step.lengths, shape.dtype != CacheDtype::F32),
         };
-        runs.into_iter().try_for_each(|run| self.attend(step, args, group, run))
+        // A plan has both kernels for a token at a time: steps may have fewer works than it, or more.
+        let few_works = match self.is_planning() {
+            true => vec![usize::MAX, 0],
+            false => vec![2 * self.driver().multiprocessors()],
+        };
+        let all = runs.into_iter().flat_map(|run| few_works.iter().map(move |few| (run, *few)));
+        all.into_iter().try_for_each(|(run, few)| self.attend(step, args, group, run, few))
     }
 
     fn attend(
@@ -66,11 +72,12 @@ impl<D: Driver> Cuda<D> {
         args: &Attention<'_, Self>,
         group: usize,
         run: Run,
+        few_works: usize,
     ) -> Result<(), DeviceError> {
         let (driver, shape) = (self.driver(), args.cache.shape);
         let num_heads = group * shape.num_kv_heads;
         let max_spans = step.max_spans(SPAN, args.window);
-        let mut plan = Plan::new(&shape, group, run, driver.multiprocessors(), self.limits.wgmma);
+        let mut plan = Plan::new(&shape, group, run, few_works, self.limits.wgmma);
         let (tokens, works) = (run.end - run.first, plan.grid.iter().product::<usize>());
         let of_token = size_of::<f32>() * num_heads * max_spans * (shape.head_dim + 2);
         let records = tokens * of_token;
@@ -132,13 +139,8 @@ impl<D: Driver> Cuda<D> {
 }
 
 impl Plan {
-    fn new(
-        shape: &CacheShape,
-        group: usize,
-        run: Run,
-        multiprocessors: usize,
-        wgmma: bool,
-    ) -> Self {
+    /// Works of a token at a time are for blocks of eight warps up to `few_works`, for such of four above.
+    fn new(shape: &CacheShape, group: usize, run: Run, few_works: usize, wgmma: bool) -> Self {
         let (tokens, kv_heads) = (run.end - run.first, shape.num_kv_heads);
         let kind = match shape.dtype {
             CacheDtype::F32 => {
@@ -169,7 +171,7 @@ impl Plan {
             if wgmma && fits { rows.on_hopper(kind, width) } else { rows }
         } else {
             let grid = [tokens, kv_heads * group.div_ceil(TOKEN_ROWS)];
-            let many = grid[0] * grid[1] > 2 * multiprocessors && width <= 128;
+            let many = grid[0] * grid[1] > few_works && width <= 128;
             Self::token(kind, words, width, if many { 4 } else { 8 }, grid)
         }
     }
@@ -254,7 +256,8 @@ impl Plan {
             let each = (shared + BLOCK_RESERVES) / blocks;
             each.saturating_sub(BLOCK_RESERVES + self.shared) / self.place
         };
-        let most = if works * z > multiprocessors { self.most } else { 1 };
+        let wanted = (works * z).div_ceil(multiprocessors.max(1));
+        let most = self.most.min(wanted);
         let together = (2..=most).rev().find(|blocks| ring(*blocks) >= least).unwrap_or(1);
         self.ring = ring(together).clamp(least, longest);
         let blocks = multiprocessors.max(1) * together;
@@ -314,7 +317,7 @@ mod tests {
             let shape =
                 CacheShape { num_layers, num_blocks, block_size, num_kv_heads, head_dim, dtype };
             let run = Run { first: 0, end: tokens, together: tokens >= TOGETHER };
-            Plan::new(&shape, 4, run, 132, wgmma).leaves_idle(132)
+            Plan::new(&shape, 4, run, 264, wgmma).leaves_idle(132)
         };
         // Blocks of 32 tokens: 96, 99 and 104, 128; 136, 192, 200, 264.
         for (tokens, expected) in [
@@ -341,14 +344,14 @@ mod tests {
             let shape =
                 CacheShape { num_layers, num_blocks, block_size, num_kv_heads, head_dim, dtype };
             let run = Run { first: 0, end: tokens, together: false };
-            let mut plan = Plan::new(&shape, 4, run, 132, true);
+            let mut plan = Plan::new(&shape, 4, run, 264, true);
             plan.fill(shared << 10, 132, 1);
             (plan.threads, plan.grid[0], plan.ring)
         };
-        // Eight works a token; one block to a multiprocessor, then two, then four.
+        // Eight works a token; one block to a multiprocessor, then two, then three and four.
         assert_eq!(planned(16, 227), (256, 128, 32));
         assert_eq!(planned(33, 227), (256, 264, 25));
-        assert_eq!(planned(34, 227), (128, 272, 12));
+        assert_eq!(planned(34, 227), (128, 272, 16));
         assert_eq!(planned(256, 227), (128, 528, 12));
         // Less shared memory has room for fewer.
         assert_eq!(planned(256, 163), (128, 528, 8));

@@ -24,7 +24,7 @@ pub(crate) fn checks<D: Subject>(size: Size) -> Vec<Check> {
         Check::new("bench/limits", 30, limits::<D>),
         Check::new("bench/sealing", 20, sealing::<D>),
     ];
-    checks.push(Check::unopened("bench/ways", 60, ways::<D>));
+    checks.push(Check::unopened("bench/ways", 90, ways::<D>));
     let types = size.pick(&[Dtype::Bf16][..], &TYPES, &TYPES);
     for shape in size.pick(&[TINY][..], &[LLAMA_8B, LLAMA_1B], &[LLAMA_8B, LLAMA_1B]) {
         for dtype in types {

@@ -13,7 +13,9 @@ use crate::args::Size;
 use crate::checks::{Check, Context, Outcome, Place};
 use crate::common::{Random, bits, buffer, read};
 use crate::linear::{product, with_spikes};
-use crate::model::{BLOCK, LLAMA_1B, Shape, Strip, TINY, batch, decoder, room, token, weights};
+use crate::model::{
+    BLOCK, LLAMA_1B, LLAMA_8B, Shape, Strip, TINY, batch, decoder, room, token, weights,
+};
 use crate::operations::cases;
 use crate::report::Row;
 use crate::subject::Subject;
@@ -24,7 +26,7 @@ pub(crate) fn checks<D: Subject>(size: Size) -> Vec<Check> {
         Check::new("invariance/gates", 60, gates::<D>),
         Check::new("invariance/attention", 60, attention::<D>),
     ];
-    checks.push(Check::unopened("invariance/recorded", 40, recorded::<D>));
+    checks.push(Check::unopened("invariance/recorded", 60, recorded::<D>));
     for dtype in size.pick(
         &[Dtype::Bf16][..],
         &[Dtype::Bf16, Dtype::Q4_1],
@@ -173,24 +175,30 @@ fn model<D: Subject>(context: &Context<'_, D>, dtype: Dtype) -> Outcome {
     Ok(())
 }
 
-/// The same bits from recorded steps and from a device that counts: it waits after each operation, and so records nothing.
+/// The same bits from recorded steps and from a device that counts: it waits after each operation, and so records nothing. Of one
+/// sequence, of few and of many, over every cache, with heads of 64 values and of 128.
 fn recorded<D: Subject>(place: &Place) -> Outcome {
-    let (run, strip) = Run::new(place, Dtype::Bf16)?;
-    let last = [vec![run.tokens - 9], vec![1; 9]].concat();
-    for cache in D::CACHES {
-        // One device is gone before the next takes the card's memory.
-        let recorded = {
-            let device = Arc::new(D::open()?);
-            run.chunks(&mut run.open(&device, Dtype::Bf16, &strip, *cache)?, &last)?
-        };
-        let counted = Arc::new(Profiled::new(D::open()?));
-        let one_by_one =
-            run.chunks(&mut run.open(&counted, Dtype::Bf16, &strip, *cache)?, &last)?;
-        let what = format!("recorded steps and single operations, cache {cache:?}");
-        place.note(&Row::holds(what, recorded == one_by_one))?;
+    let (small, large) = (LLAMA_1B.with_layers(2), LLAMA_8B.with_layers(1));
+    for shape in place.size.pick(&[TINY][..], &[small, large], &[small, large]) {
+        let (run, strip) = Run::of(place, *shape, Dtype::Bf16)?;
+        for cache in D::CACHES {
+            // One device is gone before the next takes the card's memory.
+            let recorded = run.steps(&Arc::new(D::open()?), place.size, &strip, *cache)?;
+            let counted = Arc::new(Profiled::new(D::open()?));
+            let one_by_one = run.steps(&counted, place.size, &strip, *cache)?;
+            for ((sequences, logits), (_, expected)) in recorded.iter().zip(&one_by_one) {
+                let name = shape.name;
+                let what =
+                    format!("{name}: steps of {sequences}, recorded and not, cache {cache:?}");
+                place.note(&Row::holds(what, logits == expected))?;
+            }
+        }
     }
     Ok(())
 }
+
+/// So many sequences, and the logits of their last step.
+type Logits = (usize, Vec<u32>);
 
 /// A prompt through a decoder.
 struct Run {
@@ -202,6 +210,10 @@ struct Run {
 impl Run {
     fn new(place: &Place, dtype: Dtype) -> Result<(Self, Strip), Box<dyn Error>> {
         let shape = place.size.pick(TINY, LLAMA_1B.with_layers(2), LLAMA_1B.with_layers(2));
+        Self::of(place, shape, dtype)
+    }
+
+    fn of(place: &Place, shape: Shape, dtype: Dtype) -> Result<(Self, Strip), Box<dyn Error>> {
         let tokens = place.size.pick(13, 150, 301);
         let strip = Strip::new(dtype, place.size.pick(1 << 16, 1 << 24, 1 << 24))?;
         Ok((Self { shape, tokens, blocks: tokens.div_ceil(BLOCK) }, strip))
@@ -233,9 +245,7 @@ impl Run {
         let last = self.tokens - 1;
         model.forward(&batch(&self.shape, 1, 0, last, self.blocks, WantLogits::None))?;
         let mut step = Batch::default();
-        let table = |sequence: usize| -> Vec<u32> {
-            (0..self.blocks).map(|i| (sequence * self.blocks + i) as u32).collect()
-        };
+        let table = |sequence| self.table(sequence);
         // It stands in the middle.
         for other in 1..=others {
             if other == others / 2 + 1 {
@@ -250,6 +260,52 @@ impl Run {
         }
         model.forward(&step)?;
         self.logits(model, others / 2)
+    }
+
+    /// Logits of the last step of one sequence, and of so many together.
+    fn steps<D: Device>(
+        &self,
+        device: &Arc<D>,
+        size: Size,
+        strip: &Strip,
+        cache: CacheDtype,
+    ) -> Result<Vec<Logits>, Box<dyn Error>> {
+        let mut model = self.open(device, Dtype::Bf16, strip, cache)?;
+        let last = [vec![self.tokens - 9], vec![1; 9]].concat();
+        let mut all = vec![(1, self.chunks(&mut model, &last)?)];
+        for &sequences in size.pick(&[3][..], &[3, 40], &[3, 40, 100]) {
+            all.push((sequences, self.together(&mut model, sequences)?));
+        }
+        Ok(all)
+    }
+
+    /// Sequences, each after a prompt of its own length, in three steps of them all: the logits of each in the last.
+    fn together(
+        &self,
+        model: &mut impl Model,
+        sequences: usize,
+    ) -> Result<Vec<u32>, Box<dyn Error>> {
+        let prompt = |sequence: usize| 1 + sequence * 7 % (self.tokens - 3);
+        for sequence in 0..sequences {
+            let tokens: Vec<_> = (0..prompt(sequence)).map(|at| token(&self.shape, at)).collect();
+            let mut batch = Batch::default();
+            batch.push(&tokens, 0, &self.table(sequence), WantLogits::None);
+            model.forward(&batch)?;
+        }
+        for n in 0..3 {
+            let mut step = Batch::default();
+            for sequence in 0..sequences {
+                let (at, table) = (prompt(sequence) + n, self.table(sequence));
+                step.push(&[token(&self.shape, at)], at as u32, &table, WantLogits::Last);
+            }
+            model.forward(&step)?;
+        }
+        let logits = (0..sequences).map(|sequence| self.logits(model, sequence));
+        Ok(logits.collect::<Result<Vec<_>, _>>()?.concat())
+    }
+
+    fn table(&self, sequence: usize) -> Vec<u32> {
+        (0..self.blocks).map(|i| (sequence * self.blocks + i) as u32).collect()
     }
 
     fn logits(&self, model: &impl Model, index: usize) -> Result<Vec<u32>, Box<dyn Error>> {

@@ -69,7 +69,7 @@ fn every_one_is_there(only: &[String], checks: &[Listed]) -> Result<(), String> 
     let near = checks.iter().filter(|check| is_within(part, check));
     let names: Vec<&str> = near.map(|check| &*check.name).collect();
     Err(format!(
-        "there is no check {missing} on this device; of {part} there are {}",
+        "there is no check {missing} of this size and device; of {part} there are {}",
         names.join(", ")
     ))
 }
