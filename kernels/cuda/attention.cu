@@ -3,11 +3,12 @@
 // Launch:  `attention_rows_<kind>_<width>`: block = 256; tokens `first_token..end_token` times the heads of a group are rows, grid =
 //          (rows / rows of a block rounded up, num_kv_heads, 1). A block has 128 rows, 64 where width is 256.
 //          `attention_token_<kind>_<width>`: block = 256, or 128 of `.._4`, of heads of 128 values at most; works are tokens times
-//          num_kv_heads times (heads of a group / 16 rounded up), which blocks go through, grid = (blocks, 1, 1). It may do what `rope_store` would (`turns`), and then writes K and V of
-//          the tokens' own positions, and no q; and what `input_tiles` would (`tiles`, as input_tiles.cuh has them), and then no out. Where `records` is given, a block has one work, and both take one z for a span of what a
-//          token (or the tokens of a block) sees; of a token the block that comes last joins them, after `rows` `attention_join`
-//          follows. `width` is head_dim rounded up to 64, 128 or 256; dynamic shared memory: AttentionTile::BYTES, or TokenRing's
-//          RING_AT and `ring` of its units.
+//          num_kv_heads times (heads of a group / 16 rounded up), which blocks go through, grid = (blocks, 1, 1). It may do what
+//          `rope_store` would (`turns`), and then writes K and V of the tokens' own positions, and no q; and what `input_tiles` would
+//          (`tiles`, as input_tiles.cuh has them), and then no out. Where `records` is given, a block has one work, and both take one
+//          z for a span of what a token (or the tokens of a block) sees; of a token the block that comes last joins them, after
+//          `rows` `attention_join` follows. `width` is head_dim rounded up to 64, 128 or 256; dynamic shared memory:
+//          AttentionTile::BYTES, or TokenRing's RING_AT and `ring` of its units.
 // Bound:   a token each: memory, K and V of what is seen, once for 16 heads of a group. Many tokens: tensor cores and, at 16 rows for
 //          each fragment of K and V, shared memory (128 bytes a clock), about as much as sm_80's tensor cores take and half of sm_90's.
 // Meaning: src/reference/mod.rs, `attention`.
