@@ -313,15 +313,15 @@ struct AttentionToken : TokenRing<Kind, DIM, WARPS> {
     }
   }
 
-  // The lane's values of row `h`, each divided by `divisor`.
-  __device__ __forceinline__ void write(float* out, uint32_t h, const float (&values)[SLICES][2][4], float divisor) const {
+  // The lane's values of row `h` of a span.
+  __device__ __forceinline__ void write(float* record, uint32_t h) const {
     if (!has_slice()) return;
 #pragma unroll
     for (uint32_t j = 0; j < SLICES; j++) {
 #pragma unroll
       for (uint32_t n = 0; n < 4; n++) {
         const uint32_t d = (warp * SLICES + j) * 16 + lane % 4 * 2 + n / 2 * 8 + n % 2;
-        if (d < p.cache.head_dim) out[d] = values[j][n / 2][2 * h + n % 2] / divisor;
+        if (d < p.cache.head_dim) record[d] = o[j][n / 2][2 * h + n % 2];
       }
     }
   }
@@ -338,7 +338,7 @@ struct AttentionToken : TokenRing<Kind, DIM, WARPS> {
     for (uint32_t h = 0; h < 2; h++) {
       if (lane / 4 + 8 * h >= heads) continue;
       float* record = record_of(lane / 4 + 8 * h, span);
-      write(record, h, o, 1.0f);
+      write(record, h);
       if (warp == 0 && lane % 4 == 0) record[dim] = weight[h], record[dim + 1] = largest[h];
     }
     uint32_t& before = *reinterpret_cast<uint32_t*>(shared + LARGEST_AT);

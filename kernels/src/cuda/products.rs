@@ -126,8 +126,8 @@ impl<D: Driver> Cuda<D> {
         let mut scratch = self.scratch();
         let space = self.space(&mut scratch, operand, fine, &needs)?;
         let gated = takes && self.products_gate(rows, input, made, half, space.tiles)?;
-        let attended = alone && !fine && !makes;
-        let attended = attended && self.attention_makes(rows, made, half, space.tiles)?;
+        let attended =
+            alone && !fine && !makes && self.attention_makes(rows, made, half, space.tiles)?;
         if !gated && !attended && !makes {
             self.make_tiles(rows, input, made, half, &space)?;
         }

@@ -1,8 +1,8 @@
 //! What waits for the next operation: an `add`, as mostly the norm of its sum is what the next product takes, and then one kernel
 //! does both; a product of few rows, as mostly it is added next, and then it adds itself; or a gate and what it gates, as mostly that
 //! is what the next product takes, and then they make it; or, while a step is recorded, the rotation of heads, as mostly their attention
-//! follows, which then turns them, and that attention, as mostly a product follows, whose rows it then makes. Everything else that is asked for has it done first, so that it shows
-//! in nothing but time.
+//! follows, which then turns them, and that attention, as mostly a product follows, whose rows it then makes. Everything else that is
+//! asked for has it done first, so that it shows in nothing but time.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -31,8 +31,6 @@ struct Plan {
     grid: [usize; 2],
     /// Blocks for each multiprocessor that keep it busy: where there are fewer, each span has its own.
     enough: usize,
-    /// The most of them that it has room for.
-    most: usize,
     /// Whether the kernel is for a token at a time: it joins spans itself, goes from work to work, and may turn its heads.
     token: bool,
     /// Whether blocks have tokens of prompts.
@@ -58,12 +56,14 @@ impl<D: Driver> Cuda<D> {
             None => runs(&step.lengths, shape.dtype != CacheDtype::F32),
         };
         // A plan has both kernels for a token at a time: steps may have fewer works than it, or more.
-        let few_works = match self.is_planning() {
-            true => vec![usize::MAX, 0],
-            false => vec![2 * self.driver().multiprocessors()],
+        let few_works: &[usize] = match self.is_planning() {
+            true => &[usize::MAX, 0],
+            false => &[2 * self.driver().multiprocessors()],
         };
-        let all = runs.into_iter().flat_map(|run| few_works.iter().map(move |few| (run, *few)));
-        all.into_iter().try_for_each(|(run, few)| self.attend(step, args, group, run, few))
+        for run in runs {
+            few_works.iter().try_for_each(|few| self.attend(step, args, group, run, *few))?;
+        }
+        Ok(())
     }
 
     fn attend(
@@ -152,7 +152,6 @@ impl Plan {
                     ring: 0,
                     grid: [tokens, kv_heads * group.div_ceil(F32_HEADS)],
                     enough: 4,
-                    most: 4,
                     token: false,
                     together: false,
                 };
@@ -193,7 +192,6 @@ impl Plan {
             ring: 3,
             grid: [rows.div_ceil(16 * tiles), kv_heads],
             enough: 2,
-            most: 1,
             token: false,
             together: true,
         }
@@ -233,7 +231,6 @@ impl Plan {
             ring: 2 * units,
             grid,
             enough: 2,
-            most: 16 / warps,
             token: true,
             together: false,
         }
@@ -257,7 +254,7 @@ impl Plan {
             each.saturating_sub(BLOCK_RESERVES + self.shared) / self.place
         };
         let wanted = (works * z).div_ceil(multiprocessors.max(1));
-        let most = self.most.min(wanted);
+        let most = wanted.min((TOKEN_THREADS / self.threads) as usize);
         let together = (2..=most).rev().find(|blocks| ring(*blocks) >= least).unwrap_or(1);
         self.ring = ring(together).clamp(least, longest);
         let blocks = multiprocessors.max(1) * together;
@@ -298,6 +295,8 @@ const F32_HEADS: usize = 4;
 const ROWS_WARPS: usize = 8;
 /// Of `attention_token.cuh`.
 const TOKEN_ROWS: usize = 16;
+/// Threads of `attention_token.cuh` whose registers fill a multiprocessor.
+const TOKEN_THREADS: u32 = 512;
 /// Shared memory that a multiprocessor keeps for itself of each block.
 const BLOCK_RESERVES: usize = 1 << 10;
 /// Tokens of a sequence from which on they share blocks: fewer (drafts) read K and V once for each.

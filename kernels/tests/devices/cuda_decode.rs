@@ -35,8 +35,10 @@ const fn shape(heads: usize, kv_heads: usize, head_dim: usize, dtype: CacheDtype
 enum How {
     Launched,
     Recorded,
-    /// Recorded, and something comes between rotation and attention.
+    /// Recorded, and something comes between rotation and attention, and a product of other rows behind that.
     Between,
+    /// Recorded, and a product takes all rows of attention but the last, before one takes all.
+    Fewer,
 }
 
 /// Sequences of some earlier tokens, which come as one prompt each.
@@ -54,6 +56,8 @@ struct Decode<'a> {
     out: Buffer,
     /// A product that takes what attention makes, if one does.
     product: Option<(Matrix, Buffer)>,
+    /// Other rows as wide as attention's, and what the product makes of them or of fewer.
+    other: [Buffer; 2],
 }
 
 type Matrix = <Cuda<Emulated> as Device>::Matrix;
@@ -96,6 +100,7 @@ impl<'a> Decode<'a> {
             qkv: [q, kv, kv].map(|cols| device.buffer(POSITIONS, cols).unwrap()),
             out: device.buffer(POSITIONS, q).unwrap(),
             product: None,
+            other: [q, OUTS].map(|cols| device.buffer(POSITIONS, cols).unwrap()),
             device,
             shape,
             how,
@@ -158,7 +163,8 @@ impl<'a> Decode<'a> {
     }
 
     fn layer(&mut self, rows: usize, attends: bool) {
-        let Self { device, shape, how, tables, norms, rope, cache, step, qkv, out, product } = self;
+        let Self { device, shape, how, tables, norms, rope, cache, step, qkv, out, product, other } =
+            self;
         for (table, out) in tables.iter().zip(&mut *qkv) {
             device.embed(step, table, 1.0, out);
         }
@@ -173,6 +179,13 @@ impl<'a> Decode<'a> {
             let (scale, softcap, window) = (0.3, shape.softcap, shape.window);
             device.attention(step, Attention { layer: 1, q, cache, scale, softcap, window, out });
             if let Some((weight, product)) = product {
+                let [rows_of_other, aside] = other;
+                let aside = &mut [Linear { weight, bias: None, out: aside }];
+                match how {
+                    How::Between => device.linear(rows, Input::Rows(rows_of_other), aside),
+                    How::Fewer => device.linear(rows - 1, Input::Rows(out), aside),
+                    How::Launched | How::Recorded => {}
+                }
                 let outputs = &mut [Linear { weight, bias: None, out: product }];
                 device.linear(rows, Input::Rows(out), outputs);
             }
@@ -218,7 +231,10 @@ fn holds(shape: Shape, prompts: &[u32]) {
 fn holds_with(shape: Shape, product: Option<Dtype>, prompts: &[u32]) {
     let expected = steps(shape, How::Launched, product, 1000, prompts);
     assert!(expected.iter().flatten().all(|x| f32::from_bits(*x).is_finite()), "{shape:?}");
-    for how in [How::Recorded, How::Between, How::Launched] {
+    for how in [How::Recorded, How::Between, How::Fewer, How::Launched] {
+        if how == How::Fewer && product.is_none() {
+            continue;
+        }
         for multiprocessors in [1, 2, 7, 1000] {
             let found = steps(shape, how, product, multiprocessors, prompts);
             assert!(found == expected, "{shape:?} {product:?} {prompts:?} {multiprocessors}");

@@ -245,16 +245,16 @@ impl Run {
         let last = self.tokens - 1;
         model.forward(&batch(&self.shape, 1, 0, last, self.blocks, WantLogits::None))?;
         let mut step = Batch::default();
-        let table = |sequence| self.table(sequence);
         // It stands in the middle.
         for other in 1..=others {
             if other == others / 2 + 1 {
-                step.push(&[token(&self.shape, last)], last as u32, &table(0), WantLogits::Last);
+                let table = self.table(0);
+                step.push(&[token(&self.shape, last)], last as u32, &table, WantLogits::Last);
             }
             step.push(
                 &[other as u32],
                 (other % self.tokens) as u32,
-                &table(other),
+                &self.table(other),
                 WantLogits::Last,
             );
         }
